@@ -1,0 +1,221 @@
+"""CIFAR-10 as uint8 arrays with a digest of its pixels, and the one path from uint8 images to model input."""
+
+import hashlib
+import io
+import os
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, UnidentifiedImageError
+
+from sqzoo.errors import ArgumentError, DataError
+from sqzoo.hashing import file_sha256
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+NORMALISATIONS = {"imagenet": IMAGENET, "cifar10": CIFAR10}
+
+_FOLDER_VARIABLE = "SQZOO_CIFAR10"
+_HUB_REPO, _HUB_COMMIT = "uoft-cs/cifar10", "0b2714987fa478483af9968de7c934580d0bb9a2"
+_HUB_SHA256 = {
+    "train": "8428b53a88a11ac374111006708df51469e315a22ac6d66470afd9c78d2ae883",
+    "test": "841389e6f2d64f28bf17310e430aebac20ec3ba611a3c5e231dc93c645ce84de",
+}
+_COUNTS = {"train": 50_000, "test": 10_000}
+Split = Literal["train", "test"]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Labelled images in memory: `images` (N, H, W, 3) uint8, `labels` (N,) int64."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: np.ndarray | slice) -> "Dataset":
+        return Dataset(self.images[index], self.labels[index])
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the pixels, then of the labels as uint8, in order."""
+        pixels = hashlib.sha256(np.ascontiguousarray(self.images)).hexdigest()
+        labels = hashlib.sha256(self.labels.astype(np.uint8)).hexdigest()
+        return hashlib.sha256(f"{pixels} {labels}".encode()).hexdigest()
+
+
+def cifar10(split: Split, root: str | os.PathLike[str] | None = None) -> Dataset:
+    """Return CIFAR-10's train (50,000) or test (10,000) images in their published order.
+
+    root: a folder of parquet files in the layout of the Hub's `uoft-cs/cifar10`, or torchvision's
+    `cifar-10-batches-py` (the folder itself or its parent). Without it: the folder in the environment variable
+    SQZOO_CIFAR10, else the Hub's data set at a pinned commit, whose files are checked by SHA-256.
+    Raises `DataError` where files are missing, damaged or not CIFAR-10.
+    """
+    if split not in _COUNTS:
+        raise ArgumentError(f"split must be 'train' or 'test', not {split!r}.")
+    source = root or os.environ.get(_FOLDER_VARIABLE)
+    data = _from_folder(Path(source), split) if source else _read_parquet(_hub_file(split))
+    per_class = np.bincount(data.labels, minlength=10)
+    if data.images.shape != (_COUNTS[split], 32, 32, 3) or len(per_class) != 10 or len(set(per_class)) != 1:
+        raise DataError(
+            f"{source} does not hold CIFAR-10's {split} split: expected {_COUNTS[split]} images of 32x32 in ten equal "
+            f"classes, found an array {list(data.images.shape)} with {per_class.tolist()} a class; fetch it again."
+        )
+    return data
+
+
+def _from_folder(folder: Path, split: Split) -> Dataset:
+    parquet = [*folder.glob(f"{split}-*.parquet"), *folder.glob(f"plain_text/{split}-*.parquet")]
+    if parquet:
+        parts = [_read_parquet(f) for f in sorted(parquet)]
+        return Dataset(np.concatenate([p.images for p in parts]), np.concatenate([p.labels for p in parts]))
+    for batches in (folder, folder / "cifar-10-batches-py"):
+        if (batches / "test_batch").is_file():
+            return _read_batches(batches, split)
+    raise DataError(
+        f"No CIFAR-10 {split} split in {folder}: expected {split}-*.parquet or a folder cifar-10-batches-py; "
+        f"correct the path (argument root or environment variable {_FOLDER_VARIABLE})."
+    )
+
+
+def _read_parquet(file: Path) -> Dataset:
+    try:
+        import pyarrow.parquet as pq
+    except ImportError as e:
+        raise DataError("Reading parquet needs pyarrow; install it with: pip install 'sqzoo[train]'.") from e
+    try:
+        table = pq.read_table(file, columns=["img", "label"])
+        images = [
+            np.asarray(Image.open(io.BytesIO(b)).convert("RGB"))
+            for b in table["img"].combine_chunks().field(0).to_pylist()
+        ]
+        return Dataset(np.stack(images), table["label"].to_numpy().astype(np.int64))
+    except Exception as e:  # pyarrow, Pillow and numpy each have their own errors for damaged or foreign files
+        raise DataError(
+            f"{file} is not a readable CIFAR-10 parquet file ({type(e).__name__}: {e}); expected columns img (PNG "
+            "bytes) and label; fetch it again."
+        ) from e
+
+
+def _hub_file(split: Split) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    name = f"plain_text/{split}-00000-of-00001.parquet"
+    try:
+        file = Path(hf_hub_download(_HUB_REPO, name, repo_type="dataset", revision=_HUB_COMMIT))
+    except Exception as e:  # network, authorisation and cache errors of huggingface_hub
+        raise DataError(
+            f"Could not get {name} of {_HUB_REPO} from the Hub ({type(e).__name__}); connect to the network, or name a "
+            f"folder that has it in {_FOLDER_VARIABLE}."
+        ) from e
+    found = file_sha256(file)
+    if found != _HUB_SHA256[split]:
+        raise DataError(
+            f"{file} is damaged: SHA-256 {found}, expected {_HUB_SHA256[split]}; delete it to fetch it again."
+        )
+    return file
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Reads torchvision's batches, which are pickles: numpy arrays and nothing else may be constructed."""
+
+    _ALLOWED = {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+            from numpy._core import multiarray
+
+            return multiarray._reconstruct  # type: ignore[attr-defined]
+        if (module, name) in self._ALLOWED:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no array")
+
+
+def _read_batches(folder: Path, split: Split) -> Dataset:
+    names = ["test_batch"] if split == "test" else [f"data_batch_{i}" for i in range(1, 6)]
+    images, labels = [], []
+    for name in names:
+        try:
+            with (folder / name).open("rb") as stream:
+                batch = _ArraysOnly(stream, encoding="bytes").load()
+            images.append(np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+            labels.append(np.asarray(batch[b"labels"], np.int64))
+        except Exception as e:  # a damaged pickle can raise nearly anything
+            raise DataError(
+                f"{folder / name} is not a readable CIFAR-10 batch ({type(e).__name__}: {e}); fetch it again."
+            ) from e
+    return Dataset(np.ascontiguousarray(np.concatenate(images)), np.concatenate(labels))
+
+
+def hold_out(labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (training indices, held-out indices): `count` images, the last of each class in equal parts.
+
+    The choice depends on the labels alone, so that every run, seed and machine holds out the same images.
+    """
+    classes = np.unique(labels)
+    if count == 0:
+        return np.arange(len(labels)), np.arange(0)
+    held = np.sort(np.concatenate([np.flatnonzero(labels == c)[-(count // len(classes)) :] for c in classes]))
+    return np.setdiff1d(np.arange(len(labels)), held), held
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What stands between uint8 images and the network: resize to side / crop_pct, centre crop, normalise.
+
+    The defaults are the paper's: 256, then the central 224. With crop_pct 1 all of the picture is seen.
+    """
+
+    side: int = 224
+    crop_pct: float = 0.875
+    mean: tuple[float, float, float] = IMAGENET[0]
+    std: tuple[float, float, float] = IMAGENET[1]
+
+    @staticmethod
+    def of(config: Mapping[str, Any]) -> "Preprocessing":
+        """Take it from a model's `pretrained_cfg`."""
+        return Preprocessing(config["input_size"][1], config["crop_pct"], tuple(config["mean"]), tuple(config["std"]))
+
+    def __call__(self, images: np.ndarray | torch.Tensor) -> torch.Tensor:
+        """Turn square (N, H, W, 3) uint8 images into (N, 3, side, side) float32, channels last.
+
+        Bit for bit what torchvision's Resize, CenterCrop, ToTensor and Normalize give for PIL images: the uint8
+        antialiased resize has Pillow's own fixed-point arithmetic.
+        """
+        x = torch.as_tensor(images).permute(0, 3, 1, 2)
+        whole = int(self.side / self.crop_pct)
+        if x.shape[-1] != whole or x.shape[-2] != whole:
+            x = F.interpolate(x, size=(whole, whole), mode="bilinear", antialias=True)
+        low = round((whole - self.side) / 2)
+        x = x[:, :, low : low + self.side, low : low + self.side]
+        return normalise(x, self.mean, self.std)
+
+
+def normalise(x: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+    """Turn (N, 3, H, W) uint8 in 0...255 into float32, minus `mean`, over `std` (both in 0...1), channels last."""
+    x = x.to(torch.float32, memory_format=torch.channels_last).div_(255)
+    shape = (1, 3, 1, 1)
+    return x.sub_(torch.tensor(mean, device=x.device).view(shape)).div_(torch.tensor(std, device=x.device).view(shape))
+
+
+def open_image(file: str | os.PathLike[str]) -> Image.Image:
+    """Open a picture as RGB, turned as its EXIF says; raise `DataError` where it is not one."""
+    from PIL import ImageOps
+
+    try:
+        with Image.open(file) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except FileNotFoundError as e:
+        raise DataError(f"No such image: {os.fspath(file)!r}; check the name.") from e
+    except (UnidentifiedImageError, OSError, ValueError) as e:
+        raise DataError(f"{os.fspath(file)!r} is not a readable image ({e}).") from e

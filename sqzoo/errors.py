@@ -1,0 +1,34 @@
+"""Every error that sqzoo raises on purpose; each message names the value, what was expected and what to do."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class SqzooError(Exception):
+    """Base of all sqzoo errors, so that one `except` catches them."""
+
+
+class ArgumentError(SqzooError, ValueError):
+    """A value outside what the argument allows."""
+
+
+class UnknownArgumentError(SqzooError, TypeError):
+    """An argument that the model does not have."""
+
+
+class UnknownModelError(SqzooError, ValueError):
+    """A model name or weights tag that is not in the registry."""
+
+
+class WeightsError(SqzooError, RuntimeError):
+    """Weights that are missing, damaged, or do not belong to the model."""
+
+
+class DataError(SqzooError, RuntimeError):
+    """A data set or image that is missing, damaged, or not what it claims to be."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ` Did you mean 'x'?` for the nearest known name, or an empty string."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,121 @@
+"""Parts used by more than one architecture: the SqueezeNet 1.1 trunk, its pools, the SqueezeNext block."""
+
+from typing import Any
+
+import torch
+import torch.nn as nn
+
+from sqzoo.models._arguments import POOLS, one_of
+
+
+class Fire(nn.Module):
+    """Fire module: 1x1 squeeze, then 1x1 and 3x3 expands side by side; (N, C, H, W) to (N, 2 * expand, H, W).
+
+    Key names and arithmetic are those of torchvision's SqueezeNet, so that its ImageNet weights load.
+    """
+
+    def __init__(self, in_chs: int, squeeze: int, expand: int, **dd: Any) -> None:
+        super().__init__()
+        self.squeeze = nn.Conv2d(in_chs, squeeze, 1, **dd)
+        self.squeeze_activation = nn.ReLU(inplace=True)
+        self.expand1x1 = nn.Conv2d(squeeze, expand, 1, **dd)
+        self.expand1x1_activation = nn.ReLU(inplace=True)
+        self.expand3x3 = nn.Conv2d(squeeze, expand, 3, padding=1, **dd)
+        self.expand3x3_activation = nn.ReLU(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.squeeze_activation(self.squeeze(x))
+        return torch.cat(
+            [self.expand1x1_activation(self.expand1x1(x)), self.expand3x3_activation(self.expand3x3(x))], 1
+        )
+
+
+def trunk_pool(name: str, kind: str) -> nn.Module:
+    """Return the 3x3, stride 2 pool that stands between the Fire modules; `kind` is "max" or "avg"."""
+    if one_of(name, kind, POOLS) == "max":
+        return nn.MaxPool2d(3, stride=2, ceil_mode=True)
+    return nn.AvgPool2d(3, stride=2, ceil_mode=True)
+
+
+def squeeze_trunk(in_chans: int, pool2: str, pool3: str, **dd: Any) -> nn.Sequential:
+    """Return SqueezeNet 1.1's `features` (722,496 parameters): (N, 3, 224, 224) to (N, 512, 13, 13).
+
+    `pool2` and `pool3` are the paper's Pooling_2 and Pooling_3 (figure 7): `features.5` and `features.8`.
+    """
+    features = nn.Sequential(
+        nn.Conv2d(in_chans, 64, 3, stride=2, **dd),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, stride=2, ceil_mode=True),
+        Fire(64, 16, 64, **dd),
+        Fire(128, 16, 64, **dd),
+        trunk_pool("pool2", pool2),
+        Fire(128, 32, 128, **dd),
+        Fire(256, 32, 128, **dd),
+        trunk_pool("pool3", pool3),
+        Fire(256, 48, 192, **dd),
+        Fire(384, 48, 192, **dd),
+        Fire(384, 64, 256, **dd),
+        Fire(512, 64, 256, **dd),
+    )
+    for module in features.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_uniform_(module.weight)
+            assert module.bias is not None
+            nn.init.zeros_(module.bias)
+    return features
+
+
+class GlobalPool(nn.Module):
+    """Pool (N, C, H, W) to (N, C) by "avg" or "max"; "" returns the map as it is."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = one_of("global_pool", kind, (*POOLS, ""))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.kind == "avg":
+            return torch.flatten(nn.functional.adaptive_avg_pool2d(x, (1, 1)), 1)
+        if self.kind == "max":
+            return torch.flatten(nn.functional.adaptive_max_pool2d(x, (1, 1)), 1)
+        return x
+
+    def extra_repr(self) -> str:
+        return f"{self.kind!r}"
+
+
+def _conv(in_chs: int, out_chs: int, kernel: tuple[int, int], batch_norm: bool, **dd: Any) -> nn.Sequential:
+    padding = (kernel[0] // 2, kernel[1] // 2)
+    layers: list[nn.Module] = [nn.Conv2d(in_chs, out_chs, kernel, padding=padding, **dd)]
+    if batch_norm:
+        layers.append(nn.BatchNorm2d(out_chs, **dd))
+    return nn.Sequential(*layers, nn.ReLU(inplace=True))
+
+
+class SqNxtBlock(nn.Module):
+    """SqueezeNext block: 1x1, 1x1 (two halving squeezes), 1x3, 3x1, 1x1, each with a bias and a ReLU.
+
+    The first squeeze has `in_chs * reduction` channels, the second half of that. With `add` (figure 11, left) the
+    input joins the output by addition, through a 1x1 convolution where the channels differ, and a last ReLU follows;
+    without (figure 11, right; the paper's choice) it does not. (N, in_chs, H, W) to (N, out_chs, H, W).
+    """
+
+    def __init__(
+        self, in_chs: int, out_chs: int, reduction: float, add: bool = False, batch_norm: bool = False, **dd: Any
+    ) -> None:
+        super().__init__()
+        first = max(2, round(in_chs * reduction))
+        self.squeeze1 = _conv(in_chs, first, (1, 1), batch_norm, **dd)
+        self.squeeze2 = _conv(first, first // 2, (1, 1), batch_norm, **dd)
+        self.conv1x3 = _conv(first // 2, first, (1, 3), batch_norm, **dd)
+        self.conv3x1 = _conv(first, first, (3, 1), batch_norm, **dd)
+        self.expand = _conv(first, out_chs, (1, 1), batch_norm, **dd)
+        self.add = add
+        self.shortcut: nn.Module = nn.Identity()
+        if add and in_chs != out_chs:
+            self.shortcut = _conv(in_chs, out_chs, (1, 1), batch_norm, **dd)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.expand(self.conv3x1(self.conv1x3(self.squeeze2(self.squeeze1(x)))))
+        if self.add:
+            y = torch.relu(y + self.shortcut(x))
+        return y

@@ -1,0 +1,82 @@
+"""fire_next: the paper's Fire-Next, SqueezeNet 1.1 with its last Fire module replaced by a SqueezeNext block."""
+
+from typing import Any
+
+import torch
+import torch.nn as nn
+from timm.models import register_model
+
+from sqzoo.errors import ArgumentError
+from sqzoo.models._arguments import count, rate
+from sqzoo.models._base import ZooModel
+from sqzoo.models._blocks import GlobalPool, SqNxtBlock, squeeze_trunk
+from sqzoo.models._build import build, configs
+
+__all__ = ["FireNext"]
+
+
+class FireNext(ZooModel):
+    """Trunk without fire 9, SqueezeNext block 512 to 128, 1x1 convolution, global pool: 691,018 parameters.
+
+    num_classes: number of classes; 0 gives the block's pooled output (N, width).
+    width: output size of the block (figure 9). reduction: first squeeze of the block over its input, in (0, 1].
+    add: the element-wise addition of figure 11, left; the paper's own block (right) has none.
+    batch_norm: batch norm in the block, 692,170 parameters.
+    pool2, pool3: "max" or "avg", the paper's Pooling_2 and Pooling_3; global_pool: "avg", "max" or "".
+    """
+
+    head_layers = ("block", "classifier")
+    taps = ((1, 64, 2), (4, 128, 4), (7, 256, 8), (11, 512, 16))
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        width: int = 128,
+        reduction: float = 0.25,
+        add: bool = False,
+        batch_norm: bool = False,
+        pool2: str = "max",
+        pool3: str = "max",
+        drop_rate: float = 0.0,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(num_classes, in_chans, global_pool)
+        if isinstance(reduction, bool) or not isinstance(reduction, int | float) or not 0.0 < reduction <= 1.0:
+            raise ArgumentError(f"reduction must be a number above 0 and at most 1, not {reduction!r}.")
+        dd = {"device": device, "dtype": dtype}
+        self.features = squeeze_trunk(self.in_chans, pool2, pool3, **dd)[:12]
+        self.block: nn.Module = SqNxtBlock(512, count("width", width), reduction, add, batch_norm, **dd)
+        self.drop = nn.Dropout(rate("drop_rate", drop_rate))
+        self.classifier: nn.Module = nn.Conv2d(width, num_classes, 1, **dd) if num_classes else nn.Identity()
+        self.global_pool = GlobalPool(global_pool)
+        self.head_hidden_size = width
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        x = self.block(x)
+        if not pre_logits and self.num_classes > 0:
+            x = self.classifier(self.drop(x))
+        return self.global_pool(x)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        kind = self.pool_kind if global_pool is None else global_pool
+        width = self.head_hidden_size
+        layer = nn.Conv2d(width, num_classes, 1, **self._like_weights()) if num_classes else nn.Identity()
+        self.classifier = layer.train(self.training)
+        self.global_pool = GlobalPool(kind).train(self.training)
+        self.num_classes, self.pool_kind = num_classes, kind
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        return self.classifier
+
+
+default_cfgs = configs("fire_next", classifier="classifier")
+
+
+@register_model
+def fire_next(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Fire-Next: 691,018 parameters; paper, Table 2."""
+    return build(FireNext, "fire_next", pretrained, **kwargs)

@@ -1,0 +1,96 @@
+"""sq1: the paper's Sq-1, SqueezeNet 1.1's trunk with a 1x1 convolution and two linear layers (Tables 1 and 3)."""
+
+from typing import Any
+
+import torch
+import torch.nn as nn
+from timm.models import register_model
+
+from sqzoo.errors import ArgumentError
+from sqzoo.models._arguments import count, rate
+from sqzoo.models._base import ZooModel
+from sqzoo.models._blocks import GlobalPool, squeeze_trunk
+from sqzoo.models._build import build, configs
+
+__all__ = ["Sq1"]
+
+
+class Sq1(ZooModel):
+    """Trunk, 1x1 convolution, ReLU, global pool, linear, dropout, linear, dropout: 792,618 parameters.
+
+    Dropout on the logits is odd, but it is what the paper describes and sweeps (figure 5). Defaults are Table 3's.
+
+    num_classes: number of classes; 0 gives the mid layer's output (N, mid).
+    width: channels of the 1x1 convolution. mid: size of the mid layer (figure 10); 64 counts 797,066 parameters.
+    drop_rate: the paper's p1, behind the mid layer. logit_drop_rate: its p2, behind the last layer.
+    mid_relu: a ReLU between the two linear layers; the paper does not say.
+    pool2, pool3: "max" or "avg", the paper's Pooling_2 and Pooling_3; global_pool: "avg" or "max" (figure 7), or ""
+    with num_classes=0 for the map before the pool.
+    """
+
+    head_layers = ("conv", "fc1")
+    taps = ((1, 64, 2), (4, 128, 4), (7, 256, 8), (12, 512, 16))
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        width: int = 128,
+        mid: int = 32,
+        drop_rate: float = 0.1,
+        logit_drop_rate: float = 0.1,
+        mid_relu: bool = False,
+        pool2: str = "max",
+        pool3: str = "max",
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(num_classes, in_chans, global_pool)
+        dd = {"device": device, "dtype": dtype}
+        self.features = squeeze_trunk(self.in_chans, pool2, pool3, **dd)
+        self.conv: nn.Module = nn.Conv2d(512, count("width", width), 1, **dd)
+        self.act = nn.ReLU(inplace=True)
+        self.fc1: nn.Module = nn.Linear(width, count("mid", mid), **dd)
+        self.mid_act = nn.ReLU(inplace=True) if mid_relu else nn.Identity()
+        self.drop1 = nn.Dropout(rate("drop_rate", drop_rate))
+        self.drop2 = nn.Dropout(rate("logit_drop_rate", logit_drop_rate))
+        self.fc2: nn.Module = nn.Linear(mid, num_classes, **dd) if num_classes else nn.Identity()
+        self.global_pool = GlobalPool(global_pool)
+        self.head_hidden_size = mid
+        self._check_pool(num_classes, global_pool)
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        x = self.global_pool(self.act(self.conv(x)))
+        if self.pool_kind == "":
+            return x
+        x = self.mid_act(self.fc1(x))
+        if pre_logits or self.num_classes == 0:
+            return x
+        return self.drop2(self.fc2(self.drop1(x)))
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        kind = self.pool_kind if global_pool is None else global_pool
+        self._check_pool(num_classes, kind)
+        layer = nn.Linear(self.head_hidden_size, num_classes, **self._like_weights()) if num_classes else nn.Identity()
+        self.fc2 = layer.train(self.training)
+        self.global_pool = GlobalPool(kind).train(self.training)
+        self.num_classes, self.pool_kind = num_classes, kind
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        return self.fc2
+
+    @staticmethod
+    def _check_pool(num_classes: int, kind: str) -> None:
+        if num_classes and not kind:
+            raise ArgumentError("global_pool='' leaves a map that sq1's linear layers cannot take; add num_classes=0.")
+
+
+default_cfgs = configs("sq1", classifier="fc2")
+
+
+@register_model
+def sq1(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Sq-1 with Table 3's setting (mid 32): 792,618 parameters; paper, Tables 2 and 3."""
+    return build(Sq1, "sq1", pretrained, **kwargs)

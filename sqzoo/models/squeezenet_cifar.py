@@ -1,0 +1,74 @@
+"""squeezenet_cifar: torchvision's SqueezeNet 1.1 with its last layer sized for CIFAR-10 (paper, Table 2, row 2)."""
+
+from typing import Any
+
+import torch
+import torch.nn as nn
+from timm.models import register_model
+
+from sqzoo.models._arguments import rate
+from sqzoo.models._base import ZooModel
+from sqzoo.models._blocks import GlobalPool, squeeze_trunk
+from sqzoo.models._build import build, configs
+
+__all__ = ["SqueezeNetCifar"]
+
+
+class SqueezeNetCifar(ZooModel):
+    """SqueezeNet 1.1 trunk, dropout, 1x1 convolution to the classes, ReLU, global pool: 727,626 parameters.
+
+    Key names are torchvision's (`classifier.1` is the last layer) and so is the ReLU on the class maps.
+
+    num_classes: number of classes; 0 gives pooled features (N, 512).
+    drop_rate: dropout before the last layer, torchvision's 0.5.
+    pool2, pool3: "max" or "avg", the paper's Pooling_2 and Pooling_3; global_pool: "avg", "max" or "".
+    """
+
+    head_layers = ("classifier",)
+    taps = ((1, 64, 2), (4, 128, 4), (7, 256, 8), (12, 512, 16))
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.5,
+        pool2: str = "max",
+        pool3: str = "max",
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(num_classes, in_chans, global_pool)
+        dd = {"device": device, "dtype": dtype}
+        self.features = squeeze_trunk(self.in_chans, pool2, pool3, **dd)
+        self.classifier: nn.Module = nn.Sequential(
+            nn.Dropout(rate("drop_rate", drop_rate)),
+            nn.Conv2d(512, num_classes, 1, **dd) if num_classes else nn.Identity(),
+            nn.ReLU(inplace=True),
+        )
+        self.global_pool = GlobalPool(global_pool)
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        if not pre_logits and self.num_classes > 0:
+            x = self.classifier(x)
+        return self.global_pool(x)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        kind = self.pool_kind if global_pool is None else global_pool
+        layer = nn.Conv2d(512, num_classes, 1, **self._like_weights()) if num_classes else nn.Identity()
+        self.classifier[1] = layer.train(self.training)  # type: ignore[index]
+        self.global_pool = GlobalPool(kind).train(self.training)
+        self.num_classes, self.pool_kind = num_classes, kind
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        return self.classifier[1]  # type: ignore[index]
+
+
+default_cfgs = configs("squeezenet_cifar", classifier="classifier.1")
+
+
+@register_model
+def squeezenet_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """SqueezeNet 1.1 with a 10-way last layer: 727,626 parameters; paper, Table 2."""
+    return build(SqueezeNetCifar, "squeezenet_cifar", pretrained, **kwargs)

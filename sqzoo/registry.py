@@ -1,0 +1,85 @@
+"""Models by name: a thin layer over timm's registry that suggests the nearest name and loads trunks."""
+
+import os
+from typing import Any, Literal
+
+import timm
+import torch.nn as nn
+from timm.models import get_pretrained_cfg
+
+from sqzoo import models as _models  # registers the architectures
+from sqzoo.errors import ArgumentError, UnknownModelError, did_you_mean
+from sqzoo.weights import load_trunk, trunk_source
+
+_MODULES = [cls.__module__.rpartition(".")[2] for cls in (getattr(_models, n) for n in _models.__all__)]
+
+
+def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
+    """Return the names that match a shell pattern: architectures, or with `pretrained` their weights tags."""
+    names = timm.list_models(pattern, module="", pretrained=pretrained)
+    return [n for n in names if n.partition(".")[0] in _MODULES]
+
+
+def create_model(
+    name: str,
+    pretrained: bool = False,
+    *,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    init: Literal["random", "imagenet"] = "random",
+    trunk: str | os.PathLike[str] | None = None,
+    **model_args: Any,
+) -> nn.Module:
+    """Return a model by name (`sq1`) or weights tag (`sq1.paper_cifar10`).
+
+    pretrained: load the tag's weights, verified by SHA-256, and return the model in evaluation mode.
+    num_classes: classes of the last layer; another number than the weights' leaves that layer fresh; 0 removes it.
+    in_chans: channels of the images; the pretrained first convolution is adapted.
+    init: "imagenet" starts an untrained model from torchvision's ImageNet trunk.
+    trunk: file or folder with that trunk, for `init="imagenet"` and for tags stored as a head alone; without it the
+    environment variable SQZOO_TRUNKS, torch.hub's cache and torchvision's download are tried.
+    model_args: the architecture's own arguments, and timm's (`features_only`, `out_indices`, `drop_rate`, ...).
+
+    Raises `UnknownModelError`, `UnknownArgumentError`, `ArgumentError` or `WeightsError`.
+    """
+    if init not in ("random", "imagenet"):
+        raise ArgumentError(f"init must be 'random' or 'imagenet', not {init!r}.")
+    check_name(name)
+    with trunk_source(trunk):
+        model: nn.Module = timm.create_model(name, pretrained, num_classes=num_classes, in_chans=in_chans, **model_args)
+        if init == "imagenet" and not pretrained:
+            start_from_imagenet(model, name.partition(".")[0])
+    return model
+
+
+def check_name(name: str) -> None:
+    """Raise `UnknownModelError` unless `name` is one of our architectures or tags."""
+    architecture, _, tag = name.partition(".")
+    if architecture not in _MODULES:
+        raise UnknownModelError(
+            f"Unknown model {name!r}.{did_you_mean(name, _MODULES)} There are: {', '.join(sorted(_MODULES))}."
+        )
+    tags = [n for n in list_models(f"{architecture}.*", pretrained=True)]
+    if tag and name not in tags:
+        raise UnknownModelError(
+            f"{architecture} has no weights tag {tag!r}.{did_you_mean(name, tags)} There are: {', '.join(tags) or 'none'}."
+        )
+
+
+def start_from_imagenet(model: nn.Module, architecture: str) -> None:
+    """Load torchvision's ImageNet trunk into `model.features`; the head stays as it is."""
+    tensors = load_trunk("alexnet" if architecture == "alexnet_cifar" else "squeezenet1_1")
+    own = model.features.state_dict()  # type: ignore[union-attr,operator]
+    trunk = {k.removeprefix("features."): v for k, v in tensors.items()}
+    first = "0.weight"
+    if trunk[first].shape[1] != own[first].shape[1]:
+        trunk[first] = timm.models.adapt_input_conv(own[first].shape[1], trunk[first])
+    model.features.load_state_dict({k: trunk[k] for k in own}, strict=True)  # type: ignore[union-attr,operator]
+
+
+def model_config(name: str) -> dict[str, Any]:
+    """Return timm's configuration of a name or tag as a dict: input size, crop, mean, std, classes."""
+    check_name(name)
+    cfg = get_pretrained_cfg(name)
+    assert cfg is not None
+    return dict(cfg.to_dict())

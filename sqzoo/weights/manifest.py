@@ -1,0 +1,79 @@
+"""The manifest of weights: `manifest.json` beside this file is the only source of tags, hashes and figures."""
+
+import json
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from sqzoo.errors import UnknownModelError, did_you_mean
+
+FOLDER = Path(__file__).parent
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One weights tag: which file, how to prepare images for it, how it was made and what was measured.
+
+    `holds` is "complete" (the file is the whole network) or "head" (it is joined with the ImageNet trunk `trunk`).
+    `size` is in bytes, `sha256` that of the whole file; `metrics` names the result file of each figure.
+    """
+
+    tag: str
+    file: str
+    sha256: str
+    size: int
+    dtype: str
+    holds: str
+    trunk: str
+    num_classes: int
+    input_size: tuple[int, int, int]
+    crop_pct: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str
+    params: int
+    licence: str
+    provenance: str
+    recipe: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def architecture(self) -> str:
+        """The model name before the dot."""
+        return self.tag.partition(".")[0]
+
+    @property
+    def path(self) -> Path:
+        """Where the file lies in the package."""
+        return FOLDER / self.file
+
+
+@cache
+def read_manifest() -> dict[str, Entry]:
+    """Return all entries by tag; an architecture's default comes first."""
+    entries = json.loads((FOLDER / "manifest.json").read_text(encoding="utf-8"))["weights"]
+    tuples = ("input_size", "mean", "std")
+    return {e["tag"]: Entry(**{k: tuple(v) if k in tuples else v for k, v in e.items()}) for e in entries}
+
+
+def tags(architecture: str) -> list[str]:
+    """Return the architecture's tags, `sq1.ft_cifar10` form, the default first."""
+    return [tag for tag, entry in read_manifest().items() if entry.architecture == architecture]
+
+
+def get_weights(name: str) -> Entry:
+    """Return the entry of a tag (`sq1.paper_cifar10`) or of an architecture's default tag (`sq1`).
+
+    Raises `UnknownModelError` where there is none.
+    """
+    known = read_manifest()
+    if name in known:
+        return known[name]
+    own = tags(name)
+    if own:
+        return known[own[0]]
+    there = ", ".join(known) or "none"
+    raise UnknownModelError(f"No weights named {name!r}.{did_you_mean(name, known)} There are: {there}.")

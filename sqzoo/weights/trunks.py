@@ -1,0 +1,117 @@
+"""The ImageNet trunks: torchvision's weights from a local file, torch.hub's cache or torchvision's download, verified."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from sqzoo.errors import WeightsError
+from sqzoo.hashing import tensors_sha256
+
+_FOLDER_VARIABLE = "SQZOO_TRUNKS"
+_chosen: ContextVar[Path | None] = ContextVar("trunk_source", default=None)
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """An ImageNet trunk: torchvision's file name and the digest of its `features.*` tensors."""
+
+    name: str
+    url: str
+    sha256: str
+
+    @property
+    def stem(self) -> str:
+        """File name, without suffix, of a copy that holds the `features.*` tensors alone."""
+        return f"{self.name}_features"
+
+
+TRUNKS = {
+    t.name: t
+    for t in (
+        Trunk(
+            "squeezenet1_1",
+            "https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth",
+            "e033790e9138f57e7b189812ad576cbb1f74ee23953f637dd739ee67c9717e51",
+        ),
+        Trunk(
+            "alexnet",
+            "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+            "e6c4892f2a72e2cc58c0016684fa8c745f5dcb826dbad6c18151f7ae30fee83e",
+        ),
+    )
+}
+
+
+@contextmanager
+def trunk_source(path: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Within the context, take trunks from `path` (a file, or a folder of files) first."""
+    token = _chosen.set(None if path is None else Path(path))
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def load_trunk(name: str, path: str | os.PathLike[str] | None = None) -> dict[str, torch.Tensor]:
+    """Return the `features.*` tensors of a trunk ("squeezenet1_1" or "alexnet"), checked against their pinned hash.
+
+    Taken from `path` (a file or folder) if given, else the folder in the environment variable SQZOO_TRUNKS, else
+    torch.hub's cache, else torchvision's download. Raises `WeightsError` where the file is absent or not that trunk.
+    """
+    trunk = TRUNKS[name]
+    source = path or _chosen.get() or os.environ.get(_FOLDER_VARIABLE)
+    file = _local_file(trunk, Path(source)) if source else _hub_file(trunk)
+    tensors = _read(file)
+    found = tensors_sha256(tensors)
+    if found != trunk.sha256:
+        raise WeightsError(
+            f"{file} does not hold torchvision's {name} trunk: its features.* tensors have SHA-256 {found}, "
+            f"expected {trunk.sha256}; replace the file by torchvision's {trunk.url.rpartition('/')[2]}."
+        )
+    return tensors
+
+
+def _local_file(trunk: Trunk, source: Path) -> Path:
+    names = (f"{trunk.stem}.safetensors", trunk.url.rpartition("/")[2])
+    candidates = [source / n for n in names] if source.is_dir() else [source]
+    for file in candidates:
+        if file.is_file():
+            return file
+    raise WeightsError(
+        f"No {trunk.name} trunk at {source}: expected a file, or a folder with {' or '.join(names)}; correct the "
+        f"path (argument trunk or environment variable {_FOLDER_VARIABLE}), or leave it out to use torchvision's."
+    )
+
+
+def _hub_file(trunk: Trunk) -> Path:
+    file = Path(torch.hub.get_dir()) / "checkpoints" / trunk.url.rpartition("/")[2]
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        prefix = file.stem.rpartition("-")[2]
+        try:
+            torch.hub.download_url_to_file(trunk.url, str(file), hash_prefix=prefix, progress=True)
+        except (OSError, RuntimeError) as e:
+            raise WeightsError(
+                f"Could not download the {trunk.name} trunk from {trunk.url} ({e}); connect to the network, or put "
+                f"the file in a folder and name that folder in {_FOLDER_VARIABLE}."
+            ) from e
+    return file
+
+
+def _read(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        if file.suffix == ".safetensors":
+            tensors = load_file(file)
+        else:
+            tensors = torch.load(file, map_location="cpu", weights_only=True)
+        return {k: v for k, v in tensors.items() if k.startswith("features.")}
+    except Exception as e:  # whatever a damaged or foreign file makes its reader raise
+        raise WeightsError(
+            f"{file} is not a readable weights file ({type(e).__name__}: {e}); delete it to fetch it again."
+        ) from e
