@@ -120,6 +120,11 @@ class ZooModel(nn.Module):
         raise NotImplementedError
 
     @torch.jit.ignore
+    def input_dropout(self) -> nn.Dropout | None:
+        """Return the dropout that the head applies to the trunk's features first of all, if it has one."""
+        return None
+
+    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return patterns that group parameters by depth, for layer-wise learning rates."""
         return {"stem": r"^features\.0", "blocks": r"^features\.(\d+)"}

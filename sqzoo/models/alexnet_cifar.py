@@ -90,6 +90,10 @@ class AlexNetCifar(ZooModel):
     def _check_pool(num_classes: int, kind: str) -> None:
         one_of("alexnet_cifar's global_pool", kind, ("avg", "") if num_classes == 0 else ("avg",))
 
+    @torch.jit.ignore
+    def input_dropout(self) -> nn.Dropout:
+        return self.classifier[0]  # type: ignore[index,no-any-return]
+
 
 default_cfgs = configs("alexnet_cifar", classifier="classifier.6", min_input_size=(3, 63, 63))
 

@@ -64,6 +64,10 @@ class SqueezeNetCifar(ZooModel):
     def get_classifier(self) -> nn.Module:
         return self.classifier[1]  # type: ignore[index]
 
+    @torch.jit.ignore
+    def input_dropout(self) -> nn.Dropout:
+        return self.classifier[0]  # type: ignore[index,no-any-return]
+
 
 default_cfgs = configs("squeezenet_cifar", classifier="classifier.1")
 

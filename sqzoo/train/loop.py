@@ -181,6 +181,10 @@ class _Frozen:
         self.batch_size, self.device, self.held = recipe.batch_size, device, held
         self.side = recipe.sizes[0][0]
         self.forward = model.forward_head
+        first = model.input_dropout()  # type: ignore[operator]
+        self.drop_rate = first.p if first else 0.0
+        if first:
+            first.p = 0.0  # the cache does it, on the non-zeros alone
         self.labels = (torch.from_numpy(train_set.labels), torch.from_numpy(test_set.labels))
         began = time.perf_counter()
         self.train_features, self.test_features = (
@@ -208,7 +212,7 @@ class _Frozen:
         return self.side
 
     def training(self, order: np.ndarray) -> Batches:
-        return self._batches(self.train_features, self.labels[0], order)
+        return self._batches(self.train_features, self.labels[0], order, self.drop_rate)
 
     def held_out(self) -> Batches:
         return self._batches(self.train_features, self.labels[0], self.held)
@@ -216,10 +220,12 @@ class _Frozen:
     def test(self) -> Batches:
         return self._batches(self.test_features, self.labels[1], np.arange(len(self.test_features)))
 
-    def _batches(self, features: FeatureCache, labels: torch.Tensor, order: np.ndarray) -> Batches:
+    def _batches(
+        self, features: FeatureCache, labels: torch.Tensor, order: np.ndarray, drop_rate: float = 0.0
+    ) -> Batches:
         for low in range(0, len(order), self.batch_size):
             part = order[low : low + self.batch_size]
-            yield features.batch(part).to(self.device), labels[torch.from_numpy(part)].to(self.device)
+            yield features.batch(part, drop_rate).to(self.device), labels[torch.from_numpy(part)].to(self.device)
 
 
 class _Images:

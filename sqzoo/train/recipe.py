@@ -68,10 +68,10 @@ def _paper(model: str, lr: float, epochs: int, **changes: Any) -> Recipe:
 
 # Table 3's learning rate for Sq-1, figure 8's for Fire-Next; the paper gives none for the other two.
 _PAPER = {
-    "squeezenet_cifar": _paper("squeezenet_cifar", 0.0004, 20),
-    "sq1": _paper("sq1", 0.0004, 20),
-    "fire_next": _paper("fire_next", 0.001, 20),
-    "alexnet_cifar": _paper("alexnet_cifar", 0.0001, 8),
+    "squeezenet_cifar": _paper("squeezenet_cifar", 0.001, 16),
+    "sq1": _paper("sq1", 0.0004, 16),
+    "fire_next": _paper("fire_next", 0.001, 10),
+    "alexnet_cifar": _paper("alexnet_cifar", 0.0001, 5),
 }
 RECIPES = ("paper", "paper_held_out", "finetune")
 
@@ -88,7 +88,7 @@ def recipe(name: str, model: str, **changes: Any) -> Recipe:
         base = Recipe(
             model,
             trunk="trained",
-            sizes=((64, 4), (96, 4), (128, 4)),
+            sizes=((64, 3), (96, 3), (128, 4)),
             crop_pct=1.0,
             hold_out=5000,
             select="held_out",
