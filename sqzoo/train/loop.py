@@ -29,6 +29,7 @@ from sqzoo.registry import create_model
 from sqzoo.train.evaluate import Metrics, score
 from sqzoo.train.features import FeatureCache, trunk_features
 from sqzoo.train.recipe import Recipe
+from sqzoo.weights import load_trunk
 
 Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
@@ -65,6 +66,9 @@ def train(
 
     torch.manual_seed(recipe.seed)
     model = create_model(recipe.model, init="imagenet", trunk=trunk, **recipe.model_args)
+    if recipe.head == "last" and recipe.model == "alexnet_cifar":
+        whole = model.state_dict() | load_trunk("alexnet", trunk, linear=True)
+        model.load_state_dict(whole, strict=True)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     kept, held = hold_out(train_set.labels, recipe.hold_out)
     frozen = recipe.trunk == "frozen"
@@ -72,6 +76,9 @@ def train(
     data = source(recipe, model, train_set, test_set, kept, held, Path(cache) if cache else None, device, progress)
 
     parameters = {n: p for n, p in model.named_parameters() if not (frozen and n.startswith("features."))}
+    if recipe.head == "last":
+        last = {id(p) for p in model.get_classifier().parameters()}  # type: ignore[operator]
+        parameters = {n: p for n, p in parameters.items() if id(p) in last}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in parameters)
     decayed = [p for p in parameters.values() if p.dim() > 1]

@@ -14,6 +14,8 @@ class Recipe:
     """One training run.
 
     trunk: "frozen" trains the head alone on cached trunk features (the paper); "trained" trains all layers.
+    head: behind a frozen trunk, train "all" of the head or its "last" layer alone, the others being torchvision's
+    (AlexNet in the paper).
     sizes: (side in pixels, epochs) in turn; a frozen trunk has one side.
     crop_pct: 0.875 sees the central 28 of 32 pixels (the paper's resize 256, crop 224), 1.0 all of them.
     hold_out: training images kept apart; select: which images choose the best epoch, "held_out" or "test" (the
@@ -25,6 +27,7 @@ class Recipe:
     model: str
     model_args: dict[str, Any] = field(default_factory=dict)
     trunk: Literal["frozen", "trained"] = "frozen"
+    head: Literal["all", "last"] = "all"
     sizes: tuple[tuple[int, int], ...] = ((224, 20),)
     crop_pct: float = 0.875
     normalisation: str = "imagenet"
@@ -71,16 +74,17 @@ _PAPER = {
     "squeezenet_cifar": _paper("squeezenet_cifar", 0.001, 16),
     "sq1": _paper("sq1", 0.0004, 16),
     "fire_next": _paper("fire_next", 0.001, 10),
-    "alexnet_cifar": _paper("alexnet_cifar", 0.0001, 5),
+    "alexnet_cifar": _paper("alexnet_cifar", 0.0004, 16, head="last"),
 }
-RECIPES = ("paper", "paper_held_out", "finetune")
+RECIPES = ("paper", "paper_held_out", "fc", "fc_held_out", "finetune")
 
 
 def recipe(name: str, model: str, **changes: Any) -> Recipe:
     """Return a named recipe for a model, with fields changed by keyword.
 
     paper: frozen trunk, Adam, best epoch on the test images. paper_held_out: the same on 45,000 images, best epoch on
-    the 5,000 held out. finetune: all layers, AdamW, random crop and flip, growing images.
+    the 5,000 held out. fc, fc_held_out: AlexNet's three linear layers from scratch, for want of torchvision's; the
+    last layer alone is the paper's. finetune: all layers, AdamW, random crop and flip, growing images.
     """
     if name not in RECIPES:
         raise ArgumentError(f"Unknown recipe {name!r}.{did_you_mean(name, RECIPES)} There are: {', '.join(RECIPES)}.")
@@ -101,8 +105,8 @@ def recipe(name: str, model: str, **changes: Any) -> Recipe:
             pad=4,
         )
     else:
-        base = _PAPER[model]
-        if name == "paper_held_out":
+        base = _paper(model, 0.0001, 5) if name.startswith("fc") else _PAPER[model]
+        if name.endswith("_held_out"):
             base = dataclasses.replace(base, hold_out=5000, select="held_out")
     known = [f.name for f in dataclasses.fields(Recipe)]
     for key in changes.keys() - set(known):

@@ -14,6 +14,12 @@ from sqzoo.errors import WeightsError
 from sqzoo.hashing import tensors_sha256
 
 _FOLDER_VARIABLE = "SQZOO_TRUNKS"
+_LINEAR = {
+    "classifier.1.weight": [4096, 9216],
+    "classifier.1.bias": [4096],
+    "classifier.4.weight": [4096, 4096],
+    "classifier.4.bias": [4096],
+}
 _chosen: ContextVar[Path | None] = ContextVar("trunk_source", default=None)
 
 
@@ -58,8 +64,13 @@ def trunk_source(path: str | os.PathLike[str] | None) -> Iterator[None]:
         _chosen.reset(token)
 
 
-def load_trunk(name: str, path: str | os.PathLike[str] | None = None) -> dict[str, torch.Tensor]:
+def load_trunk(
+    name: str, path: str | os.PathLike[str] | None = None, *, linear: bool = False
+) -> dict[str, torch.Tensor]:
     """Return the `features.*` tensors of a trunk ("squeezenet1_1" or "alexnet"), checked against their pinned hash.
+
+    linear: also AlexNet's two ImageNet linear layers, `classifier.1` and `.4`, whose digest is not pinned: where the
+    trunk beside them is torchvision's, so are they.
 
     Taken from `path` (a file or folder) if given, else the folder in the environment variable SQZOO_TRUNKS, else
     torch.hub's cache, else torchvision's download. Raises `WeightsError` where the file is absent or not that trunk.
@@ -68,13 +79,22 @@ def load_trunk(name: str, path: str | os.PathLike[str] | None = None) -> dict[st
     source = path or _chosen.get() or os.environ.get(_FOLDER_VARIABLE)
     file = _local_file(trunk, Path(source)) if source else _hub_file(trunk)
     tensors = _read(file)
-    found = tensors_sha256(tensors)
+    trunk_tensors = {k: v for k, v in tensors.items() if k.startswith("features.")}
+    found = tensors_sha256(trunk_tensors)
     if found != trunk.sha256:
         raise WeightsError(
             f"{file} does not hold torchvision's {name} trunk: its features.* tensors have SHA-256 {found}, "
             f"expected {trunk.sha256}; replace the file by torchvision's {trunk.url.rpartition('/')[2]}."
         )
-    return tensors
+    if not linear:
+        return trunk_tensors
+    missing = [k for k in _LINEAR if k not in tensors or list(tensors[k].shape) != _LINEAR[k]]
+    if missing:
+        raise WeightsError(
+            f"{file} lacks {', '.join(missing)}, AlexNet's ImageNet linear layers; give torchvision's whole "
+            f"{trunk.url.rpartition('/')[2]}."
+        )
+    return trunk_tensors | {k: tensors[k] for k in _LINEAR}
 
 
 def _local_file(trunk: Trunk, source: Path) -> Path:
@@ -110,7 +130,7 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
             tensors = load_file(file)
         else:
             tensors = torch.load(file, map_location="cpu", weights_only=True)
-        return {k: v for k, v in tensors.items() if k.startswith("features.")}
+        return dict(tensors)
     except Exception as e:  # whatever a damaged or foreign file makes its reader raise
         raise WeightsError(
             f"{file} is not a readable weights file ({type(e).__name__}: {e}); delete it to fetch it again."
