@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from sqzoo.errors import ArgumentError, DataError
 from sqzoo.hashing import file_sha256
@@ -48,8 +48,8 @@ class Dataset:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the pixels, then of the labels as uint8, in order."""
-        pixels = hashlib.sha256(np.ascontiguousarray(self.images)).hexdigest()
-        labels = hashlib.sha256(self.labels.astype(np.uint8)).hexdigest()
+        pixels = hashlib.sha256(np.ascontiguousarray(self.images).data).hexdigest()
+        labels = hashlib.sha256(self.labels.astype(np.uint8).data).hexdigest()
         return hashlib.sha256(f"{pixels} {labels}".encode()).hexdigest()
 
 
@@ -64,21 +64,24 @@ def cifar10(split: Split, root: str | os.PathLike[str] | None = None) -> Dataset
     if split not in _COUNTS:
         raise ArgumentError(f"split must be 'train' or 'test', not {split!r}.")
     source = root or os.environ.get(_FOLDER_VARIABLE)
-    data = _from_folder(Path(source), split) if source else _read_parquet(_hub_file(split))
-    per_class = np.bincount(data.labels, minlength=10)
-    if data.images.shape != (_COUNTS[split], 32, 32, 3) or len(per_class) != 10 or len(set(per_class)) != 1:
+    data = _from_folder(Path(source), split) if source else _read_parquet([_hub_file(split)])
+    classes, per_class = np.unique(data.labels, return_counts=True)
+    count = _COUNTS[split]
+    whole = data.images.shape == (count, 32, 32, 3) and data.labels.shape == (count,)
+    if not whole or classes.tolist() != list(range(10)) or len(set(per_class)) != 1:
+        found = dict(zip(classes[:11].tolist(), per_class[:11].tolist(), strict=True))
         raise DataError(
-            f"{source} does not hold CIFAR-10's {split} split: expected {_COUNTS[split]} images of 32x32 in ten equal "
-            f"classes, found an array {list(data.images.shape)} with {per_class.tolist()} a class; fetch it again."
+            f"{source or _HUB_REPO} does not hold CIFAR-10's {split} split: expected {count} images of 32x32 in ten "
+            f"equal classes, found an array {list(data.images.shape)} with these counts of labels: {found}; fetch it "
+            "again."
         )
     return data
 
 
 def _from_folder(folder: Path, split: Split) -> Dataset:
-    parquet = [*folder.glob(f"{split}-*.parquet"), *folder.glob(f"plain_text/{split}-*.parquet")]
+    parquet = sorted(folder.glob(f"{split}-*.parquet")) or sorted(folder.glob(f"plain_text/{split}-*.parquet"))
     if parquet:
-        parts = [_read_parquet(f) for f in sorted(parquet)]
-        return Dataset(np.concatenate([p.images for p in parts]), np.concatenate([p.labels for p in parts]))
+        return _read_parquet(parquet)
     for batches in (folder, folder / "cifar-10-batches-py"):
         if (batches / "test_batch").is_file():
             return _read_batches(batches, split)
@@ -88,54 +91,62 @@ def _from_folder(folder: Path, split: Split) -> Dataset:
     )
 
 
-def _read_parquet(file: Path) -> Dataset:
+def _read_parquet(files: list[Path]) -> Dataset:
     try:
         import pyarrow.parquet as pq
     except ImportError as e:
         raise DataError("Reading parquet needs pyarrow; install it with: pip install 'sqzoo[train]'.") from e
-    try:
-        table = pq.read_table(file, columns=["img", "label"])
-        images = [
-            np.asarray(Image.open(io.BytesIO(b)).convert("RGB"))
-            for b in table["img"].combine_chunks().field(0).to_pylist()
-        ]
-        return Dataset(np.stack(images), table["label"].to_numpy().astype(np.int64))
-    except Exception as e:  # pyarrow, Pillow and numpy each have their own errors for damaged or foreign files
-        raise DataError(
-            f"{file} is not a readable CIFAR-10 parquet file ({type(e).__name__}: {e}); expected columns img (PNG "
-            "bytes) and label; fetch it again."
-        ) from e
+    images, labels = [], []
+    for file in files:
+        try:
+            table = pq.read_table(file, columns=["img", "label"])
+            pictures = table["img"].combine_chunks().field("bytes").to_pylist()
+            images.append(np.stack([np.asarray(Image.open(io.BytesIO(b)).convert("RGB")) for b in pictures]))
+            labels.append(table["label"].to_numpy().astype(np.int64))
+            if images[-1].shape[1:] != images[0].shape[1:]:
+                raise ValueError(f"pictures of {images[-1].shape[1:]} behind {images[0].shape[1:]}")
+        except Exception as e:  # pyarrow, Pillow and numpy each have their own errors for damaged or foreign files
+            raise DataError(
+                f"{file} is not a readable CIFAR-10 parquet file ({_reason(e)}); expected columns img (PNG bytes) and "
+                "label; fetch it again."
+            ) from e
+    return Dataset(np.concatenate(images), np.concatenate(labels))
 
 
 def _hub_file(split: Split) -> Path:
     from huggingface_hub import hf_hub_download
 
     name = f"plain_text/{split}-00000-of-00001.parquet"
-    try:
-        file = Path(hf_hub_download(_HUB_REPO, name, repo_type="dataset", revision=_HUB_COMMIT))
-    except Exception as e:  # network, authorisation and cache errors of huggingface_hub
-        raise DataError(
-            f"Could not get {name} of {_HUB_REPO} from the Hub ({type(e).__name__}); connect to the network, or name a "
-            f"folder that has it in {_FOLDER_VARIABLE}."
-        ) from e
-    found = file_sha256(file)
-    if found != _HUB_SHA256[split]:
-        raise DataError(
-            f"{file} is damaged: SHA-256 {found}, expected {_HUB_SHA256[split]}; delete it to fetch it again."
-        )
-    return file
+    for again in (False, True):  # a damaged file in the Hub's cache is fetched once more
+        try:
+            file = hf_hub_download(_HUB_REPO, name, repo_type="dataset", revision=_HUB_COMMIT, force_download=again)
+        except Exception as e:  # network, authorisation and cache errors of huggingface_hub
+            raise DataError(
+                f"Could not get {name} of {_HUB_REPO} from the Hub ({type(e).__name__}); connect to the network, or "
+                f"name a folder that has it in {_FOLDER_VARIABLE}."
+            ) from e
+        found = file_sha256(file)
+        if found == _HUB_SHA256[split]:
+            return Path(file)
+    raise DataError(
+        f"{file}, fetched twice from {_HUB_REPO} on the Hub, has SHA-256 {found}, expected {_HUB_SHA256[split]}; "
+        f"look for what changes files on the way, or name a folder that has the right one in {_FOLDER_VARIABLE}."
+    )
+
+
+def _reason(e: Exception) -> str:
+    """Return an error's type and its first sentence, to stand in brackets within ours."""
+    return f"{type(e).__name__}: {str(e).strip()}".splitlines()[0].partition(". ")[0].rstrip(".: ")
 
 
 class _ArraysOnly(pickle.Unpickler):
     """Reads torchvision's batches, which are pickles: numpy arrays and nothing else may be constructed."""
 
-    _ALLOWED = {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
+    _ALLOWED: ClassVar = {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
 
     def find_class(self, module: str, name: str) -> Any:
         if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            from numpy._core import multiarray
-
-            return multiarray._reconstruct  # type: ignore[attr-defined]
+            return super().find_class("numpy._core.multiarray", name)
         if (module, name) in self._ALLOWED:
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no array")
@@ -151,20 +162,24 @@ def _read_batches(folder: Path, split: Split) -> Dataset:
             images.append(np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
             labels.append(np.asarray(batch[b"labels"], np.int64))
         except Exception as e:  # a damaged pickle can raise nearly anything
-            raise DataError(
-                f"{folder / name} is not a readable CIFAR-10 batch ({type(e).__name__}: {e}); fetch it again."
-            ) from e
+            raise DataError(f"{folder / name} is not a readable CIFAR-10 batch ({_reason(e)}); fetch it again.") from e
     return Dataset(np.ascontiguousarray(np.concatenate(images)), np.concatenate(labels))
 
 
 def hold_out(labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Return (training indices, held-out indices): `count` images, the last of each class in equal parts.
 
-    The choice depends on the labels alone, so that every run, seed and machine holds out the same images.
+    The choice depends on the labels alone, so that every run, seed and machine holds out the same images. Raises
+    `ArgumentError` unless each class can give its part and keep an image.
     """
-    classes = np.unique(labels)
+    classes, per_class = np.unique(labels, return_counts=True)
     if count == 0:
         return np.arange(len(labels)), np.arange(0)
+    if count < 0 or count % len(classes) or count // len(classes) >= per_class.min():
+        raise ArgumentError(
+            f"hold_out must be a multiple of {len(classes)}, the number of classes, below "
+            f"{len(classes) * per_class.min()}, not {count}."
+        )
     held = np.sort(np.concatenate([np.flatnonzero(labels == c)[-(count // len(classes)) :] for c in classes]))
     return np.setdiff1d(np.arange(len(labels)), held), held
 
@@ -217,5 +232,5 @@ def open_image(file: str | os.PathLike[str]) -> Image.Image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except FileNotFoundError as e:
         raise DataError(f"No such image: {os.fspath(file)!r}; check the name.") from e
-    except (UnidentifiedImageError, OSError, ValueError) as e:
-        raise DataError(f"{os.fspath(file)!r} is not a readable image ({e}).") from e
+    except Exception as e:  # Pillow's readers raise nearly anything for damaged pictures
+        raise DataError(f"{os.fspath(file)!r} is not a readable image ({_reason(e)}).") from e

@@ -9,8 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,10 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from filelock import FileLock
 
 from sqzoo.data import Preprocessing
+from sqzoo.errors import DataError
 from sqzoo.hashing import file_sha256, tensors_sha256
 
 _SEGMENT = 1 << 16  # positions within a segment fit 16 bits
@@ -45,11 +46,12 @@ class FeatureCache:
         return sum(p.nbytes + v.nbytes for p, v in zip(self.positions, self.values, strict=True))
 
     def batch(self, indices: np.ndarray, drop_rate: float = 0.0) -> torch.Tensor:
-        """Return the features (N, C, H, W), float32, channels last, of the images at `indices`.
+        """Return the features (N, C, H, W), float32, channels last, of the images at `indices`, in their order.
 
         drop_rate: dropout on the features. Only the non-zeros draw a random number (a dropped zero is a zero still),
         which takes a tenth of the time of dropout on the whole map.
         """
+        indices = np.arange(len(self))[indices]  # counts negative ones from the end, refuses those out of range
         channels, height, width = self.shape
         length = channels * height * width
         per_image = self.counts.sum(1)
@@ -74,6 +76,9 @@ class FeatureCache:
 def cache_key(trunk: nn.Module, preprocessing: Preprocessing, data_digest: str) -> str:
     """Return the hash of all that the features depend on: trunk tensors and layers, preprocessing, pixels."""
     parts = [tensors_sha256(trunk.state_dict()), repr(trunk), repr(preprocessing), data_digest, "v1"]
+    device = _device(trunk).type
+    if device != "cpu":  # another device rounds otherwise
+        parts.append(device)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -88,102 +93,119 @@ def trunk_features(
     """Return the trunk's features of (N, H, W, 3) uint8 images, from `folder` if it holds them, else computed.
 
     A cache in `folder` is used only if its key, sizes and SHA-256 are right; it appears there whole or not at all.
+    Where several processes need one that is not there, one builds it and the others wait.
     """
-    key = cache_key(trunk, preprocessing, data_digest)
-    if folder is not None:
-        ready = _open(folder / key[:16], key)
-        if ready is not None:
-            return ready
-        folder.mkdir(parents=True, exist_ok=True)
-    sink = _DiskSink(folder) if folder is not None else _MemorySink()
-    shape, counts = (0, 0, 0), []
-    trunk = trunk.eval().to(memory_format=torch.channels_last)
-    try:
-        with torch.inference_mode():
-            for low in range(0, len(images), _CHUNK):
-                maps = trunk(preprocessing(images[low : low + _CHUNK]))
-                shape = tuple(maps.shape[1:])
-                flat = maps.permute(0, 2, 3, 1).reshape(len(maps), -1)
-                where = torch.nonzero(flat)
-                values = flat[where[:, 0], where[:, 1]]
-                segments = -(-flat.shape[1] // _SEGMENT)
-                rows = where[:, 0] * segments + where[:, 1] // _SEGMENT
-                counts.append(torch.bincount(rows, minlength=len(maps) * segments).view(len(maps), segments).numpy())
-                sink.add((where[:, 1] % _SEGMENT).numpy().astype(np.uint16), values.numpy())
-                progress(min(low + _CHUNK, len(images)), len(images))
-        sink.finish(np.concatenate(counts), shape, key)
-    finally:
-        sink.clean()
+    chunks = _chunks(trunk, images, preprocessing, progress)
     if folder is None:
-        assert isinstance(sink, _MemorySink)
-        return FeatureCache(shape, sink.positions, sink.values, np.concatenate(counts))
-    result = _open(folder / key[:16], key)
-    assert result is not None
-    return result
+        every = list(chunks)
+        counts = np.concatenate([c.counts for c in every])
+        return FeatureCache(every[0].shape, [c.positions for c in every], [c.values for c in every], counts)
+    key = cache_key(trunk, preprocessing, data_digest)
+    final = folder / key[:16]
+    ready = _open(final, key)
+    if ready is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f".{key[:16]}.lock"):  # the system releases it when its holder is killed
+            ready = _open(final, key)
+            if ready is None:
+                _write(final, key, chunks)
+                ready = _open(final, key)
+    if ready is None:
+        raise DataError(f"{final} does not read back as written; check the disk, or cache in another folder.")
+    return ready
 
 
-class _MemorySink:
-    def __init__(self) -> None:
-        self.positions: list[np.ndarray] = []
-        self.values: list[np.ndarray] = []
+@dataclass(frozen=True)
+class _Chunk:
+    """Non-zeros of a few images: their (C, H, W), counts by image and segment, positions and values."""
 
-    def add(self, positions: np.ndarray, values: np.ndarray) -> None:
-        self.positions.append(positions)
-        self.values.append(values)
-
-    def finish(self, counts: np.ndarray, shape: tuple[int, ...], key: str) -> None:
-        pass
-
-    def clean(self) -> None:
-        pass
+    shape: tuple[int, int, int]
+    counts: np.ndarray
+    positions: np.ndarray
+    values: np.ndarray
 
 
-class _DiskSink:
-    """Writes into a temporary folder that takes its final name only when all is there."""
+def _chunks(
+    trunk: nn.Module, images: np.ndarray, preprocessing: Preprocessing, progress: Callable[[int, int], Any]
+) -> Iterator[_Chunk]:
+    trunk = trunk.eval().to(memory_format=torch.channels_last)
+    device = _device(trunk)
+    for low in range(0, len(images), _CHUNK):
+        with torch.inference_mode():
+            maps = trunk(preprocessing(images[low : low + _CHUNK]).to(device)).cpu()
+        count, channels, height, width = maps.shape
+        flat = maps.permute(0, 2, 3, 1).reshape(count, -1)
+        where = torch.nonzero(flat)
+        segments = -(-flat.shape[1] // _SEGMENT)
+        rows = where[:, 0] * segments + where[:, 1] // _SEGMENT
+        yield _Chunk(
+            (channels, height, width),
+            torch.bincount(rows, minlength=count * segments).view(count, segments).numpy(),
+            (where[:, 1] % _SEGMENT).numpy().astype(np.uint16),
+            flat[where[:, 0], where[:, 1]].numpy(),
+        )
+        progress(min(low + _CHUNK, len(images)), len(images))
 
-    _FILES = ("positions.u16", "values.f32")
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
-        self.streams = [(self.temporary / name).open("wb") for name in self._FILES]
-        self.hashes = [hashlib.sha256() for _ in self._FILES]
+def _device(trunk: nn.Module) -> torch.device:
+    return next(trunk.parameters()).device
 
-    def add(self, positions: np.ndarray, values: np.ndarray) -> None:
-        for stream, digest, array in zip(self.streams, self.hashes, (positions, values), strict=True):
-            stream.write(array.tobytes())
-            digest.update(array.tobytes())
 
-    def finish(self, counts: np.ndarray, shape: tuple[int, ...], key: str) -> None:
-        for stream in self.streams:
-            stream.flush()
-            os.fsync(stream.fileno())
-            stream.close()
-        np.save(self.temporary / "counts.npy", counts)
-        sha256 = {name: digest.hexdigest() for name, digest in zip(self._FILES, self.hashes, strict=True)}
-        sha256["counts.npy"] = file_sha256(self.temporary / "counts.npy")
+def _write(final: Path, key: str, chunks: Iterator[_Chunk]) -> None:
+    """Write a cache into a temporary folder that takes its final name when all is there.
+
+    The caller holds the key's lock, so a temporary folder that is there already was left by a killed process.
+    """
+    temporary = final.with_name(f".writing-{final.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        counts, shape = [], (0, 0, 0)
+        files = [temporary / name for name in ("positions.u16", "values.f32")]
+        digests = [hashlib.sha256() for _ in files]
+        with files[0].open("wb") as positions, files[1].open("wb") as values:
+            for chunk in chunks:
+                for stream, digest, array in zip(
+                    (positions, values), digests, (chunk.positions, chunk.values), strict=True
+                ):
+                    stream.write(array.tobytes())
+                    digest.update(array.tobytes())
+                counts.append(chunk.counts)
+                shape = chunk.shape
+            for stream in (positions, values):
+                stream.flush()
+                os.fsync(stream.fileno())
+        np.save(temporary / "counts.npy", np.concatenate(counts))
+        sha256 = {f.name: d.hexdigest() for f, d in zip(files, digests, strict=True)}
+        sha256["counts.npy"] = file_sha256(temporary / "counts.npy")
         about = {"key": key, "shape": shape, "sha256": sha256}
-        (self.temporary / "about.json").write_text(json.dumps(about), encoding="utf-8")
-        final = self.folder / key[:16]
+        about["check"] = _check(about)
+        (temporary / "about.json").write_text(json.dumps(about), encoding="utf-8")
         shutil.rmtree(final, ignore_errors=True)  # stale or damaged, or _open would have taken it
-        self.temporary.rename(final)
-
-    def clean(self) -> None:
-        for stream in self.streams:
-            stream.close()
-        shutil.rmtree(self.temporary, ignore_errors=True)
+        temporary.rename(final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _open(folder: Path, key: str) -> FeatureCache | None:
     """Return the cache in `folder`, or None unless it is the whole and undamaged cache of `key`."""
     try:
         about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-        if about["key"] != key or any(file_sha256(folder / name) != h for name, h in about["sha256"].items()):
+        right = about["key"] == key and about.pop("check") == _check(about)
+        if not right or any(file_sha256(folder / name) != h for name, h in about["sha256"].items()):
             return None
         counts = np.load(folder / "counts.npy")
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # whatever a damaged about.json leads to
         return None
     ends = np.cumsum([c.sum() for c in np.array_split(counts, range(_CHUNK, len(counts), _CHUNK))])[:-1]
-    positions = np.asarray(np.memmap(folder / "positions.u16", np.uint16, "r"))
-    values = np.asarray(np.memmap(folder / "values.f32", np.float32, "r"))
+    positions, values = _map(folder / "positions.u16", np.uint16), _map(folder / "values.f32", np.float32)
     return FeatureCache(tuple(about["shape"]), np.split(positions, ends), np.split(values, ends), counts)
+
+
+def _map(file: Path, dtype: type[np.generic]) -> np.ndarray:
+    empty = file.stat().st_size == 0  # which mmap refuses: a trunk that gives zeros alone
+    return np.zeros(0, dtype) if empty else np.asarray(np.memmap(file, dtype, "r"))
+
+
+def _check(about: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()

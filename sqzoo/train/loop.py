@@ -6,11 +6,12 @@ again ends in the same weights, on the same machine, as one that was not.
 
 import ctypes
 import dataclasses
+import hashlib
 import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from tqdm import tqdm
 from sqzoo.data import Dataset, hold_out
 from sqzoo.environment import environment
 from sqzoo.errors import ArgumentError, DataError
+from sqzoo.hashing import tensors_sha256
 from sqzoo.registry import create_model
 from sqzoo.train.evaluate import Metrics, score
 from sqzoo.train.features import FeatureCache, trunk_features
@@ -61,8 +63,8 @@ def train(
     about = {"recipe": recipe.to_json(), "train_digest": train_set.digest, "test_digest": test_set.digest}
     _same_run_or_raise(folder, about)
     if (folder / "result.json").is_file():
-        done: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        return done
+        return _read_json(folder / "result.json")
+    surroundings = environment()  # now, while the commit is that of the code in memory
 
     torch.manual_seed(recipe.seed)
     model = create_model(recipe.model, init="imagenet", trunk=trunk, **recipe.model_args)
@@ -81,12 +83,14 @@ def train(
         parameters = {n: p for n, p in parameters.items() if id(p) in last}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in parameters)
+    # Batch norm, which a head may have, changes its running statistics too.
+    learned = {n: t.detach() for n, t in (parameters | dict(model.named_buffers())).items()}
     decayed = [p for p in parameters.values() if p.dim() > 1]
     plain = [p for p in parameters.values() if p.dim() <= 1]
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=recipe.lr, fused=True)  # Adam where weight_decay is 0
     steps_per_epoch = -(-len(kept) // recipe.batch_size)
-    state = _resume(folder, parameters, optimizer)
+    state = _resume(folder, learned, parameters, optimizer)
 
     for epoch in range(state.epoch, recipe.epochs):
         began = time.perf_counter()
@@ -120,14 +124,14 @@ def train(
         row: dict[str, Any] = {"epoch": epoch + 1, "side": side, "train_loss": loss_sum.item() / len(kept)}
         row |= {name: dataclasses.asdict(m) for name, m in seen.items()}
         row |= {"seconds": round(time.perf_counter() - began, 2), "time": time.strftime("%Y-%m-%dT%H:%M:%S")}
-        state.record(epoch + 1, row, seen[recipe.select], parameters)
-        state.save(folder, parameters, optimizer)
+        state.record(epoch + 1, row, seen[recipe.select], learned)
+        state.save(folder, learned, parameters, optimizer)
         if progress:
             tqdm.write(f"{recipe.model} epoch {epoch + 1}/{recipe.epochs} {json.dumps(row)}")
 
     with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(state.best[name])
+        for name, tensor in learned.items():
+            tensor.copy_(state.best[name])
     model.eval()
     data.enter_epoch(recipe.epochs - 1)
     result = about | {
@@ -137,10 +141,11 @@ def train(
         "training_seconds": round(state.seconds, 1),
         "feature_seconds": round(data.feature_seconds, 1),
         "params": sum(p.numel() for p in model.parameters()),
-        "environment": environment(),
+        "environment": surroundings,
         "log": state.log,
     }
-    _write_tensors(folder / "best.safetensors", {n: p.detach() for n, p in parameters.items()}, {"format": "pt"})
+    _write_tensors(folder / "best.safetensors", learned, {"format": "pt"})
+    state.write_log(folder)  # once more, should the run have been killed between its last checkpoint and its log
     _write_text(folder / "result.json", json.dumps(result, indent=1))
     return result
 
@@ -187,7 +192,7 @@ class _Frozen:
     ) -> None:
         self.batch_size, self.device, self.held = recipe.batch_size, device, held
         self.side = recipe.sizes[0][0]
-        self.forward = model.forward_head
+        self.forward: Callable[[torch.Tensor], torch.Tensor] = model.forward_head  # type: ignore[assignment]
         first = model.input_dropout()  # type: ignore[operator]
         self.drop_rate = first.p if first else 0.0
         if first:
@@ -309,25 +314,40 @@ class _State:
     def text(self) -> str:
         return f", best {self.best_score[0]:.2f} %" if self.best_epoch else ""
 
-    def record(self, epoch: int, row: dict[str, Any], metrics: Metrics, parameters: dict[str, nn.Parameter]) -> None:
+    def record(self, epoch: int, row: dict[str, Any], metrics: Metrics, learned: dict[str, torch.Tensor]) -> None:
         self.epoch = epoch
         self.log.append(row)
         if (metrics.top1, -metrics.loss) > self.best_score:
             self.best_epoch, self.best_score = epoch, (metrics.top1, -metrics.loss)
-            self.best = {n: p.detach().clone() for n, p in parameters.items()}
+            self.best = {n: t.clone() for n, t in learned.items()}
 
-    def save(self, folder: Path, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-        tensors = {f"model.{n}": p.detach() for n, p in parameters.items()}
+    def save(
+        self,
+        folder: Path,
+        learned: dict[str, torch.Tensor],
+        parameters: dict[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
+        tensors = {f"model.{n}": t for n, t in learned.items()}
         tensors |= {f"best.{n}": t for n, t in self.best.items()}
         for name, parameter in parameters.items():
             tensors |= {f"optimizer.{name}.{k}": v for k, v in optimizer.state[parameter].items()}
         about = {"epoch": self.epoch, "best_epoch": self.best_epoch, "best_score": self.best_score}
-        about |= {"seconds": self.seconds, "log": self.log}
-        _write_tensors(folder / "last.safetensors", tensors, {"format": "pt", "run": json.dumps(about)})
+        run = json.dumps(about | {"seconds": self.seconds, "log": self.log})
+        metadata = {"format": "pt", "run": run, "sha256": _seal(run, tensors)}
+        _write_tensors(folder / "last.safetensors", tensors, metadata)
+        self.write_log(folder)
+
+    def write_log(self, folder: Path) -> None:
         _write_text(folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in self.log))
 
 
-def _resume(folder: Path, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> _State:
+def _resume(
+    folder: Path,
+    learned: dict[str, torch.Tensor],
+    parameters: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+) -> _State:
     """Return the state of an earlier start of this run, its weights and optimiser restored, or a fresh one."""
     file = folder / "last.safetensors"
     if not file.is_file():
@@ -337,36 +357,49 @@ def _resume(folder: Path, parameters: dict[str, nn.Parameter], optimizer: torch.
     try:
         tensors = load_file(file)
         with safe_open(file, "pt") as opened:
-            about = json.loads(opened.metadata()["run"])
+            metadata = opened.metadata()
+        if metadata["sha256"] != _seal(metadata["run"], tensors):
+            raise ValueError("its SHA-256 is not the one noted in it")
+        about = json.loads(metadata["run"])
     except Exception as e:  # whatever a damaged file makes safetensors raise
         raise DataError(f"{file} is damaged ({e}); delete it to start the run again.") from e
     with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[f"model.{name}"])
-            prefix = f"optimizer.{name}."
-            # The step counter is a float32 scalar on the CPU in every optimiser state; the moments follow the weights.
-            optimizer.state[parameter] = {
-                k.removeprefix(prefix): v
-                if v.dim() == 0
-                else v.to(parameter.device).contiguous(
-                    memory_format=torch.channels_last if v.dim() == 4 else torch.contiguous_format
-                )
-                for k, v in tensors.items()
-                if k.startswith(prefix)
-            }
+        for name, tensor in learned.items():
+            tensor.copy_(tensors[f"model.{name}"])
+    for name, parameter in parameters.items():
+        prefix = f"optimizer.{name}."
+        # The moments lie in memory as the weights do, so that a resumed run adds in the same order.
+        optimizer.state[parameter] = {
+            k.removeprefix(prefix): v.to(parameter.device).contiguous(
+                memory_format=torch.channels_last if v.dim() == 4 else torch.contiguous_format
+            )
+            for k, v in tensors.items()
+            if k.startswith(prefix)
+        }
     best = {k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")}
     score_ = (about["best_score"][0], about["best_score"][1])
     return _State(about["epoch"], about["best_epoch"], score_, best, about["seconds"], about["log"])
+
+
+def _seal(run: str, tensors: dict[str, torch.Tensor]) -> str:
+    return hashlib.sha256(f"{run}\n{tensors_sha256(tensors)}".encode()).hexdigest()
 
 
 def _same_run_or_raise(folder: Path, about: dict[str, Any]) -> None:
     file = folder / "recipe.json"
     if not file.is_file():
         _write_text(file, json.dumps(about, indent=1))
-    elif json.loads(file.read_text(encoding="utf-8")) != about:
+    elif _read_json(file) != about:
         raise ArgumentError(
             f"{folder} holds a run of another recipe or other data; give another folder, or delete this one."
         )
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as e:
+        raise DataError(f"{file} is damaged ({e}); delete the folder to start the run again.") from e
 
 
 def _write_text(file: Path, text: str) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sqzoo.data import NORMALISATIONS, Preprocessing
-from sqzoo.errors import ArgumentError, did_you_mean
+from sqzoo.errors import ArgumentError, UnknownModelError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,22 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.normalisation not in NORMALISATIONS:
-            raise ArgumentError(f"normalisation must be one of {list(NORMALISATIONS)}, not {self.normalisation!r}.")
+        choices: dict[str, tuple[str, ...]] = {
+            "trunk": ("frozen", "trained"),
+            "head": ("all", "last"),
+            "normalisation": tuple(NORMALISATIONS),
+            "select": ("held_out", "test"),
+            "schedule": ("constant", "cosine"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ArgumentError(f"{name} must be one of {list(allowed)}, not {getattr(self, name)!r}.")
+        if not self.sizes or any(len(part) != 2 or min(part) < 1 for part in self.sizes):
+            raise ArgumentError(f"sizes must be (side in pixels, epochs) pairs of at least 1, not {self.sizes!r}.")
+        if self.batch_size < 1:
+            raise ArgumentError(f"batch_size must be at least 1, not {self.batch_size!r}.")
+        if self.head == "last" and self.trunk == "trained":
+            raise ArgumentError("head='last' trains one layer alone; give trunk='frozen' with it, or head='all'.")
         if self.select == "held_out" and self.hold_out < 1:
             raise ArgumentError(f"select='held_out' needs images: hold_out is {self.hold_out}; give 5000, say.")
         if self.trunk == "frozen" and (len(self.sizes) > 1 or self.flip or self.pad):
@@ -71,9 +85,9 @@ def _paper(model: str, lr: float, epochs: int, **changes: Any) -> Recipe:
 
 # Table 3's learning rate for Sq-1, figure 8's for Fire-Next; the paper gives none for the other two.
 _PAPER = {
-    "squeezenet_cifar": _paper("squeezenet_cifar", 0.001, 16),
+    "squeezenet_cifar": _paper("squeezenet_cifar", 0.001, 10),
     "sq1": _paper("sq1", 0.0004, 16),
-    "fire_next": _paper("fire_next", 0.001, 10),
+    "fire_next": _paper("fire_next", 0.001, 8),
     "alexnet_cifar": _paper("alexnet_cifar", 0.0004, 16, head="last"),
 }
 RECIPES = ("paper", "paper_held_out", "fc", "fc_held_out", "finetune")
@@ -88,6 +102,10 @@ def recipe(name: str, model: str, **changes: Any) -> Recipe:
     """
     if name not in RECIPES:
         raise ArgumentError(f"Unknown recipe {name!r}.{did_you_mean(name, RECIPES)} There are: {', '.join(RECIPES)}.")
+    if model not in _PAPER:
+        raise UnknownModelError(
+            f"Unknown model {model!r}.{did_you_mean(model, _PAPER)} There are: {', '.join(_PAPER)}."
+        )
     if name == "finetune":
         base = Recipe(
             model,
@@ -105,7 +123,7 @@ def recipe(name: str, model: str, **changes: Any) -> Recipe:
             pad=4,
         )
     else:
-        base = _paper(model, 0.0001, 5) if name.startswith("fc") else _PAPER[model]
+        base = _paper(model, 0.0001, 4) if name.startswith("fc") else _PAPER[model]
         if name.endswith("_held_out"):
             base = dataclasses.replace(base, hold_out=5000, select="held_out")
     known = [f.name for f in dataclasses.fields(Recipe)]
