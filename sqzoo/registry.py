@@ -5,19 +5,18 @@ from typing import Any, Literal
 
 import timm
 import torch.nn as nn
-from timm.models import get_pretrained_cfg
+from timm.models import get_pretrained_cfg, model_entrypoint
 
 from sqzoo import models as _models  # registers the architectures
 from sqzoo.errors import ArgumentError, UnknownModelError, did_you_mean
 from sqzoo.weights import load_trunk, trunk_source
 
-_MODULES = [cls.__module__.rpartition(".")[2] for cls in (getattr(_models, n) for n in _models.__all__)]
+_MODULES = {getattr(_models, name).__module__ for name in _models.__all__}
 
 
 def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
     """Return the names that match a shell pattern: architectures, or with `pretrained` their weights tags."""
-    names = timm.list_models(pattern, module="", pretrained=pretrained)
-    return [n for n in names if n.partition(".")[0] in _MODULES]
+    return [name for name in timm.list_models(pattern, pretrained=pretrained) if _is_ours(name)]
 
 
 def create_model(
@@ -44,6 +43,10 @@ def create_model(
     """
     if init not in ("random", "imagenet"):
         raise ArgumentError(f"init must be 'random' or 'imagenet', not {init!r}.")
+    if init == "imagenet" and model_args.get("features_only"):
+        raise ArgumentError(
+            "init='imagenet' needs the whole model, not features_only=True; take its forward_intermediates instead."
+        )
     check_name(name)
     with trunk_source(trunk):
         model: nn.Module = timm.create_model(name, pretrained, num_classes=num_classes, in_chans=in_chans, **model_args)
@@ -55,26 +58,26 @@ def create_model(
 def check_name(name: str) -> None:
     """Raise `UnknownModelError` unless `name` is one of our architectures or tags."""
     architecture, _, tag = name.partition(".")
-    if architecture not in _MODULES:
-        raise UnknownModelError(
-            f"Unknown model {name!r}.{did_you_mean(name, _MODULES)} There are: {', '.join(sorted(_MODULES))}."
-        )
-    tags = [n for n in list_models(f"{architecture}.*", pretrained=True)]
+    known = list_models()
+    if architecture not in known:
+        raise UnknownModelError(f"Unknown model {name!r}.{did_you_mean(name, known)} There are: {', '.join(known)}.")
+    tags = list_models(f"{architecture}.*", pretrained=True)
     if tag and name not in tags:
         raise UnknownModelError(
-            f"{architecture} has no weights tag {tag!r}.{did_you_mean(name, tags)} There are: {', '.join(tags) or 'none'}."
+            f"{architecture} has no weights tag {tag!r}.{did_you_mean(name, tags)} "
+            f"There are: {', '.join(tags) or 'none'}."
         )
 
 
 def start_from_imagenet(model: nn.Module, architecture: str) -> None:
     """Load torchvision's ImageNet trunk into `model.features`; the head stays as it is."""
     tensors = load_trunk("alexnet" if architecture == "alexnet_cifar" else "squeezenet1_1")
-    own = model.features.state_dict()  # type: ignore[union-attr,operator]
+    own = model.features.state_dict()  # type: ignore[union-attr]
     trunk = {k.removeprefix("features."): v for k, v in tensors.items()}
     first = "0.weight"
     if trunk[first].shape[1] != own[first].shape[1]:
         trunk[first] = timm.models.adapt_input_conv(own[first].shape[1], trunk[first])
-    model.features.load_state_dict({k: trunk[k] for k in own}, strict=True)  # type: ignore[union-attr,operator]
+    model.features.load_state_dict({k: trunk[k] for k in own}, strict=True)  # type: ignore[union-attr]
 
 
 def model_config(name: str) -> dict[str, Any]:
@@ -83,3 +86,8 @@ def model_config(name: str) -> dict[str, Any]:
     cfg = get_pretrained_cfg(name)
     assert cfg is not None
     return dict(cfg.to_dict())
+
+
+def _is_ours(name: str) -> bool:
+    # By the module that registered it: a name alone could be timm's or another package's.
+    return model_entrypoint(name.partition(".")[0]).__module__ in _MODULES

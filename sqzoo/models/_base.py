@@ -1,6 +1,6 @@
 """The timm interface that all architectures share: a trunk `features`, then a head."""
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn as nn
@@ -8,7 +8,8 @@ from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices  # private in timm, same place from 1.0.22 to 1.0.31
 
 from sqzoo.errors import ArgumentError
-from sqzoo.models._arguments import POOLS, count, one_of
+from sqzoo.models._arguments import count
+from sqzoo.models._blocks import GlobalPool
 
 
 def check_images(x: torch.Tensor, in_chans: int, least: int) -> None:
@@ -27,20 +28,25 @@ class ZooModel(nn.Module):
     """Base of the architectures: images (N, in_chans, H, W) in, logits (N, num_classes) out.
 
     `forward_features` is the trunk, which the paper freezes; `forward_head` is all that the paper trains.
-    Subclasses build `features`, `feature_info` and their head, and give `forward_head` and `reset_classifier`.
+    Subclasses build `features`, their head and `global_pool`, and give `forward_head`.
     """
 
-    min_input_size: int = 32
-    head_layers: ClassVar[tuple[str, ...]] = ()  # attributes that leave with the head when layers are pruned
+    __constants__ = ("min_input_size",)  # for TorchScript, which sees no other class attributes
+    min_input_size = 32
     taps: ClassVar[tuple[tuple[int, int, int], ...]] = ()  # (index in features, channels, reduction), after a ReLU
+    classifier_name: ClassVar[str] = ""  # the last layer, the one that num_classes sizes
+    hidden_layers: ClassVar[tuple[str, ...]] = ()  # the head's layers before the last, which leave when it is pruned
+    linear_head: ClassVar[bool] = False  # linear layers need a pooled input; 1x1 convolutions take a map as well
 
-    features: nn.Sequential
+    if TYPE_CHECKING:  # TorchScript reads a class's annotations and knows no modules among them
+        features: nn.Sequential
+        global_pool: GlobalPool
 
     def __init__(self, num_classes: int, in_chans: int, global_pool: str) -> None:
         super().__init__()
         self.num_classes = count("num_classes", num_classes, least=0)
         self.in_chans = count("in_chans", in_chans)
-        self.pool_kind = one_of("global_pool", global_pool, (*POOLS, ""))
+        self._check_pool(num_classes, global_pool)
         self.grad_checkpointing = False
         self.num_features = self.taps[-1][1]
         self.head_hidden_size = self.num_features
@@ -53,7 +59,7 @@ class ZooModel(nn.Module):
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """Run the trunk: (N, in_chans, H, W) to (N, num_features, h, w), 13 x 13 at 224 for SqueezeNet."""
         check_images(x, self.in_chans, self.min_input_size)
-        if self.grad_checkpointing and not torch.jit.is_scripting():
+        if self.grad_checkpointing and not torch.jit.is_scripting():  # type: ignore[attr-defined]
             return checkpoint_seq(self.features, x)
         return self.features(x)
 
@@ -76,20 +82,20 @@ class ZooModel(nn.Module):
         """Return (final features, feature maps at the stages `indices`), or the maps alone.
 
         `indices`: the last n stages if an int, all if None. `norm` has no effect (there is no final norm).
+        `stop_early`: the final features are those of the last stage asked for.
         """
-        assert output_fmt == "NCHW", "output_fmt must be 'NCHW'"
+        if output_fmt != "NCHW":
+            raise ArgumentError(f"output_fmt must be 'NCHW', not '{output_fmt}'.")
         check_images(x, self.in_chans, self.min_input_size)
         take, last = feature_take_indices(len(self.tap_ends), indices)
         wanted = [self.tap_ends[i] for i in take]
+        end = self.tap_ends[last] if stop_early else len(self.features) - 1
         maps: list[torch.Tensor] = []
-        if torch.jit.is_scripting() or not stop_early:  # TorchScript cannot slice a Sequential by a variable
-            layers = self.features
-        else:
-            layers = self.features[: self.tap_ends[last] + 1]
-        for i, layer in enumerate(layers):
-            x = layer(x)
-            if i in wanted:
-                maps.append(x)
+        for i, layer in enumerate(self.features):
+            if i <= end:  # no break and no slice: TorchScript unrolls this loop
+                x = layer(x)
+                if i in wanted:
+                    maps.append(x)
         if intermediates_only:
             return maps
         return x, maps
@@ -97,27 +103,52 @@ class ZooModel(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the layers behind the last stage of `indices` (and the head); return the kept stages."""
+        """Drop the layers behind the last stage of `indices`, and the head; return the kept stages.
+
+        Without the trunk's end the head goes in any case. What is left of it pools, and takes a new last layer.
+        """
         take, last = feature_take_indices(len(self.tap_ends), indices)
         cut = last < len(self.tap_ends) - 1
         if cut:
             self.features = self.features[: self.tap_ends[last] + 1]
-            self.num_features = self.feature_info[last]["num_chs"]
+            self.tap_ends = self.tap_ends[: last + 1]
+            self.feature_info = self.feature_info[: last + 1]
+            self.num_features = self.taps[last][1]
         if cut or prune_head:
             self.reset_classifier(0)
-            for name in self.head_layers:
-                setattr(self, name, nn.Identity())
+            for name in self.hidden_layers:
+                self.set_submodule(name, nn.Identity())
+            self.global_pool.side = 1
             self.head_hidden_size = self.num_features
         return take
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the last layer by a fresh one for `num_classes` (0 removes it); None keeps the pooling."""
-        raise NotImplementedError
+        """Replace the last layer by a fresh one for `num_classes` (0 removes it).
+
+        `global_pool`: None keeps the pooling; where there is none and linear layers need one, it becomes "avg".
+        """
+        count("num_classes", num_classes, least=0)
+        kind = self.global_pool.pool_type if global_pool is None else global_pool
+        if global_pool is None and kind == "" and num_classes and self.linear_head:
+            kind = "avg"
+        self._check_pool(num_classes, kind)
+        self.global_pool = GlobalPool(kind, self.global_pool.side).train(self.training)
+        weight = next(self.parameters())
+        layer = self.last_layer(self.head_hidden_size, num_classes, device=weight.device, dtype=weight.dtype)
+        self.set_submodule(self.classifier_name, layer.train(self.training))
+        self.num_classes = num_classes
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
         """Return the last layer, the one that `num_classes` sizes."""
-        raise NotImplementedError
+        return self.get_submodule(self.classifier_name)
+
+    @classmethod
+    def last_layer(cls, width: int, num_classes: int, **dd: Any) -> nn.Module:
+        """Return a new last layer from `width` channels to the classes; the identity for 0 classes."""
+        if num_classes == 0:
+            return nn.Identity()
+        return nn.Linear(width, num_classes, **dd) if cls.linear_head else nn.Conv2d(width, num_classes, 1, **dd)
 
     @torch.jit.ignore
     def input_dropout(self) -> nn.Dropout | None:
@@ -126,14 +157,18 @@ class ZooModel(nn.Module):
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Return patterns that group parameters by depth, for layer-wise learning rates."""
-        return {"stem": r"^features\.0", "blocks": r"^features\.(\d+)"}
+        """Return patterns that group parameters by depth, for layer-wise learning rates; the head comes last.
+
+        `coarse` changes nothing: a trunk of 13 layers has no coarser stages.
+        """
+        return {"stem": r"^features\.0\.", "blocks": r"^features\.(\d+)\."}
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trade time for memory: recompute the trunk's activations in the backward pass."""
         self.grad_checkpointing = enable
 
-    def _like_weights(self) -> dict[str, Any]:
-        weight = next(self.parameters())
-        return {"device": weight.device, "dtype": weight.dtype}
+    @classmethod
+    def _check_pool(cls, num_classes: int, kind: str) -> None:
+        if num_classes and not kind and cls.linear_head:
+            raise ArgumentError("global_pool='' leaves a map that linear layers cannot take; add num_classes=0.")

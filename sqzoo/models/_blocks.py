@@ -66,21 +66,22 @@ def squeeze_trunk(in_chans: int, pool2: str, pool3: str, **dd: Any) -> nn.Sequen
 
 
 class GlobalPool(nn.Module):
-    """Pool (N, C, H, W) to (N, C) by "avg" or "max"; "" returns the map as it is."""
+    """Pool (N, C, H, W) to (N, C * side * side) by "avg" or "max"; "" returns the map as it is."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, side: int = 1) -> None:
         super().__init__()
-        self.kind = one_of("global_pool", kind, (*POOLS, ""))
+        self.pool_type = one_of("global_pool", kind, (*POOLS, ""))  # timm reads this name when it saves a model
+        self.side = side
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.kind == "avg":
-            return torch.flatten(nn.functional.adaptive_avg_pool2d(x, (1, 1)), 1)
-        if self.kind == "max":
-            return torch.flatten(nn.functional.adaptive_max_pool2d(x, (1, 1)), 1)
+        if self.pool_type == "avg":
+            return torch.flatten(nn.functional.adaptive_avg_pool2d(x, (self.side, self.side)), 1)
+        if self.pool_type == "max":
+            return torch.flatten(nn.functional.adaptive_max_pool2d(x, (self.side, self.side)), 1)
         return x
 
     def extra_repr(self) -> str:
-        return f"{self.kind!r}"
+        return f"{self.pool_type!r}, side={self.side}"
 
 
 def _conv(in_chs: int, out_chs: int, kernel: tuple[int, int], batch_norm: bool, **dd: Any) -> nn.Sequential:

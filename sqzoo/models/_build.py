@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -9,35 +10,25 @@ import torch.nn as nn
 from timm.models import build_model_with_cfg, generate_default_cfgs
 
 from sqzoo.errors import UnknownArgumentError, WeightsError, did_you_mean
+from sqzoo.models._base import ZooModel
 from sqzoo.weights import CIFAR10_CLASSES, fit, get_weights, load_state, tags
 
 # What timm's builder itself takes; anything else must be an argument of the model.
 _TIMM_ARGUMENTS = {"features_only", "out_indices", "feature_cls", "cache_dir", "pretrained_model_args"}
+_SOURCES = ("file", "url", "hf_hub_id", "state_dict")
 _FIRST_CONV = "features.0"
 
 
-def _pool_size(architecture: str, side: int) -> tuple[int, int]:
-    """Side of the trunk's last map: unpadded and ceiling pools make it other than side / 16."""
-    if architecture == "alexnet_cifar":
-        for kernel, stride, padding in ((11, 4, 2), (3, 2, 0), (3, 2, 0), (3, 2, 0)):
-            side = (side + 2 * padding - kernel) // stride + 1
-    else:
-        side = (side - 3) // 2 + 1
-        for _ in range(3):
-            side = -(-(side - 3) // 2) + 1
-    return side, side
-
-
-def configs(architecture: str, classifier: str, **extra: Any) -> Any:
+def configs(cls: type[ZooModel], architecture: str, **extra: Any) -> Any:
     """Return timm's `default_cfgs` of an architecture, made from the manifest: one for each of its tags."""
     base: dict[str, Any] = {
         "num_classes": 10,
         "input_size": (3, 224, 224),
-        "pool_size": _pool_size(architecture, 224),
+        "pool_size": _pool_size(cls, (3, 224, 224)),
         "crop_pct": 0.875,  # with 224 this is the paper's resize to 256 and centre crop
         "interpolation": "bilinear",
         "first_conv": _FIRST_CONV,
-        "classifier": classifier,
+        "classifier": cls.classifier_name,
         "label_names": CIFAR10_CLASSES,
         "paper_name": "COMP 551 MiniProject 4 (Flores, Pinto, McGowan, 2019)",
         **extra,
@@ -48,7 +39,7 @@ def configs(architecture: str, classifier: str, **extra: Any) -> Any:
         result[tag] = base | {
             "file": str(entry.path),
             "input_size": entry.input_size,
-            "pool_size": _pool_size(architecture, entry.input_size[1]),
+            "pool_size": _pool_size(cls, entry.input_size),
             "crop_pct": entry.crop_pct,
             "interpolation": entry.interpolation,
             "mean": entry.mean,
@@ -60,7 +51,7 @@ def configs(architecture: str, classifier: str, **extra: Any) -> Any:
 
 
 def build(
-    cls: type[nn.Module],
+    cls: type[ZooModel],
     architecture: str,
     pretrained: bool,
     *,
@@ -78,23 +69,11 @@ def build(
         raise UnknownArgumentError(
             f"{architecture} has no argument {name!r}.{did_you_mean(name, known)} It takes: {', '.join(known)}."
         )
-    ours = pretrained and not isinstance(pretrained_cfg, dict) and not _names_source(pretrained_cfg_overlay)
-    if pretrained_cfg is not None and not isinstance(pretrained_cfg, str | dict):
-        ours = False
+    theirs = any((pretrained_cfg_overlay or {}).get(key) for key in _SOURCES)
+    ours = pretrained and not theirs and (pretrained_cfg is None or isinstance(pretrained_cfg, str))
     factory: Callable[..., nn.Module] = cls
     if ours:
-        tag = f"{architecture}.{pretrained_cfg}" if pretrained_cfg else architecture
-        factory = _loading_factory(cls, tag)
-
-    def complete_or_raise(state: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
-        # timm drops strictness for the whole file when the head differs, so the names are compared here.
-        missing = sorted(
-            k for k in model.state_dict().keys() - state.keys() if not k.startswith(f"{_classifier(architecture)}.")
-        )
-        if missing:
-            raise WeightsError(f"The weights file lacks {missing} of {architecture}; give a complete one.")
-        return state
-
+        factory = _loading_factory(cls, f"{architecture}.{pretrained_cfg}" if pretrained_cfg else architecture)
     model: nn.Module = build_model_with_cfg(
         factory,
         architecture,
@@ -103,35 +82,45 @@ def build(
         pretrained_cfg_overlay=pretrained_cfg_overlay,
         pretrained_filter_fn=complete_or_raise,
         # A fresh dict each time, since timm changes it; all stages, since its default expects five.
-        feature_cfg={
-            "out_indices": tuple(range(len(cls.taps))),  # type: ignore[attr-defined]
-            "flatten_sequential": True,
-        },
+        feature_cfg={"out_indices": tuple(range(len(cls.taps))), "flatten_sequential": True},
         **args,
     )
     return model.eval() if pretrained else model
 
 
-def _loading_factory(cls: type[nn.Module], tag: str) -> Callable[..., nn.Module]:
+def complete_or_raise(state: dict[str, torch.Tensor], model: ZooModel) -> dict[str, torch.Tensor]:
+    """Load the caller's weights strictly, but for a head of another size that was asked for; return them for timm.
+
+    timm loads them once more, but drops all strictness where the number of classes differs or features are asked for:
+    it would leave a missing or misnamed trunk random.
+    """
+    head = f"{model.classifier_name}.weight"
+    stated = model.pretrained_cfg["num_classes"]  # type: ignore[index]
+    found = state[head].shape[0] if head in state else 0
+    if model.num_classes == stated != found:
+        raise WeightsError(
+            f"The weights file has {found} classes in {head}, its configuration states {stated}; correct num_classes "
+            "in pretrained_cfg, or give the file that belongs to it."
+        )
+    fit(model, state, "The weights file", model.classifier_name, _FIRST_CONV)
+    return state
+
+
+def _loading_factory(cls: type[ZooModel], tag: str) -> Callable[..., nn.Module]:
     """Return a constructor that also loads the tag, before timm may wrap the model for features."""
     entry = get_weights(tag)
 
     def construct(**args: Any) -> nn.Module:
         model = cls(**args)
-        fit(model, load_state(entry), entry.tag, _classifier(entry.architecture), _FIRST_CONV)
+        fit(model, load_state(entry), entry.tag, cls.classifier_name, _FIRST_CONV)
         return model
 
     return construct
 
 
-def _classifier(architecture: str) -> str:
-    return {
-        "squeezenet_cifar": "classifier.1",
-        "sq1": "fc2",
-        "fire_next": "classifier",
-        "alexnet_cifar": "classifier.6",
-    }[architecture]
-
-
-def _names_source(overlay: dict[str, Any] | None) -> bool:
-    return bool(overlay) and any((overlay or {}).get(k) for k in ("file", "url", "hf_hub_id", "state_dict"))
+@cache
+def _pool_size(cls: type[ZooModel], input_size: tuple[int, int, int]) -> tuple[int, int]:
+    """Height and width of the trunk's last map; unpadded and ceiling pools make it other than side / 16."""
+    trunk = cls(device="meta").features  # type: ignore[call-arg]
+    height, width = trunk(torch.empty(1, *input_size, device="meta")).shape[2:]
+    return height, width

@@ -1,4 +1,4 @@
-"""alexnet_cifar: torchvision's AlexNet with its last layer sized for CIFAR-10, the paper's baseline (Table 2, row 1)."""
+"""alexnet_cifar: torchvision's AlexNet with its last layer sized for CIFAR-10: the baseline (paper, Table 2, row 1)."""
 
 from typing import Any
 
@@ -6,8 +6,9 @@ import torch
 import torch.nn as nn
 from timm.models import register_model
 
-from sqzoo.models._arguments import one_of, rate
+from sqzoo.models._arguments import rate
 from sqzoo.models._base import ZooModel
+from sqzoo.models._blocks import GlobalPool
 from sqzoo.models._build import build, configs
 
 __all__ = ["AlexNetCifar"]
@@ -19,13 +20,15 @@ class AlexNetCifar(ZooModel):
     Key names are torchvision's: `features`, and `classifier.1`, `.4`, `.6` (the last layer).
 
     num_classes: number of classes; 0 gives the second linear layer's output (N, 4096).
-    global_pool: "avg", the pool to 6x6; "" with num_classes=0 gives the trunk's map. drop_rate: before each of the
-    first two linear layers.
+    global_pool: "avg" or "max", the pool to 6x6; "" with num_classes=0 gives the trunk's map.
+    drop_rate: dropout before each of the first two linear layers.
     """
 
     min_input_size = 63
-    head_layers = ("classifier",)
     taps = ((1, 64, 4), (4, 192, 8), (11, 256, 16))
+    classifier_name = "classifier.6"
+    hidden_layers = ("classifier.1", "classifier.4")
+    linear_head = True
 
     def __init__(
         self,
@@ -37,7 +40,6 @@ class AlexNetCifar(ZooModel):
         dtype: Any = None,
     ) -> None:
         super().__init__(num_classes, in_chans, global_pool)
-        self._check_pool(num_classes, global_pool)
         dd = {"device": device, "dtype": dtype}
         self.features = nn.Sequential(
             nn.Conv2d(self.in_chans, 64, 11, stride=4, padding=2, **dd),
@@ -55,47 +57,33 @@ class AlexNetCifar(ZooModel):
             nn.MaxPool2d(3, stride=2),
         )
         drop = rate("drop_rate", drop_rate)
-        self.avgpool = nn.AdaptiveAvgPool2d((6, 6))
-        self.classifier: nn.Module = nn.Sequential(
+        self.global_pool = GlobalPool(global_pool, side=6)
+        self.classifier = nn.Sequential(
             nn.Dropout(drop),
             nn.Linear(256 * 6 * 6, 4096, **dd),
             nn.ReLU(inplace=True),
             nn.Dropout(drop),
             nn.Linear(4096, 4096, **dd),
             nn.ReLU(inplace=True),
-            nn.Linear(4096, num_classes, **dd) if num_classes else nn.Identity(),
+            self.last_layer(4096, num_classes, **dd),
         )
         self.head_hidden_size = 4096
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        if self.pool_kind == "":
+        x = self.global_pool(x)
+        if self.global_pool.pool_type == "":
             return x
-        x = torch.flatten(self.avgpool(x), 1)
-        if pre_logits:
-            return self.classifier[:6](x)  # type: ignore[index]
-        return self.classifier(x)
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        kind = self.pool_kind if global_pool is None else global_pool
-        self._check_pool(num_classes, kind)
-        layer = nn.Linear(4096, num_classes, **self._like_weights()) if num_classes else nn.Identity()
-        self.classifier[6] = layer.train(self.training)  # type: ignore[index]
-        self.num_classes, self.pool_kind = num_classes, kind
-
-    @torch.jit.ignore
-    def get_classifier(self) -> nn.Module:
-        return self.classifier[6]  # type: ignore[index]
-
-    @staticmethod
-    def _check_pool(num_classes: int, kind: str) -> None:
-        one_of("alexnet_cifar's global_pool", kind, ("avg", "") if num_classes == 0 else ("avg",))
+        for i, layer in enumerate(self.classifier):  # TorchScript cannot call a slice
+            if i < 6 or not pre_logits:
+                x = layer(x)
+        return x
 
     @torch.jit.ignore
     def input_dropout(self) -> nn.Dropout:
-        return self.classifier[0]  # type: ignore[index,no-any-return]
+        return self.classifier[0]  # type: ignore[return-value]
 
 
-default_cfgs = configs("alexnet_cifar", classifier="classifier.6", min_input_size=(3, 63, 63))
+default_cfgs = configs(AlexNetCifar, "alexnet_cifar", min_input_size=(3, 63, 63))
 
 
 @register_model

@@ -25,8 +25,9 @@ class FireNext(ZooModel):
     pool2, pool3: "max" or "avg", the paper's Pooling_2 and Pooling_3; global_pool: "avg", "max" or "".
     """
 
-    head_layers = ("block", "classifier")
     taps = ((1, 64, 2), (4, 128, 4), (7, 256, 8), (11, 512, 16))
+    classifier_name = "classifier"
+    hidden_layers = ("block",)
 
     def __init__(
         self,
@@ -48,9 +49,9 @@ class FireNext(ZooModel):
             raise ArgumentError(f"reduction must be a number above 0 and at most 1, not {reduction!r}.")
         dd = {"device": device, "dtype": dtype}
         self.features = squeeze_trunk(self.in_chans, pool2, pool3, **dd)[:12]
-        self.block: nn.Module = SqNxtBlock(512, count("width", width), reduction, add, batch_norm, **dd)
+        self.block = SqNxtBlock(512, count("width", width), reduction, add, batch_norm, **dd)
         self.drop = nn.Dropout(rate("drop_rate", drop_rate))
-        self.classifier: nn.Module = nn.Conv2d(width, num_classes, 1, **dd) if num_classes else nn.Identity()
+        self.classifier = self.last_layer(width, num_classes, **dd)
         self.global_pool = GlobalPool(global_pool)
         self.head_hidden_size = width
 
@@ -60,20 +61,8 @@ class FireNext(ZooModel):
             x = self.classifier(self.drop(x))
         return self.global_pool(x)
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        kind = self.pool_kind if global_pool is None else global_pool
-        width = self.head_hidden_size
-        layer = nn.Conv2d(width, num_classes, 1, **self._like_weights()) if num_classes else nn.Identity()
-        self.classifier = layer.train(self.training)
-        self.global_pool = GlobalPool(kind).train(self.training)
-        self.num_classes, self.pool_kind = num_classes, kind
 
-    @torch.jit.ignore
-    def get_classifier(self) -> nn.Module:
-        return self.classifier
-
-
-default_cfgs = configs("fire_next", classifier="classifier")
+default_cfgs = configs(FireNext, "fire_next")
 
 
 @register_model

@@ -6,7 +6,6 @@ import torch
 import torch.nn as nn
 from timm.models import register_model
 
-from sqzoo.errors import ArgumentError
 from sqzoo.models._arguments import count, rate
 from sqzoo.models._base import ZooModel
 from sqzoo.models._blocks import GlobalPool, squeeze_trunk
@@ -28,8 +27,10 @@ class Sq1(ZooModel):
     with num_classes=0 for the map before the pool.
     """
 
-    head_layers = ("conv", "fc1")
     taps = ((1, 64, 2), (4, 128, 4), (7, 256, 8), (12, 512, 16))
+    classifier_name = "fc2"
+    hidden_layers = ("conv", "fc1")
+    linear_head = True
 
     def __init__(
         self,
@@ -49,45 +50,27 @@ class Sq1(ZooModel):
         super().__init__(num_classes, in_chans, global_pool)
         dd = {"device": device, "dtype": dtype}
         self.features = squeeze_trunk(self.in_chans, pool2, pool3, **dd)
-        self.conv: nn.Module = nn.Conv2d(512, count("width", width), 1, **dd)
+        self.conv = nn.Conv2d(512, count("width", width), 1, **dd)
         self.act = nn.ReLU(inplace=True)
-        self.fc1: nn.Module = nn.Linear(width, count("mid", mid), **dd)
+        self.fc1 = nn.Linear(width, count("mid", mid), **dd)
         self.mid_act = nn.ReLU(inplace=True) if mid_relu else nn.Identity()
         self.drop1 = nn.Dropout(rate("drop_rate", drop_rate))
         self.drop2 = nn.Dropout(rate("logit_drop_rate", logit_drop_rate))
-        self.fc2: nn.Module = nn.Linear(mid, num_classes, **dd) if num_classes else nn.Identity()
+        self.fc2 = self.last_layer(mid, num_classes, **dd)
         self.global_pool = GlobalPool(global_pool)
         self.head_hidden_size = mid
-        self._check_pool(num_classes, global_pool)
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         x = self.global_pool(self.act(self.conv(x)))
-        if self.pool_kind == "":
+        if self.global_pool.pool_type == "":
             return x
         x = self.mid_act(self.fc1(x))
         if pre_logits or self.num_classes == 0:
             return x
         return self.drop2(self.fc2(self.drop1(x)))
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        kind = self.pool_kind if global_pool is None else global_pool
-        self._check_pool(num_classes, kind)
-        layer = nn.Linear(self.head_hidden_size, num_classes, **self._like_weights()) if num_classes else nn.Identity()
-        self.fc2 = layer.train(self.training)
-        self.global_pool = GlobalPool(kind).train(self.training)
-        self.num_classes, self.pool_kind = num_classes, kind
 
-    @torch.jit.ignore
-    def get_classifier(self) -> nn.Module:
-        return self.fc2
-
-    @staticmethod
-    def _check_pool(num_classes: int, kind: str) -> None:
-        if num_classes and not kind:
-            raise ArgumentError("global_pool='' leaves a map that sq1's linear layers cannot take; add num_classes=0.")
-
-
-default_cfgs = configs("sq1", classifier="fc2")
+default_cfgs = configs(Sq1, "sq1")
 
 
 @register_model

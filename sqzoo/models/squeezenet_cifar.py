@@ -24,8 +24,8 @@ class SqueezeNetCifar(ZooModel):
     pool2, pool3: "max" or "avg", the paper's Pooling_2 and Pooling_3; global_pool: "avg", "max" or "".
     """
 
-    head_layers = ("classifier",)
     taps = ((1, 64, 2), (4, 128, 4), (7, 256, 8), (12, 512, 16))
+    classifier_name = "classifier.1"
 
     def __init__(
         self,
@@ -41,9 +41,9 @@ class SqueezeNetCifar(ZooModel):
         super().__init__(num_classes, in_chans, global_pool)
         dd = {"device": device, "dtype": dtype}
         self.features = squeeze_trunk(self.in_chans, pool2, pool3, **dd)
-        self.classifier: nn.Module = nn.Sequential(
+        self.classifier = nn.Sequential(
             nn.Dropout(rate("drop_rate", drop_rate)),
-            nn.Conv2d(512, num_classes, 1, **dd) if num_classes else nn.Identity(),
+            self.last_layer(512, num_classes, **dd),
             nn.ReLU(inplace=True),
         )
         self.global_pool = GlobalPool(global_pool)
@@ -53,23 +53,12 @@ class SqueezeNetCifar(ZooModel):
             x = self.classifier(x)
         return self.global_pool(x)
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        kind = self.pool_kind if global_pool is None else global_pool
-        layer = nn.Conv2d(512, num_classes, 1, **self._like_weights()) if num_classes else nn.Identity()
-        self.classifier[1] = layer.train(self.training)  # type: ignore[index]
-        self.global_pool = GlobalPool(kind).train(self.training)
-        self.num_classes, self.pool_kind = num_classes, kind
-
-    @torch.jit.ignore
-    def get_classifier(self) -> nn.Module:
-        return self.classifier[1]  # type: ignore[index]
-
     @torch.jit.ignore
     def input_dropout(self) -> nn.Dropout:
-        return self.classifier[0]  # type: ignore[index,no-any-return]
+        return self.classifier[0]  # type: ignore[return-value]
 
 
-default_cfgs = configs("squeezenet_cifar", classifier="classifier.1")
+default_cfgs = configs(SqueezeNetCifar, "squeezenet_cifar")
 
 
 @register_model
