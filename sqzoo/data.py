@@ -204,8 +204,9 @@ class Preprocessing:
     def __call__(self, images: np.ndarray | torch.Tensor) -> torch.Tensor:
         """Turn square (N, H, W, 3) uint8 images into (N, 3, side, side) float32, channels last.
 
-        Bit for bit what torchvision's Resize, CenterCrop, ToTensor and Normalize give for PIL images: the uint8
-        antialiased resize has Pillow's own fixed-point arithmetic.
+        Bit for bit what torchvision's Resize, CenterCrop, ToTensor and Normalize give for PIL images, where 32 pixels
+        grow by a whole factor, as in all recipes; at other sizes PyTorch's fixed-point weights are shorter than
+        Pillow's, and a few pixels are a level or two of 255 apart.
         """
         x = torch.as_tensor(images).permute(0, 3, 1, 2)
         whole = int(self.side / self.crop_pct)
