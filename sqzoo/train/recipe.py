@@ -83,11 +83,12 @@ def _paper(model: str, lr: float, epochs: int, **changes: Any) -> Recipe:
     return Recipe(model, lr=lr, sizes=((224, epochs),), **changes)
 
 
-# Table 3's learning rate for Sq-1, figure 8's for Fire-Next; the paper gives none for the other two.
+# Table 3's learning rate for Sq-1, figure 8's for Fire-Next; the paper gives none for the other two, and no batch size:
+# with 128 Sq-1 was still learning after 16 epochs (85.4 % at the 12th).
 _PAPER = {
-    "squeezenet_cifar": _paper("squeezenet_cifar", 0.001, 10),
-    "sq1": _paper("sq1", 0.0004, 16),
-    "fire_next": _paper("fire_next", 0.001, 8),
+    "squeezenet_cifar": _paper("squeezenet_cifar", 0.001, 10, batch_size=32),
+    "sq1": _paper("sq1", 0.0004, 14, batch_size=32),
+    "fire_next": _paper("fire_next", 0.001, 8, batch_size=32),
     "alexnet_cifar": _paper("alexnet_cifar", 0.0004, 16, head="last"),
 }
 RECIPES = ("paper", "paper_held_out", "fc", "fc_held_out", "finetune")
