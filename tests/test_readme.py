@@ -1,0 +1,52 @@
+"""The README does what it says: its Python blocks run, and its table is the recorded one."""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
+def test_python_block_runs(block: str) -> None:
+    done = subprocess.run([sys.executable, "-c", block], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_first_block_sees_the_cat() -> None:
+    done = subprocess.run([sys.executable, "-c", BLOCKS[0]], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.startswith("[[Prediction(label='cat'"), done.stdout + done.stderr
+
+
+def _table2() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("table2", ROOT / "benchmarks" / "table2.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_table_is_the_recorded_one() -> None:
+    table2 = _table2()
+    results = json.loads((ROOT / "benchmarks" / "results" / "table2.json").read_text(encoding="utf-8"))
+    shown = README.partition("<!-- table2 -->\n")[2].partition("\n<!-- /table2 -->")[0]
+    assert shown == table2.render(results)
+    assert results["verdicts"] == table2.verdicts(results)
+
+
+def test_table_and_manifest_agree() -> None:
+    results = json.loads((ROOT / "benchmarks" / "results" / "table2.json").read_text(encoding="utf-8"))
+    manifest = json.loads((ROOT / "sqzoo" / "weights" / "manifest.json").read_text(encoding="utf-8"))["weights"]
+    assert sorted(results["tags"]) == sorted(e["tag"] for e in manifest)
+    for entry in manifest:
+        record = json.loads((ROOT / entry["metrics"]["source"]).read_text(encoding="utf-8"))
+        assert record["test"]["top1"] == entry["metrics"]["test_top1"]
+        assert abs(results["tags"][entry["tag"]]["top1"] - record["test"]["top1"]) <= _table2().TOLERANCE
