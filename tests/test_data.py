@@ -349,7 +349,7 @@ def hub() -> Iterator[tuple[str, bytes, list[tuple[str, str]]]]:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
+        Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}", body, requests
         server.shutdown()
 

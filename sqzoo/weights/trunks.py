@@ -1,16 +1,17 @@
-"""The ImageNet trunks: torchvision's weights from a local file, torch.hub's cache or torchvision's download, verified."""
+"""The ImageNet trunks: torchvision's weights from a local file, torch.hub's cache or a download, verified."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
-from sqzoo.errors import WeightsError
+from sqzoo.errors import ArgumentError, WeightsError, did_you_mean
 from sqzoo.hashing import tensors_sha256
 
 _FOLDER_VARIABLE = "SQZOO_TRUNKS"
@@ -75,6 +76,8 @@ def load_trunk(
     Taken from `path` (a file or folder) if given, else the folder in the environment variable SQZOO_TRUNKS, else
     torch.hub's cache, else torchvision's download. Raises `WeightsError` where the file is absent or not that trunk.
     """
+    if name not in TRUNKS:
+        raise ArgumentError(f"Unknown trunk {name!r}.{did_you_mean(name, TRUNKS)} There are: {', '.join(TRUNKS)}.")
     trunk = TRUNKS[name]
     source = path or _chosen.get() or os.environ.get(_FOLDER_VARIABLE)
     file = _local_file(trunk, Path(source)) if source else _hub_file(trunk)
@@ -112,26 +115,25 @@ def _local_file(trunk: Trunk, source: Path) -> Path:
 def _hub_file(trunk: Trunk) -> Path:
     file = Path(torch.hub.get_dir()) / "checkpoints" / trunk.url.rpartition("/")[2]
     if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
         prefix = file.stem.rpartition("-")[2]
         try:
+            file.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(trunk.url, str(file), hash_prefix=prefix, progress=True)
-        except (OSError, RuntimeError) as e:
+        except (OSError, RuntimeError, HTTPException) as e:
             raise WeightsError(
-                f"Could not download the {trunk.name} trunk from {trunk.url} ({e}); connect to the network, or put "
-                f"the file in a folder and name that folder in {_FOLDER_VARIABLE}."
+                f"Could not download the {trunk.name} trunk from {trunk.url} ({' '.join(str(e).split())}); connect to "
+                f"the network, or put the file in a folder and name that folder in {_FOLDER_VARIABLE}."
             ) from e
     return file
 
 
 def _read(file: Path) -> dict[str, torch.Tensor]:
     try:
-        if file.suffix == ".safetensors":
-            tensors = load_file(file)
-        else:
-            tensors = torch.load(file, map_location="cpu", weights_only=True)
+        tensors = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+        if not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in tensors.items()):
+            raise TypeError("not a dictionary of named tensors")
         return dict(tensors)
     except Exception as e:  # whatever a damaged or foreign file makes its reader raise
         raise WeightsError(
-            f"{file} is not a readable weights file ({type(e).__name__}: {e}); delete it to fetch it again."
+            f"{file} is not a readable weights file ({type(e).__name__}); delete it to fetch it again."
         ) from e
