@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn as nn
-from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices  # private in timm, same place from 1.0.22 to 1.0.31
+from torch.jit import is_scripting, is_tracing  # type: ignore[attr-defined]  # torch does not list them as exports
+from torch.utils.checkpoint import checkpoint
 
 from sqzoo.errors import ArgumentError
 from sqzoo.models._arguments import count
@@ -14,6 +15,8 @@ from sqzoo.models._blocks import GlobalPool
 
 def check_images(x: torch.Tensor, in_chans: int, least: int) -> None:
     """Raise `ArgumentError` unless `x` is (N, in_chans, H, W) with H and W of at least `least` pixels."""
+    if is_tracing():  # sizes are tensors then, and each comparison warns
+        return
     if x.dim() != 4 or x.shape[1] != in_chans or x.shape[2] < least or x.shape[3] < least:
         raise ArgumentError(
             f"expected images of shape (N, {in_chans}, H, W) with H and W of at least {least} pixels, "
@@ -59,8 +62,8 @@ class ZooModel(nn.Module):
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """Run the trunk: (N, in_chans, H, W) to (N, num_features, h, w), 13 x 13 at 224 for SqueezeNet."""
         check_images(x, self.in_chans, self.min_input_size)
-        if self.grad_checkpointing and not torch.jit.is_scripting():  # type: ignore[attr-defined]
-            return checkpoint_seq(self.features, x)
+        if self.grad_checkpointing and not is_scripting():
+            return self._recomputing(x)
         return self.features(x)
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
@@ -167,6 +170,14 @@ class ZooModel(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trade time for memory: recompute the trunk's activations in the backward pass."""
         self.grad_checkpointing = enable
+
+    def _recomputing(self, x: torch.Tensor) -> torch.Tensor:
+        # Stage by stage: none begins with an in-place ReLU, which would overwrite the input that is kept for it.
+        start = 0
+        for end in sorted({*self.tap_ends, len(self.features) - 1}):
+            x = checkpoint(self.features[start : end + 1], x, use_reentrant=False)
+            start = end + 1
+        return x
 
     @classmethod
     def _check_pool(cls, num_classes: int, kind: str) -> None:

@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
@@ -21,10 +20,11 @@ _FIRST_CONV = "features.0"
 
 def configs(cls: type[ZooModel], architecture: str, **extra: Any) -> Any:
     """Return timm's `default_cfgs` of an architecture, made from the manifest: one for each of its tags."""
+    trunk = cls(device="meta").features  # type: ignore[call-arg]
     base: dict[str, Any] = {
         "num_classes": 10,
         "input_size": (3, 224, 224),
-        "pool_size": _pool_size(cls, (3, 224, 224)),
+        "pool_size": _pool_size(trunk, (3, 224, 224)),
         "crop_pct": 0.875,  # with 224 this is the paper's resize to 256 and centre crop
         "interpolation": "bilinear",
         "first_conv": _FIRST_CONV,
@@ -39,7 +39,7 @@ def configs(cls: type[ZooModel], architecture: str, **extra: Any) -> Any:
         result[tag] = base | {
             "file": str(entry.path),
             "input_size": entry.input_size,
-            "pool_size": _pool_size(cls, entry.input_size),
+            "pool_size": _pool_size(trunk, entry.input_size),
             "crop_pct": entry.crop_pct,
             "interpolation": entry.interpolation,
             "mean": entry.mean,
@@ -94,6 +94,7 @@ def complete_or_raise(state: dict[str, torch.Tensor], model: ZooModel) -> dict[s
     timm loads them once more, but drops all strictness where the number of classes differs or features are asked for:
     it would leave a missing or misnamed trunk random.
     """
+    fit(model, state, "The weights file", model.classifier_name, _FIRST_CONV)
     head = f"{model.classifier_name}.weight"
     stated = model.pretrained_cfg["num_classes"]  # type: ignore[index]
     found = state[head].shape[0] if head in state else 0
@@ -102,7 +103,6 @@ def complete_or_raise(state: dict[str, torch.Tensor], model: ZooModel) -> dict[s
             f"The weights file has {found} classes in {head}, its configuration states {stated}; correct num_classes "
             "in pretrained_cfg, or give the file that belongs to it."
         )
-    fit(model, state, "The weights file", model.classifier_name, _FIRST_CONV)
     return state
 
 
@@ -118,9 +118,7 @@ def _loading_factory(cls: type[ZooModel], tag: str) -> Callable[..., nn.Module]:
     return construct
 
 
-@cache
-def _pool_size(cls: type[ZooModel], input_size: tuple[int, int, int]) -> tuple[int, int]:
+def _pool_size(trunk: nn.Module, input_size: tuple[int, int, int]) -> tuple[int, int]:
     """Height and width of the trunk's last map; unpadded and ceiling pools make it other than side / 16."""
-    trunk = cls(device="meta").features  # type: ignore[call-arg]
     height, width = trunk(torch.empty(1, *input_size, device="meta")).shape[2:]
     return height, width

@@ -29,7 +29,7 @@ class Sq1(ZooModel):
 
     taps = ((1, 64, 2), (4, 128, 4), (7, 256, 8), (12, 512, 16))
     classifier_name = "fc2"
-    hidden_layers = ("conv", "fc1")
+    hidden_layers = ("conv", "act", "fc1")
     linear_head = True
 
     def __init__(

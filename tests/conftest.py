@@ -1,0 +1,27 @@
+"""Fixtures: the data that only some machines hold. A test that needs what is absent is skipped and says why."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+BESIDE = Path(__file__).parents[2] / "shared" / "data"
+
+
+def _folder(variable: str, name: str) -> Path:
+    for folder in (os.environ.get(variable), BESIDE / name):
+        if folder and Path(folder).is_dir():
+            return Path(folder)
+    pytest.skip(f"needs {variable}, or a folder {name} in {BESIDE}")
+
+
+@pytest.fixture(scope="session")
+def trunks() -> Path:
+    """Folder with the ImageNet trunks, `squeezenet1_1_features.safetensors` and `alexnet_features.safetensors`."""
+    return _folder("SQZOO_TRUNKS", "weights")
+
+
+@pytest.fixture(scope="session")
+def cifar10_root() -> Path:
+    """Folder with CIFAR-10, as `sqzoo.data.cifar10` takes it."""
+    return _folder("SQZOO_CIFAR10", "cifar10")

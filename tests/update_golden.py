@@ -1,0 +1,35 @@
+"""Write tests/data/golden.json: the logits of every weights tag whose complete file is embedded, on a fixed image.
+
+    python tests/update_golden.py
+
+Run it when weights are added or replaced on purpose; otherwise a change in the file is a change in the models.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+
+import sqzoo
+
+FILE = Path(__file__).parent / "data" / "golden.json"
+
+
+def golden_tags() -> list[str]:
+    """Return the tags that need nothing but the package."""
+    return [t for t in sqzoo.list_models(pretrained=True) if sqzoo.get_weights(t).holds == "complete"]
+
+
+def golden_logits(tag: str) -> list[float]:
+    """Return a tag's logits for a (1, 3, H, W) image made without a random number, so that no version changes it."""
+    model = sqzoo.create_model(tag, pretrained=True)
+    channels, height, width = sqzoo.get_weights(tag).input_size
+    pixels = torch.arange(channels * height * width, dtype=torch.float64)
+    image = ((pixels * 0.37) % 4.3 - 2.1).float().view(1, channels, height, width)
+    with torch.inference_mode():
+        return [round(v, 6) for v in model(image)[0].tolist()]
+
+
+if __name__ == "__main__":
+    FILE.write_text(json.dumps({tag: golden_logits(tag) for tag in golden_tags()}, indent=1) + "\n", encoding="utf-8")
+    print(f"{FILE}: {len(golden_tags())} tags")
