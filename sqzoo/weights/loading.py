@@ -45,6 +45,8 @@ def load_state(entry: Entry) -> dict[str, torch.Tensor]:
         trunk = load_trunk(entry.trunk)
         # Fire-Next leaves the trunk's last Fire module out; the head file says so by its architecture alone.
         depth = 12 if entry.architecture == "fire_next" else len(trunk)
+        if any(k in tensors for k in trunk):
+            raise WeightsError(f"{entry.path} holds trunk tensors besides its head; use a file that sqzoo published.")
         tensors |= {k: v for k, v in trunk.items() if int(k.split(".")[1]) < depth}
     return tensors
 
@@ -52,40 +54,41 @@ def load_state(entry: Entry) -> dict[str, torch.Tensor]:
 def fit(model: nn.Module, tensors: Mapping[str, torch.Tensor], name: str, classifier: str, first_conv: str) -> None:
     """Load `tensors` into `model` strictly; only another number of classes or input channels may differ.
 
-    A head of another size stays freshly initialised, which is logged; a first convolution for other channels is
-    summed or tiled as timm does. Raises `WeightsError` on any other difference in names, shapes or dtypes.
+    A head of another size stays freshly initialised, which is logged; a first convolution for RGB is summed or tiled
+    for other channels as timm does. Raises `WeightsError` on any other difference in names, shapes or dtypes.
     """
     state = dict(tensors)
     own = model.state_dict()
     head = [f"{classifier}.weight", f"{classifier}.bias"]
-    given = state[head[0]].shape[0] if head[0] in state else 0
-    wanted = own[head[0]].shape[0] if head[0] in own else 0
-    if given != wanted:
-        _logger.info(
-            "%s: classifier %s not loaded, %d classes in the file, %d asked for", name, classifier, given, wanted
-        )
-        for key in head:
-            state.pop(key, None)
-            if key in own:
-                state[key] = own[key]
+    # A file without its head is damaged: only one with a whole head can be of another number of classes.
+    if all(key in state and state[key].dim() for key in head):
+        given, wanted = (len(s[head[1]]) if head[1] in s else 0 for s in (state, own))
+        if given != wanted and len(state[head[0]]) == given:
+            _logger.info("%s: %s not loaded, %d classes in the file, %d asked for", name, classifier, given, wanted)
+            state = {k: v for k, v in state.items() if k not in head} | {k: own[k] for k in head if k in own}
     stem = f"{first_conv}.weight"
-    if stem in state and stem in own and state[stem].shape[1] != own[stem].shape[1]:
-        state[stem] = adapt_input_conv(own[stem].shape[1], state[stem], base_chans=state[stem].shape[1])
+    if stem in state and stem in own and state[stem].dim() == 4 and state[stem].shape[1] == 3 != own[stem].shape[1]:
+        state[stem] = adapt_input_conv(own[stem].shape[1], state[stem])
     _compare(state, own, name)
     model.load_state_dict(state, strict=True)
 
 
 def _compare(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], name: str) -> None:
-    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    missing, extra = [k for k in own if k not in state], sorted(state.keys() - own.keys())
     if missing or extra:
         raise WeightsError(
-            f"{name} does not fit the model: missing tensors {missing or 'none'}, unexpected tensors {extra or 'none'}; "
+            f"{name} does not fit the model: missing tensors: {_some(missing)}; unexpected tensors: {_some(extra)}; "
             "use the arguments that the weights were trained with, or pretrained=False."
         )
     for key, tensor in own.items():
-        if state[key].shape != tensor.shape or not state[key].is_floating_point():
+        if state[key].shape != tensor.shape or state[key].is_floating_point() != tensor.is_floating_point():
             raise WeightsError(
                 f"{name} does not fit the model: {key} is {list(state[key].shape)} {state[key].dtype} in the file, "
                 f"{list(tensor.shape)} {tensor.dtype} in the model; use the arguments that the weights were trained "
                 "with, or pretrained=False."
             )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return (", ".join(names[:3]) or "none") + more
