@@ -20,8 +20,8 @@ class Recipe:
     crop_pct: 0.875 sees the central 28 of 32 pixels (the paper's resize 256, crop 224), 1.0 all of them.
     hold_out: training images kept apart; select: which images choose the best epoch, "held_out" or "test" (the
     paper's own way, which flatters).
-    warm_up: share of all steps in which the learning rate rises to `lr`; it then falls along a cosine to zero where
-    `schedule` is "cosine".
+    schedule: the learning rate is `lr` throughout, or with "cosine" rises to it over the share `warm_up` of all steps
+    and falls along a cosine to zero.
     """
 
     model: str
@@ -59,6 +59,8 @@ class Recipe:
             raise ArgumentError(f"batch_size must be at least 1, not {self.batch_size!r}.")
         if self.head == "last" and self.trunk == "trained":
             raise ArgumentError("head='last' trains one layer alone; give trunk='frozen' with it, or head='all'.")
+        if self.schedule == "constant" and self.warm_up:
+            raise ArgumentError(f"warm_up={self.warm_up!r} goes with schedule='cosine'; give both or neither.")
         if self.select == "held_out" and self.hold_out < 1:
             raise ArgumentError(f"select='held_out' needs images: hold_out is {self.hold_out}; give 5000, say.")
         if self.trunk == "frozen" and (len(self.sizes) > 1 or self.flip or self.pad):

@@ -1,0 +1,432 @@
+"""Training: what a run learns and leaves alone, what it records, and that it goes on exactly where it was killed."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from sqzoo import create_model
+from sqzoo.data import Dataset, hold_out
+from sqzoo.errors import ArgumentError, DataError, UnknownModelError
+from sqzoo.train import RECIPES, Recipe, evaluate, loop, recipe, train
+from sqzoo.weights import load_trunk
+
+FROZEN = Recipe("sq1", sizes=((32, 3),), crop_pct=1.0, hold_out=20, select="held_out", batch_size=16)
+# At 32 pixels the last map is a single point: 64 lets the 3x3 convolutions of the last layers learn at their edges.
+TRAINED = recipe("finetune", "sq1", sizes=((32, 1), (64, 2)), hold_out=20, batch_size=16)
+
+
+def coloured(count: int, seed: int) -> Dataset:
+    """Noise around a colour for each of ten classes, which can be learnt."""
+    colours = np.random.default_rng(99).integers(40, 216, (10, 1, 1, 3))
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.arange(count) % 10)
+    noise = rng.integers(-40, 41, (count, 32, 32, 3))
+    return Dataset((colours[labels] + noise).astype(np.uint8), labels)
+
+
+TRAIN, TEST = coloured(100, 1), coloured(40, 2)
+
+
+def run(plan: Recipe, folder: Path, trunks: Path, **changes: Any) -> dict[str, Any]:
+    arguments: dict[str, Any] = {"train_set": TRAIN, "test_set": TEST, "trunk": trunks, "progress": False}
+    return train(plan, run=folder, **(arguments | changes))
+
+
+def assert_one_sentence(error: BaseException, *parts: object) -> None:
+    message = str(error)
+    assert "\n" not in message and message.endswith(".") and len(message) < 700, message
+    for part in parts:
+        assert str(part) in message, message
+
+
+@pytest.fixture()
+def models(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
+    """The models that `train` makes, in order."""
+    made: list[nn.Module] = []
+
+    def remember(*args: Any, **kwargs: Any) -> nn.Module:
+        made.append(create_model(*args, **kwargs))
+        return made[-1]
+
+    monkeypatch.setattr(loop, "create_model", remember)
+    return made
+
+
+# What is learnt
+
+
+def test_frozen_recipe_trains_the_head_alone(tmp_path: Path, trunks: Path, models: list[nn.Module]) -> None:
+    plan = replace(FROZEN, lr=0.01, sizes=((32, 8),))
+    result = run(plan, tmp_path, trunks)
+    state = models[0].state_dict()
+    real = load_trunk("squeezenet1_1", trunks)
+    assert all(torch.equal(state[k], real[k]) for k in real)
+    best = load_file(tmp_path / "best.safetensors")
+    head = {k for k in state if not k.startswith("features.")}
+    assert best.keys() == head
+    torch.manual_seed(plan.seed)
+    fresh = create_model("sq1").state_dict()
+    assert all(not torch.equal(best[k], fresh[k]) for k in head)
+    assert result["log"][-1]["train_loss"] < 0.7 * result["log"][0]["train_loss"]
+    assert result["held_out"]["top1"] > 50 and result["test"]["top1"] > 50  # ten classes: 10 by chance
+
+
+def test_trained_recipe_changes_every_tensor(tmp_path: Path, trunks: Path, models: list[nn.Module]) -> None:
+    result = run(TRAINED, tmp_path, trunks)
+    best = load_file(tmp_path / "best.safetensors")
+    assert best.keys() == models[0].state_dict().keys()
+    torch.manual_seed(TRAINED.seed)
+    before = create_model("sq1", init="imagenet", trunk=trunks).state_dict()
+    assert [k for k in best if torch.equal(best[k], before[k])] == []
+    assert [row["side"] for row in result["log"]] == [32, 64, 64]
+
+
+def test_last_layer_alone(tmp_path: Path, trunks: Path, models: list[nn.Module]) -> None:
+    run(replace(FROZEN, head="last"), tmp_path, trunks)
+    assert load_file(tmp_path / "best.safetensors").keys() == {"fc2.weight", "fc2.bias"}
+    torch.manual_seed(FROZEN.seed)
+    before = create_model("sq1", init="imagenet", trunk=trunks).state_dict()
+    after = models[0].state_dict()
+    assert {k for k in after if not torch.equal(after[k], before[k])} == {"fc2.weight", "fc2.bias"}
+
+
+@pytest.mark.parametrize("plan", [FROZEN, TRAINED], ids=["frozen", "trained"])
+def test_the_recorded_figures_are_those_of_the_saved_weights(plan: Recipe, tmp_path: Path, trunks: Path) -> None:
+    result = run(plan, tmp_path, trunks)
+    model = create_model("sq1", init="imagenet", trunk=trunks)
+    model.load_state_dict(model.state_dict() | load_file(tmp_path / "best.safetensors"))
+    _, held = hold_out(TRAIN.labels, plan.hold_out)
+    for name, data in (("test", TEST), ("held_out", TRAIN[held])):
+        measured = evaluate(model, data, plan.preprocessing(plan.sizes[-1][0]))
+        assert measured.images == result[name]["images"] == len(data)
+        assert measured.top1 == result[name]["top1"]
+        assert measured.loss == pytest.approx(result[name]["loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize(("exactly", "tolerance"), [(True, 0.0), (False, 1e-4)])
+def test_cached_features_train_as_a_textbook_loop_does(
+    exactly: bool, tolerance: float, tmp_path: Path, trunks: Path
+) -> None:
+    """The frozen trunk run anew in every step: the same weights after 21 steps.
+
+    Bit for bit where the trunk takes eight images at a time, as the cache does, and the optimiser is the trainer's.
+    With whole batches and plain Adam within 1e-4, 3e-5 in fact: oneDNN's last bits hang on the size of the batch, and
+    Adam makes whole steps of the smallest gradients.
+    """
+    plan = replace(FROZEN, sizes=((64, 3),), hold_out=0, select="test")
+    run(plan, tmp_path, trunks)
+    torch.manual_seed(plan.seed)
+    model = create_model("sq1", init="imagenet", trunk=trunks)
+    model.features.requires_grad_(False)
+    head = [p for p in model.parameters() if p.requires_grad]
+    if exactly:
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(head, lr=plan.lr, weight_decay=0.0, fused=True)
+    else:
+        optimizer = torch.optim.Adam(head, lr=plan.lr)
+    prepare, labels = plan.preprocessing(64), torch.from_numpy(TRAIN.labels)
+    first: dict[str, torch.Tensor] = {}
+    for epoch in range(3):
+        torch.manual_seed(plan.seed * 1_000_003 + epoch)
+        model.train()
+        for indices in torch.randperm(100).split(plan.batch_size):
+            parts = prepare(TRAIN.images[indices]).split(8 if exactly else plan.batch_size)
+            maps = torch.cat([model.forward_features(part) for part in parts])
+            loss = F.cross_entropy(model.forward_head(maps), labels[indices])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        first = first or {k: v.clone() for k, v in model.state_dict().items()}
+    learnt = load_file(tmp_path / "last.safetensors")
+    for name, tensor in model.state_dict().items():
+        if not name.startswith("features."):
+            torch.testing.assert_close(learnt[f"model.{name}"], tensor, rtol=0, atol=tolerance)
+            assert (tensor - first[name]).abs().max() > 10 * 1e-4  # two epochs change far more than that
+
+
+def test_learning_rate_rises_then_falls_along_a_cosine() -> None:
+    plan = replace(TRAINED, lr=0.8, warm_up=0.25)
+    rates = [loop._learning_rate(plan, step, 16) for step in range(17)]
+    assert rates[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert rates[4] == 0.8 and rates[10] == pytest.approx(0.4) and rates[16] == pytest.approx(0)
+    assert all(a > b for a, b in pairwise(rates[4:]))
+    assert {loop._learning_rate(FROZEN, step, 16) for step in range(16)} == {FROZEN.lr}
+
+
+# What is looked at, chosen and recorded
+
+
+def test_selection_on_held_out_images_never_looks_at_test(tmp_path: Path, trunks: Path) -> None:
+    result = run(FROZEN, tmp_path / "a", trunks)
+    wrong = Dataset(255 - TEST.images, (TEST.labels + 3) % 10)
+    other = run(FROZEN, tmp_path / "b", trunks, test_set=wrong)
+    assert other["test"] != result["test"]
+    assert (tmp_path / "a/best.safetensors").read_bytes() == (tmp_path / "b/best.safetensors").read_bytes()
+    assert timeless(tmp_path / "a") == timeless(tmp_path / "b")
+    for row in timeless(tmp_path / "a"):
+        assert row.keys() == {"epoch", "side", "train_loss", "held_out"}
+    best = max(result["log"], key=lambda row: (row["held_out"]["top1"], -row["held_out"]["loss"]))
+    assert result["epoch"] == best["epoch"]
+    assert result["held_out"] == pytest.approx(best["held_out"])
+
+
+def test_selection_on_test_images_logs_them(tmp_path: Path, trunks: Path) -> None:
+    result = run(replace(FROZEN, hold_out=0, select="test"), tmp_path, trunks)
+    assert result["held_out"] is None
+    for row in timeless(tmp_path):
+        assert row.keys() == {"epoch", "side", "train_loss", "test"} and row["test"]["images"] == 40
+    best = max(result["log"], key=lambda row: (row["test"]["top1"], -row["test"]["loss"]))
+    assert result["epoch"] == best["epoch"] and result["test"] == pytest.approx(best["test"])
+
+
+def test_result_records_what_it_hangs_on(tmp_path: Path, trunks: Path) -> None:
+    plan = replace(FROZEN, seed=5)
+    result = run(plan, tmp_path, trunks)
+    assert json.loads((tmp_path / "result.json").read_text()) == result
+    assert result["recipe"] == plan.to_json() and result["recipe"]["seed"] == 5
+    assert result["train_digest"] == TRAIN.digest and result["test_digest"] == TEST.digest
+    assert result["params"] == 792_618
+    assert result["log"] == [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    about = result["environment"]
+    assert "pytest" in about["command"]
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    if head.returncode == 0:
+        assert about["commit"].partition("+")[0] == head.stdout.strip()
+    assert about["versions"]["torch"] == version("torch") and about["versions"]["timm"]
+    assert about["threads"] == torch.get_num_threads() and about["cores"] >= 1
+    assert about["cpu"] and about["cpu_capability"] and about["python"] and "gpu" in about
+
+
+def test_another_seed_is_another_run(tmp_path: Path, trunks: Path) -> None:
+    for seed in (0, 1):
+        run(replace(FROZEN, seed=seed), tmp_path / str(seed), trunks)
+    run(FROZEN, tmp_path / "again", trunks)
+    saved = {name: (tmp_path / name / "best.safetensors").read_bytes() for name in ("0", "1", "again")}
+    assert saved["0"] == saved["again"] != saved["1"]
+
+
+def test_evaluate_is_plain_and_leaves_the_mode(trunks: Path) -> None:
+    torch.manual_seed(0)
+    model = create_model("sq1", init="imagenet", trunk=trunks).train()
+    plan = FROZEN.preprocessing(64)
+    measured = evaluate(model, TEST, plan, batch_size=7)
+    assert model.training
+    with torch.inference_mode():
+        logits = model.eval()(plan(TEST.images))
+    labels = torch.from_numpy(TEST.labels)
+    assert measured.images == 40
+    assert measured.top1 == 2.5 * int((logits.argmax(1) == labels).sum())
+    assert measured.loss == pytest.approx(F.cross_entropy(logits, labels).item(), abs=1e-5)
+    own = evaluate(model, TEST[:4])  # by default as the model's configuration says: 256, then the central 224
+    with torch.inference_mode():
+        logits = model(replace(plan, side=224, crop_pct=0.875)(TEST.images[:4]))
+    assert own.loss == pytest.approx(F.cross_entropy(logits, labels[:4]).item(), abs=1e-5)
+    assert not model.training
+
+
+# Going on
+
+
+def timeless(folder: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "time")} for row in rows]
+
+
+KILLED = {
+    # Dropout on the cached features, and on the logits.
+    "frozen": replace(FROZEN, model="squeezenet_cifar", schedule="cosine", warm_up=0.1, weight_decay=0.1),
+    # Running statistics, which are no parameters.
+    "batch norm": replace(FROZEN, model="fire_next", model_args={"batch_norm": True}, hold_out=0, select="test"),
+    "trained": TRAINED,
+}
+
+SCRIPT = f"""
+import os, signal, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+import torch
+from test_train import KILLED, run
+
+name, folder, trunks, steps = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
+step = torch.optim.AdamW.step
+def step_and_die(self, *args, **kwargs):
+    global steps
+    steps -= 1
+    if steps < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, *args, **kwargs)
+torch.optim.AdamW.step = step_and_die
+run(KILLED[name], folder, trunks, cache=folder.parent / "cache")
+"""
+
+
+@pytest.mark.parametrize("name", KILLED)
+def test_a_killed_run_ends_as_an_uninterrupted_one(name: str, tmp_path: Path, trunks: Path) -> None:
+    """The killed run keeps its features on disk, the other in memory: that makes no difference either."""
+    plan, killed, whole = KILLED[name], tmp_path / "killed", tmp_path / "whole"
+    steps_an_epoch = -(-(100 - plan.hold_out) // 16)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, name, str(killed), str(trunks), str(steps_an_epoch + 3)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert [row["epoch"] for row in timeless(killed)] == [1]
+    assert not (killed / "result.json").exists() and not (killed / "best.safetensors").exists()
+    second = run(plan, killed, trunks, cache=tmp_path / "cache")
+    first = run(plan, whole, trunks)
+    assert (killed / "best.safetensors").read_bytes() == (whole / "best.safetensors").read_bytes()
+    assert timeless(killed) == timeless(whole) and len(timeless(whole)) == 3
+    for key in ("epoch", "test", "held_out", "recipe", "params"):
+        assert first[key] == second[key]
+    last = [load_file(folder / "last.safetensors") for folder in (killed, whole)]
+    assert last[0].keys() == last[1].keys()
+    assert all(torch.equal(last[0][k], last[1][k]) for k in last[0])
+
+
+def test_batch_norms_statistics_are_saved(tmp_path: Path, trunks: Path) -> None:
+    result = run(KILLED["batch norm"], tmp_path, trunks)
+    model = create_model("fire_next", init="imagenet", trunk=trunks, batch_norm=True)
+    best = load_file(tmp_path / "best.safetensors")
+    assert best.keys() == {k for k in model.state_dict() if not k.startswith("features.")}
+    model.load_state_dict(model.state_dict() | best)
+    measured = evaluate(model, TEST, FROZEN.preprocessing(32))
+    assert measured.top1 == result["test"]["top1"]
+    assert measured.loss == pytest.approx(result["test"]["loss"], abs=1e-5)
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path, trunks: Path, models: list[nn.Module]) -> None:
+    result = run(FROZEN, tmp_path, trunks)
+    before = {f.name: (f.read_bytes(), f.stat().st_mtime_ns) for f in tmp_path.iterdir()}
+    assert before.keys() == {"recipe.json", "log.jsonl", "best.safetensors", "last.safetensors", "result.json"}
+    assert run(FROZEN, tmp_path, tmp_path / "no trunk is needed") == result
+    assert {f.name: (f.read_bytes(), f.stat().st_mtime_ns) for f in tmp_path.iterdir()} == before
+    assert len(models) == 1
+
+
+def test_killed_between_the_last_checkpoint_and_the_rest(tmp_path: Path, trunks: Path) -> None:
+    result = run(FROZEN, tmp_path, trunks)
+    best, log = (tmp_path / "best.safetensors").read_bytes(), (tmp_path / "log.jsonl").read_text()
+    (tmp_path / "result.json").unlink()
+    (tmp_path / "best.safetensors").unlink()
+    (tmp_path / "log.jsonl").write_text("".join(log.splitlines(keepends=True)[:-1]))
+    again = run(FROZEN, tmp_path, trunks)
+    assert (tmp_path / "best.safetensors").read_bytes() == best
+    assert (tmp_path / "log.jsonl").read_text() == log
+    assert again["test"] == result["test"] and again["log"] == result["log"]
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_folder_of_another_run_is_refused(finished: bool, tmp_path: Path, trunks: Path) -> None:
+    folder = tmp_path / "run"
+    run(FROZEN, folder, trunks)
+    if not finished:
+        (folder / "result.json").unlink()
+    before = {f.name: f.read_bytes() for f in folder.iterdir()}
+    others: list[Callable[[], Any]] = [
+        lambda: run(replace(FROZEN, lr=0.002), folder, trunks),
+        lambda: run(replace(FROZEN, seed=1), folder, trunks),
+        lambda: run(replace(FROZEN, model="fire_next"), folder, trunks),
+        lambda: run(FROZEN, folder, trunks, train_set=coloured(100, 3)),
+        lambda: run(FROZEN, folder, trunks, test_set=coloured(40, 3)),
+    ]
+    for other in others:
+        with pytest.raises(ArgumentError) as caught:
+            other()
+        assert_one_sentence(caught.value, folder, "another recipe or other data")
+    assert {f.name: f.read_bytes() for f in folder.iterdir()} == before
+
+
+def test_damaged_checkpoint_is_named(tmp_path: Path, trunks: Path) -> None:
+    folder = tmp_path / "run"
+    run(FROZEN, folder, trunks, cache=tmp_path / "cache")
+    (folder / "result.json").unlink()
+    file = folder / "last.safetensors"
+    raw = file.read_bytes()
+    epoch = raw.index(b'epoch\\": 3') + len(b'epoch\\": ')
+    places = {0, 9, epoch, len(raw) - 1, *np.random.default_rng(0).integers(0, len(raw), 6).tolist()}
+    spoilt = [raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :] for place in sorted(places)]
+    spoilt += [b"", raw[: len(raw) // 2], raw[:-1], (folder / "best.safetensors").read_bytes()]
+    for content in spoilt:
+        file.write_bytes(content)
+        with pytest.raises(DataError) as caught:
+            run(FROZEN, folder, trunks, cache=tmp_path / "cache")
+        assert_one_sentence(caught.value, file, "damaged", "delete it")
+    file.unlink()  # as the message says
+    assert len(run(FROZEN, folder, trunks)["log"]) == 3
+
+
+@pytest.mark.parametrize("name", ["recipe.json", "result.json"])
+def test_damaged_record_is_named(name: str, tmp_path: Path, trunks: Path) -> None:
+    run(FROZEN, tmp_path, trunks)
+    for content in ("", "{", "null"):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(DataError) as caught:
+            run(FROZEN, tmp_path, trunks)
+        assert_one_sentence(caught.value, tmp_path / name, "damaged")
+
+
+def test_a_cache_serves_runs_of_other_heads(tmp_path: Path, trunks: Path) -> None:
+    run(FROZEN, tmp_path / "a", trunks, cache=tmp_path / "cache")
+    before = {f: f.stat().st_mtime_ns for f in (tmp_path / "cache").rglob("*.*")}
+    run(replace(FROZEN, model_args={"mid": 16}, lr=0.01), tmp_path / "b", trunks, cache=tmp_path / "cache")
+    assert {f: f.stat().st_mtime_ns for f in (tmp_path / "cache").rglob("*.*")} == before
+
+
+# Recipes
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_named_recipes_are_json(name: str) -> None:
+    plan = recipe(name, "alexnet_cifar" if name.startswith("fc") else "sq1", seed=3)
+    back = json.loads(json.dumps(plan.to_json()))
+    assert back == plan.to_json() and back["seed"] == 3
+    assert Recipe(**(back | {"sizes": tuple(map(tuple, back["sizes"]))})) == plan
+    assert (plan.select == "held_out") == (plan.hold_out > 0) == (name.endswith("_held_out") or name == "finetune")
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"trunk": "frosen"}, "'frosen'"),
+        ({"head": "first"}, "'first'"),
+        ({"select": "train"}, "'train'"),
+        ({"schedule": "linear"}, "'linear'"),
+        ({"normalisation": "mnist"}, "'mnist'"),
+        ({"select": "held_out"}, "hold_out is 0"),
+        ({"sizes": ()}, "()"),
+        ({"sizes": ((224, 0),)}, "((224, 0),)"),
+        ({"sizes": ((32, 1), (64, 1))}, "one size"),
+        ({"flip": True}, "no flip"),
+        ({"pad": 4}, "no pad"),
+        ({"batch_size": 0}, "0"),
+        ({"warm_up": 0.1}, "schedule='cosine'"),
+        ({"head": "last", "trunk": "trained"}, "head='last'"),
+    ],
+)
+def test_recipes_that_cannot_be_meant_are_refused(changes: dict[str, Any], part: str) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        Recipe("sq1", **changes)
+    assert_one_sentence(caught.value, part)
+
+
+def test_unknown_recipe_model_and_field_suggest_the_nearest() -> None:
+    with pytest.raises(ArgumentError, match=r"'papr'.*Did you mean 'paper'"):
+        recipe("papr", "sq1")
+    with pytest.raises(UnknownModelError, match=r"'sq2'.*Did you mean 'sq1'"):
+        recipe("paper", "sq2")
+    with pytest.raises(ArgumentError, match=r"'batchsize'.*Did you mean 'batch_size'"):
+        recipe("paper", "sq1", batchsize=3)
