@@ -27,6 +27,7 @@ from sqzoo.data import Dataset, hold_out
 from sqzoo.environment import environment
 from sqzoo.errors import ArgumentError, DataError
 from sqzoo.hashing import tensors_sha256
+from sqzoo.hashing import file_sha256
 from sqzoo.registry import create_model
 from sqzoo.train.evaluate import Metrics, score
 from sqzoo.train.features import FeatureCache, trunk_features
@@ -61,6 +62,8 @@ def train(
     folder = Path(run)
     folder.mkdir(parents=True, exist_ok=True)
     about = {"recipe": recipe.to_json(), "train_digest": train_set.digest, "test_digest": test_set.digest}
+    if recipe.start != "imagenet":
+        about["start_sha256"] = _start_sha256(recipe.start)
     _same_run_or_raise(folder, about)
     if (folder / "result.json").is_file():
         return _read_json(folder / "result.json")
@@ -71,6 +74,8 @@ def train(
     if recipe.head == "last" and recipe.model == "alexnet_cifar":
         whole = model.state_dict() | load_trunk("alexnet", trunk, linear=True)
         model.load_state_dict(whole, strict=True)
+    if recipe.start != "imagenet":
+        _start_from(model, recipe.start)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     kept, held = hold_out(train_set.labels, recipe.hold_out)
     frozen = recipe.trunk == "frozen"
@@ -148,6 +153,24 @@ def train(
     state.write_log(folder)  # once more, should the run have been killed between its last checkpoint and its log
     _write_text(folder / "result.json", json.dumps(result, indent=1))
     return result
+
+
+def _start_sha256(file: str) -> str:
+    try:
+        return file_sha256(file)
+    except OSError as e:
+        raise ArgumentError(f"Cannot read start={file!r} ({e.strerror}); give a run's best.safetensors.") from e
+
+
+def _start_from(model: nn.Module, file: str) -> None:
+    """Load an all-layers run's trunk, and its head if the names and shapes are this model's."""
+    own, start = model.state_dict(), load_file(file)
+    fitting = {k: v for k, v in start.items() if k in own and v.shape == own[k].shape}
+    trunk = {k: v for k, v in fitting.items() if k.startswith("features.")}
+    missing = sorted(k for k in own if k.startswith("features.") and k not in trunk)
+    if missing:
+        raise ArgumentError(f"start={file!r} lacks {missing}; give the best.safetensors of a finetune run.")
+    model.load_state_dict(own | (fitting if fitting.keys() == own.keys() else trunk), strict=True)
 
 
 def _keep_freed_memory() -> None:

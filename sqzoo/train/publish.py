@@ -34,8 +34,9 @@ def publish(run: str | os.PathLike[str], tag: str, root: str | os.PathLike[str],
         raise WeightsError(f"{folder} holds a run of {plan['model']}; the tag {tag!r} must begin with {plan['model']}.")
     record = root / "benchmarks" / "results" / "runs" / f"{tag}.json"
     record.parent.mkdir(parents=True, exist_ok=True)
-    _replace(record, json.dumps(result | {"tag": tag}, indent=1) + "\n")
+    record_text = json.dumps(result | {"tag": tag}, indent=1) + "\n"
     if record_only:
+        _replace(record, record_text)
         return
     trunk = "alexnet" if plan["model"] == "alexnet_cifar" else "squeezenet1_1"
     tensors = load_file(folder / "best.safetensors")
@@ -82,7 +83,8 @@ def publish(run: str | os.PathLike[str], tag: str, root: str | os.PathLike[str],
     entries = [e for e in json.loads(manifest.read_text(encoding="utf-8"))["weights"] if e["tag"] != tag]
     # Complete files come before head files, so that an architecture's default needs no network.
     entries = sorted([*entries, entry], key=lambda e: (e["tag"].partition(".")[0], e["holds"] != "complete", e["tag"]))
-    _replace(manifest, json.dumps({"weights": entries}, indent=1) + "\n")
+    _replace(record, record_text)
+    _replace(manifest, json.dumps({"weights": entries}, indent=1) + "\n")  # last: it makes the rest count
 
 
 def _replace(file: Path, text: str) -> None:

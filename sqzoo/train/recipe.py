@@ -16,6 +16,7 @@ class Recipe:
     trunk: "frozen" trains the head alone on cached trunk features (the paper); "trained" trains all layers.
     head: behind a frozen trunk, train "all" of the head or its "last" layer alone, the others being torchvision's
     (AlexNet in the paper).
+    start: "imagenet", or a weights file of an earlier all-layers run: its trunk, and its head where it is of this model.
     sizes: (side in pixels, epochs) in turn; a frozen trunk has one side.
     crop_pct: 0.875 sees the central 28 of 32 pixels (the paper's resize 256, crop 224), 1.0 all of them.
     hold_out: training images kept apart; select: which images choose the best epoch, "held_out" or "test" (the
@@ -28,6 +29,7 @@ class Recipe:
     model_args: dict[str, Any] = field(default_factory=dict)
     trunk: Literal["frozen", "trained"] = "frozen"
     head: Literal["all", "last"] = "all"
+    start: str = "imagenet"
     sizes: tuple[tuple[int, int], ...] = ((224, 20),)
     crop_pct: float = 0.875
     normalisation: str = "imagenet"
@@ -93,7 +95,7 @@ _PAPER = {
     "fire_next": _paper("fire_next", 0.001, 8, batch_size=32),
     "alexnet_cifar": _paper("alexnet_cifar", 0.0004, 16, head="last"),
 }
-RECIPES = ("paper", "paper_held_out", "fc", "fc_held_out", "finetune")
+RECIPES = ("paper", "paper_held_out", "fc", "fc_held_out", "finetune", "finetune_more")
 
 
 def recipe(name: str, model: str, **changes: Any) -> Recipe:
@@ -101,7 +103,8 @@ def recipe(name: str, model: str, **changes: Any) -> Recipe:
 
     paper: frozen trunk, Adam, best epoch on the test images. paper_held_out: the same on 45,000 images, best epoch on
     the 5,000 held out. fc, fc_held_out: AlexNet's three linear layers from scratch, for want of torchvision's; the
-    last layer alone is the paper's. finetune: all layers, AdamW, random crop and flip, growing images.
+    last layer alone is the paper's. finetune: all layers, AdamW, random crop and flip, growing images. finetune_more:
+    another cycle at the last size, from the weights file `start` of a finetune run.
     """
     if name not in RECIPES:
         raise ArgumentError(f"Unknown recipe {name!r}.{did_you_mean(name, RECIPES)} There are: {', '.join(RECIPES)}.")
@@ -109,7 +112,7 @@ def recipe(name: str, model: str, **changes: Any) -> Recipe:
         raise UnknownModelError(
             f"Unknown model {model!r}.{did_you_mean(model, _PAPER)} There are: {', '.join(_PAPER)}."
         )
-    if name == "finetune":
+    if name.startswith("finetune"):
         base = Recipe(
             model,
             trunk="trained",
@@ -125,6 +128,8 @@ def recipe(name: str, model: str, **changes: Any) -> Recipe:
             flip=True,
             pad=4,
         )
+        if name == "finetune_more":
+            base = dataclasses.replace(base, sizes=((128, 3),), lr=4e-4)
     else:
         base = _paper(model, 0.0001, 4) if name.startswith("fc") else _PAPER[model]
         if name.endswith("_held_out"):
