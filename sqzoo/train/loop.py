@@ -26,8 +26,7 @@ from tqdm import tqdm
 from sqzoo.data import Dataset, hold_out
 from sqzoo.environment import environment
 from sqzoo.errors import ArgumentError, DataError
-from sqzoo.hashing import tensors_sha256
-from sqzoo.hashing import file_sha256
+from sqzoo.hashing import file_sha256, tensors_sha256
 from sqzoo.registry import create_model
 from sqzoo.train.evaluate import Metrics, score
 from sqzoo.train.features import FeatureCache, trunk_features

@@ -16,7 +16,7 @@ class Recipe:
     trunk: "frozen" trains the head alone on cached trunk features (the paper); "trained" trains all layers.
     head: behind a frozen trunk, train "all" of the head or its "last" layer alone, the others being torchvision's
     (AlexNet in the paper).
-    start: "imagenet", or a weights file of an earlier all-layers run: its trunk, and its head where it is of this model.
+    start: "imagenet", or the weights file of an all-layers run: its trunk, and its head where it is of this model.
     sizes: (side in pixels, epochs) in turn; a frozen trunk has one side.
     crop_pct: 0.875 sees the central 28 of 32 pixels (the paper's resize 256, crop 224), 1.0 all of them.
     hold_out: training images kept apart; select: which images choose the best epoch, "held_out" or "test" (the
@@ -87,12 +87,11 @@ def _paper(model: str, lr: float, epochs: int, **changes: Any) -> Recipe:
     return Recipe(model, lr=lr, sizes=((224, epochs),), **changes)
 
 
-# Table 3's learning rate for Sq-1, figure 8's for Fire-Next; the paper gives none for the other two, and no batch size:
-# with 128 Sq-1 was still learning after 16 epochs (85.4 % at the 12th).
+# Table 3's learning rate for Sq-1, figure 8's for Fire-Next; the paper gives none for the other two, and no batch size.
 _PAPER = {
-    "squeezenet_cifar": _paper("squeezenet_cifar", 0.001, 10, batch_size=32),
-    "sq1": _paper("sq1", 0.0004, 14, batch_size=32),
-    "fire_next": _paper("fire_next", 0.001, 8, batch_size=32),
+    "squeezenet_cifar": _paper("squeezenet_cifar", 0.001, 7, batch_size=32),
+    "sq1": _paper("sq1", 0.0004, 24),
+    "fire_next": _paper("fire_next", 0.001, 7, batch_size=64),
     "alexnet_cifar": _paper("alexnet_cifar", 0.0004, 16, head="last"),
 }
 RECIPES = ("paper", "paper_held_out", "fc", "fc_held_out", "finetune", "finetune_more")
