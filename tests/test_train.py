@@ -1,6 +1,7 @@
 """Training: what a run learns and leaves alone, what it records, and that it goes on exactly where it was killed."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,6 +103,38 @@ def test_last_layer_alone(tmp_path: Path, trunks: Path, models: list[nn.Module])
     before = create_model("sq1", init="imagenet", trunk=trunks).state_dict()
     after = models[0].state_dict()
     assert {k for k in after if not torch.equal(after[k], before[k])} == {"fc2.weight", "fc2.bias"}
+
+
+def test_start_from_an_earlier_run(tmp_path: Path, trunks: Path) -> None:
+    """With a learning rate of zero a run ends where it started: at the earlier trunk, and head where it fits."""
+    file = tmp_path / "first" / "best.safetensors"
+    run(TRAINED, file.parent, trunks)
+    earlier = load_file(file)
+    still = replace(TRAINED, sizes=((32, 1),), lr=0.0, start=str(file))
+    run(still, tmp_path / "same", trunks)
+    same = load_file(tmp_path / "same" / "best.safetensors")
+    assert all(torch.equal(same[k], earlier[k]) for k in earlier)
+    run(replace(still, model="fire_next"), tmp_path / "other", trunks)
+    other = load_file(tmp_path / "other" / "best.safetensors")
+    torch.manual_seed(still.seed)
+    fresh = create_model("fire_next").state_dict()
+    for name, tensor in other.items():
+        assert torch.equal(tensor, (earlier if name.startswith("features.") else fresh)[name])
+
+    # The file counts as data of the run: another one under its name is another run.
+    shutil.copy(tmp_path / "other" / "best.safetensors", file)
+    with pytest.raises(ArgumentError) as caught:
+        run(still, tmp_path / "same", trunks)
+    assert_one_sentence(caught.value, tmp_path / "same", "another recipe or other data")
+
+
+def test_start_from_what_is_no_earlier_run(tmp_path: Path, trunks: Path) -> None:
+    run(FROZEN, tmp_path / "head", trunks)
+    (tmp_path / "text").write_text("not a safetensors file")
+    for number, name in enumerate(("missing", "text", "head", "head/best.safetensors")):
+        with pytest.raises(ArgumentError) as caught:
+            run(replace(TRAINED, start=str(tmp_path / name)), tmp_path / str(number), trunks)
+        assert_one_sentence(caught.value, f"{tmp_path / name}'", "best.safetensors")
 
 
 @pytest.mark.parametrize("plan", [FROZEN, TRAINED], ids=["frozen", "trained"])
@@ -391,11 +424,12 @@ def test_a_cache_serves_runs_of_other_heads(tmp_path: Path, trunks: Path) -> Non
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_named_recipes_are_json(name: str) -> None:
-    plan = recipe(name, "alexnet_cifar" if name.startswith("fc") else "sq1", seed=3)
+    more = {"start": "best.safetensors"} if name == "finetune_more" else {}
+    plan = recipe(name, "alexnet_cifar" if name.startswith("fc") else "sq1", seed=3, **more)
     back = json.loads(json.dumps(plan.to_json()))
     assert back == plan.to_json() and back["seed"] == 3
     assert Recipe(**(back | {"sizes": tuple(map(tuple, back["sizes"]))})) == plan
-    assert (plan.select == "held_out") == (plan.hold_out > 0) == (name.endswith("_held_out") or name == "finetune")
+    assert (plan.select == "held_out") == (plan.hold_out > 0) == name.endswith(("_held_out", "finetune", "more"))
 
 
 @pytest.mark.parametrize(
@@ -430,3 +464,5 @@ def test_unknown_recipe_model_and_field_suggest_the_nearest() -> None:
         recipe("paper", "sq2")
     with pytest.raises(ArgumentError, match=r"'batchsize'.*Did you mean 'batch_size'"):
         recipe("paper", "sq1", batchsize=3)
+    with pytest.raises(ArgumentError, match="start"):
+        recipe("finetune_more", "sq1")

@@ -163,12 +163,19 @@ def _start_sha256(file: str) -> str:
 
 def _start_from(model: nn.Module, file: str) -> None:
     """Load an all-layers run's trunk, and its head if the names and shapes are this model's."""
-    own, start = model.state_dict(), load_file(file)
+    try:
+        start = load_file(file)
+    except Exception as e:  # whatever a foreign or damaged file makes safetensors raise
+        raise ArgumentError(f"start={file!r} is not a safetensors file ({e}); give a run's best.safetensors.") from e
+    own = model.state_dict()
     fitting = {k: v for k, v in start.items() if k in own and v.shape == own[k].shape}
     trunk = {k: v for k, v in fitting.items() if k.startswith("features.")}
-    missing = sorted(k for k in own if k.startswith("features.") and k not in trunk)
+    missing = [k for k in own if k.startswith("features.") and k not in trunk]
     if missing:
-        raise ArgumentError(f"start={file!r} lacks {missing}; give the best.safetensors of a finetune run.")
+        raise ArgumentError(
+            f"start={file!r} lacks {len(missing)} tensors of the trunk, {missing[0]} first; give the best.safetensors "
+            "of a finetune run."
+        )
     model.load_state_dict(own | (fitting if fitting.keys() == own.keys() else trunk), strict=True)
 
 

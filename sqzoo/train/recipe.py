@@ -128,6 +128,8 @@ def recipe(name: str, model: str, **changes: Any) -> Recipe:
             pad=4,
         )
         if name == "finetune_more":
+            if "start" not in changes:
+                raise ArgumentError("finetune_more goes on from an earlier run: give its best.safetensors as start.")
             base = dataclasses.replace(base, sizes=((128, 3),), lr=4e-4)
     else:
         base = _paper(model, 0.0001, 4) if name.startswith("fc") else _PAPER[model]
