@@ -79,7 +79,8 @@ def _train(arguments: argparse.Namespace) -> int:
     from sqzoo.registry import check_name
     from sqzoo.train import recipe, train
 
-    check_name(arguments.model)
+    for name in arguments.model.split("+"):
+        check_name(name)
     changes = {}
     for change in arguments.changes:
         key, _, value = change.partition("=")

@@ -22,11 +22,15 @@ class Metrics:
 def score(
     forward: Callable[[torch.Tensor], torch.Tensor], batches: Iterator[tuple[torch.Tensor, torch.Tensor]]
 ) -> Metrics:
-    """Run `forward` on (inputs, labels) batches and return the metrics; the sums are in float64."""
+    """Run `forward` on (inputs, labels) batches and return the metrics; the sums are in float64.
+
+    Where `forward` gives several heads' logits, one after another, the metrics are the heads' mean.
+    """
     loss, right, images = 0.0, 0, 0
     with torch.inference_mode():
         for inputs, labels in batches:
             logits = forward(inputs)
+            labels = labels.repeat(len(logits) // len(labels))
             loss += F.cross_entropy(logits.double(), labels, reduction="sum").item()
             right += int((logits.argmax(1) == labels).sum())
             images += len(labels)

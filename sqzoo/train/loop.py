@@ -27,10 +27,11 @@ from sqzoo.data import Dataset, hold_out
 from sqzoo.environment import environment
 from sqzoo.errors import ArgumentError, DataError
 from sqzoo.hashing import file_sha256, tensors_sha256
-from sqzoo.registry import create_model
+from sqzoo.registry import create_model, start_from_imagenet
 from sqzoo.train.evaluate import Metrics, score
 from sqzoo.train.features import FeatureCache, trunk_features
 from sqzoo.train.recipe import Recipe
+from sqzoo.train.shared import SharedTrunk
 from sqzoo.weights import load_trunk
 
 Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
@@ -69,7 +70,12 @@ def train(
     surroundings = environment()  # now, while the commit is that of the code in memory
 
     torch.manual_seed(recipe.seed)
-    model = create_model(recipe.model, init="imagenet", trunk=trunk, **recipe.model_args)
+    if "+" in recipe.model:
+        model: nn.Module = SharedTrunk(recipe.model)
+        if recipe.start == "imagenet":
+            start_from_imagenet(model, "sq1")
+    else:
+        model = create_model(recipe.model, init="imagenet", trunk=trunk, **recipe.model_args)
     if recipe.head == "last" and recipe.model == "alexnet_cifar":
         whole = model.state_dict() | load_trunk("alexnet", trunk, linear=True)
         model.load_state_dict(whole, strict=True)
@@ -102,6 +108,8 @@ def train(
         torch.manual_seed(recipe.seed * 1_000_003 + epoch)
         order = torch.randperm(len(kept)).numpy()
         model.train()
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(epoch >= recipe.head_epochs or not name.startswith("features."))
         loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         bar = tqdm(
             data.training(kept[order]),
@@ -114,7 +122,8 @@ def train(
             lr = _learning_rate(recipe, epoch * steps_per_epoch + step, recipe.epochs * steps_per_epoch)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            loss = F.cross_entropy(data.forward(inputs), labels)
+            logits = data.forward(inputs)
+            loss = F.cross_entropy(logits, labels.repeat(len(logits) // len(labels)))
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -140,18 +149,28 @@ def train(
     data.enter_epoch(recipe.epochs - 1)
     result = about | {
         "epoch": state.best_epoch,
-        "test": dataclasses.asdict(score(data.forward, data.test())),
-        "held_out": dataclasses.asdict(score(data.forward, data.held_out())) if len(held) else None,
+        **_scores(data.forward, data, len(held) > 0),
         "training_seconds": round(state.seconds, 1),
         "feature_seconds": round(data.feature_seconds, 1),
         "params": sum(p.numel() for p in model.parameters()),
         "environment": surroundings,
         "log": state.log,
     }
+    if isinstance(model, SharedTrunk):
+        result["models"] = {name: _scores(model.alone(name), data, len(held) > 0) for name in model.depths}
     _write_tensors(folder / "best.safetensors", learned, {"format": "pt"})
     state.write_log(folder)  # once more, should the run have been killed between its last checkpoint and its log
     _write_text(folder / "result.json", json.dumps(result, indent=1))
     return result
+
+
+def _scores(
+    forward: Callable[[torch.Tensor], torch.Tensor], data: "_Frozen | _Images", held_out: bool
+) -> dict[str, dict[str, Any] | None]:
+    return {
+        "test": dataclasses.asdict(score(forward, data.test())),
+        "held_out": dataclasses.asdict(score(forward, data.held_out())) if held_out else None,
+    }
 
 
 def _start_sha256(file: str) -> str:

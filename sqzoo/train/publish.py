@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from sqzoo.data import NORMALISATIONS
 from sqzoo.errors import SqzooError, WeightsError
 from sqzoo.hashing import file_sha256
+from sqzoo.registry import create_model
+from sqzoo.train.shared import take_out
 from sqzoo.weights import load_trunk
 
 _LICENCE = "BSD-3-Clause"
@@ -30,16 +32,22 @@ def publish(run: str | os.PathLike[str], tag: str, root: str | os.PathLike[str],
     folder, root = Path(run), Path(root)
     result: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     plan = result["recipe"]
-    if tag.partition(".")[0] != plan["model"]:
+    architecture = tag.partition(".")[0]
+    if architecture not in plan["model"].split("+"):
         raise WeightsError(f"{folder} holds a run of {plan['model']}; the tag {tag!r} must begin with {plan['model']}.")
+    measured = result["models"][architecture] if "+" in plan["model"] else result
+    record_text = (
+        json.dumps(result | {"tag": tag, "test": measured["test"], "held_out": measured["held_out"]}, indent=1) + "\n"
+    )
     record = root / "benchmarks" / "results" / "runs" / f"{tag}.json"
     record.parent.mkdir(parents=True, exist_ok=True)
-    record_text = json.dumps(result | {"tag": tag}, indent=1) + "\n"
     if record_only:
         _replace(record, record_text)
         return
-    trunk = "alexnet" if plan["model"] == "alexnet_cifar" else "squeezenet1_1"
+    trunk = "alexnet" if architecture == "alexnet_cifar" else "squeezenet1_1"
     tensors = load_file(folder / "best.safetensors")
+    if "+" in plan["model"]:
+        tensors = take_out(tensors, architecture)
     complete = plan["trunk"] == "trained"
     if complete:
         unchanged = [k for k, v in load_trunk(trunk).items() if k in tensors and torch.equal(v, tensors[k])]
@@ -66,13 +74,13 @@ def publish(run: str | os.PathLike[str], tag: str, root: str | os.PathLike[str],
         "mean": mean,
         "std": std,
         "interpolation": "bilinear",
-        "params": result["params"],
+        "params": sum(p.numel() for p in create_model(architecture, device="meta", **plan["model_args"]).parameters()),
         "licence": _LICENCE,
         "provenance": _PROVENANCE.format(trunk=trunk),
         "recipe": plan,
         "metrics": {
-            "test_top1": result["test"]["top1"],
-            "test_loss": result["test"]["loss"],
+            "test_top1": measured["test"]["top1"],
+            "test_loss": measured["test"]["loss"],
             "epoch": result["epoch"],
             "selected_on": plan["select"],
             "source": record.relative_to(root).as_posix(),

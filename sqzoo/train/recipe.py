@@ -13,7 +13,10 @@ from sqzoo.errors import ArgumentError, UnknownModelError, did_you_mean
 class Recipe:
     """One training run.
 
+    model: an architecture; several joined by "+" are trained on one trunk, all layers (see `shared.py`).
     trunk: "frozen" trains the head alone on cached trunk features (the paper); "trained" trains all layers.
+    head_epochs: of an all-layers run's epochs, how many at its beginning leave the trunk as it is, lest a random head
+    spoil it.
     head: behind a frozen trunk, train "all" of the head or its "last" layer alone, the others being torchvision's
     (AlexNet in the paper).
     start: "imagenet", or the weights file of an all-layers run: its trunk, and its head where it is of this model.
@@ -30,6 +33,7 @@ class Recipe:
     trunk: Literal["frozen", "trained"] = "frozen"
     head: Literal["all", "last"] = "all"
     start: str = "imagenet"
+    head_epochs: int = 0
     sizes: tuple[tuple[int, int], ...] = ((224, 20),)
     crop_pct: float = 0.875
     normalisation: str = "imagenet"
@@ -59,6 +63,10 @@ class Recipe:
             raise ArgumentError(f"sizes must be (side in pixels, epochs) pairs of at least 1, not {self.sizes!r}.")
         if self.batch_size < 1:
             raise ArgumentError(f"batch_size must be at least 1, not {self.batch_size!r}.")
+        if self.trunk == "frozen" and ("+" in self.model or self.head_epochs):
+            raise ArgumentError(
+                "several models, and head_epochs, go with trunk='trained'; give one model and no epochs."
+            )
         if self.head == "last" and self.trunk == "trained":
             raise ArgumentError("head='last' trains one layer alone; give trunk='frozen' with it, or head='all'.")
         if self.schedule == "constant" and self.warm_up:
@@ -103,14 +111,15 @@ def recipe(name: str, model: str, **changes: Any) -> Recipe:
     paper: frozen trunk, Adam, best epoch on the test images. paper_held_out: the same on 45,000 images, best epoch on
     the 5,000 held out. fc, fc_held_out: AlexNet's three linear layers from scratch, for want of torchvision's; the
     last layer alone is the paper's. finetune: all layers, AdamW, random crop and flip, growing images. finetune_more:
-    another cycle at the last size, from the weights file `start` of a finetune run.
+    another, longer cycle at the last size, from the weights file `start` of a finetune run, on 49,000 images.
     """
     if name not in RECIPES:
         raise ArgumentError(f"Unknown recipe {name!r}.{did_you_mean(name, RECIPES)} There are: {', '.join(RECIPES)}.")
-    if model not in _PAPER:
-        raise UnknownModelError(
-            f"Unknown model {model!r}.{did_you_mean(model, _PAPER)} There are: {', '.join(_PAPER)}."
-        )
+    for part in model.split("+") if name.startswith("finetune") else [model]:
+        if part not in _PAPER:
+            raise UnknownModelError(
+                f"Unknown model {part!r}.{did_you_mean(part, _PAPER)} There are: {', '.join(_PAPER)}."
+            )
     if name.startswith("finetune"):
         base = Recipe(
             model,
@@ -130,7 +139,7 @@ def recipe(name: str, model: str, **changes: Any) -> Recipe:
         if name == "finetune_more":
             if "start" not in changes:
                 raise ArgumentError("finetune_more goes on from an earlier run: give its best.safetensors as start.")
-            base = dataclasses.replace(base, sizes=((128, 3),), lr=4e-4)
+            base = dataclasses.replace(base, sizes=((128, 8),), head_epochs=1, hold_out=1000, lr=4e-4, pad=3)
     else:
         base = _paper(model, 0.0001, 4) if name.startswith("fc") else _PAPER[model]
         if name.endswith("_held_out"):
