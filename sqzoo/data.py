@@ -208,7 +208,8 @@ class Preprocessing:
         grow by a whole factor, as in all recipes; at other sizes PyTorch's fixed-point weights are shorter than
         Pillow's, and a few pixels are a level or two of 255 apart.
         """
-        x = torch.as_tensor(images).permute(0, 3, 1, 2)
+        x = torch.as_tensor(images if isinstance(images, torch.Tensor) else np.require(images, requirements="W"))
+        x = x.permute(0, 3, 1, 2)
         whole = int(self.side / self.crop_pct)
         if x.shape[-1] != whole or x.shape[-2] != whole:
             x = F.interpolate(x, size=(whole, whole), mode="bilinear", antialias=True)

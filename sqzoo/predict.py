@@ -13,7 +13,9 @@ from timm.data import create_transform, resolve_model_data_config
 
 from sqzoo.data import open_image
 from sqzoo.errors import ArgumentError
+from sqzoo.weights import CIFAR10_CLASSES
 
+_CIFAR_SIDE = 32
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor
 
 
@@ -35,20 +37,27 @@ def predict(
 ) -> list[list[Prediction]]:
     """Return the `top_k` classes of each image, the likeliest first.
 
-    images: one or several of: file name, PIL image, uint8 array (H, W, 3), uint8 tensor (3, H, W). They are prepared
-    as the model's `pretrained_cfg` says; several arrays or tensors may come as one batch.
+    images: one or several of: file name, PIL image, uint8 array (H, W, 3), uint8 tensor (3, H, W); several arrays or
+    tensors may come as one batch. They are prepared as the model's `pretrained_cfg` says, but a model that knows
+    CIFAR-10's classes sees them as CIFAR-10 was made: the central square, shrunk to 32 pixels. It has never seen a
+    sharp picture: of the one in `examples/` it is surer that way.
     Raises `DataError` for a file that is no picture and `ArgumentError` for anything else.
     """
     config = model.pretrained_cfg
-    labels = config.get("label_names") or [str(i) for i in range(int(model.num_classes))]  # type: ignore[union-attr,operator,arg-type]
+    classes = int(model.num_classes)  # type: ignore[arg-type]
+    labels = config.get("label_names") or ()  # type: ignore[union-attr,operator]
+    if len(labels) != classes:
+        labels = [str(i) for i in range(classes)]
     if isinstance(top_k, bool) or not isinstance(top_k, int) or not 1 <= top_k <= len(labels):
         raise ArgumentError(f"top_k must be a whole number from 1 to {len(labels)}, not {top_k!r}.")
-    prepare = create_transform(**resolve_model_data_config(model))
+    transform = create_transform(**resolve_model_data_config(model))
+    shrinks = tuple(labels) == CIFAR10_CLASSES
     weight = next(model.parameters())
     model.eval()
     results: list[list[Prediction]] = []
     pictures = _each(images)
-    while batch := [prepare(_as_pil(p)) for p in islice(pictures, batch_size)]:
+    while chosen := [_as_pil(p) for p in islice(pictures, batch_size)]:
+        batch = [transform(_as_cifar(p) if shrinks else p) for p in chosen]
         inputs = torch.stack(batch).to(weight.device, weight.dtype, memory_format=torch.channels_last)
         with torch.inference_mode():
             top = model(inputs).float().softmax(1).topk(top_k)
@@ -62,6 +71,15 @@ def _each(images: Picture | Iterable[Picture]) -> Iterator[Picture]:
     if isinstance(images, np.ndarray | torch.Tensor):
         single = images.ndim == 3
     return iter([images] if single else images)  # type: ignore[list-item,arg-type]
+
+
+def _as_cifar(picture: Image.Image) -> Image.Image:
+    side = min(picture.size)
+    if side <= _CIFAR_SIDE:
+        return picture
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    box = (left, top, left + side, top + side)
+    return picture.resize((_CIFAR_SIDE, _CIFAR_SIDE), Image.Resampling.BILINEAR, box)
 
 
 def _as_pil(picture: Picture) -> Image.Image:

@@ -23,6 +23,7 @@ from sqzoo import create_model
 from sqzoo.data import Dataset, hold_out
 from sqzoo.errors import ArgumentError, DataError, UnknownModelError
 from sqzoo.train import RECIPES, Recipe, evaluate, loop, recipe, train
+from sqzoo.train.checkpoint import alone_in
 from sqzoo.weights import load_trunk
 
 FROZEN = Recipe("sq1", sizes=((32, 3),), crop_pct=1.0, hold_out=20, select="held_out", batch_size=16)
@@ -344,7 +345,8 @@ def test_batch_norms_statistics_are_saved(tmp_path: Path, trunks: Path) -> None:
 def test_a_finished_run_is_not_trained_again(tmp_path: Path, trunks: Path, models: list[nn.Module]) -> None:
     result = run(FROZEN, tmp_path, trunks)
     before = {f.name: (f.read_bytes(), f.stat().st_mtime_ns) for f in tmp_path.iterdir()}
-    assert before.keys() == {"recipe.json", "log.jsonl", "best.safetensors", "last.safetensors", "result.json"}
+    files = {"recipe.json", "log.jsonl", "best.safetensors", "last.safetensors", "result.json"}
+    assert before.keys() == files | {".lock"}
     assert run(FROZEN, tmp_path, tmp_path / "no trunk is needed") == result
     assert {f.name: (f.read_bytes(), f.stat().st_mtime_ns) for f in tmp_path.iterdir()} == before
     assert len(models) == 1
@@ -466,3 +468,9 @@ def test_unknown_recipe_model_and_field_suggest_the_nearest() -> None:
         recipe("paper", "sq1", batchsize=3)
     with pytest.raises(ArgumentError, match="start"):
         recipe("finetune_more", "sq1")
+
+
+def test_two_processes_do_not_train_in_one_folder(trunks: Path, tmp_path: Path) -> None:
+    with alone_in(tmp_path), pytest.raises(ArgumentError) as caught:
+        run(FROZEN, tmp_path, trunks)
+    assert_one_sentence(caught.value, "Another process is training", tmp_path)

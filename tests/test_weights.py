@@ -244,7 +244,7 @@ def test_a_head_file_is_joined_with_its_trunk(name: str, trunk: str, layers: int
     save_file(head, tmp_path / "head.safetensors")
     entry = entry_of(tmp_path / "head.safetensors", f"{name}.made_up", "head", trunk)
     with trunk_source(trunks):
-        state = load_state(entry)
+        state = load_state(entry, source.state_dict())
     real = load_file(trunks / f"{trunk}_features.safetensors")
     assert equal(state, head | {k: v for k, v in real.items() if int(k.split(".")[1]) < layers})
     torch.manual_seed(1)
@@ -259,9 +259,9 @@ def test_a_head_file_with_trunk_tensors_is_refused(trunks: Path, tmp_path: Path)
     file = tmp_path / "head.safetensors"
     save_file({"conv.bias": torch.ones(2), "features.0.bias": torch.ones(64)}, file)
     with trunk_source(trunks), refused(str(file)):
-        load_state(entry_of(file, "sq1.made_up", "head"))
+        load_state(entry_of(file, "sq1.made_up", "head"), [])
 
 
 def test_a_complete_file_needs_no_trunk(entry: Entry, tmp_path: Path) -> None:
     with trunk_source(tmp_path / "nowhere"):
-        assert equal(load_state(entry), read_verified(entry))
+        assert equal(load_state(entry, []), read_verified(entry))

@@ -112,7 +112,7 @@ def _loading_factory(cls: type[ZooModel], tag: str) -> Callable[..., nn.Module]:
 
     def construct(**args: Any) -> nn.Module:
         model = cls(**args)
-        fit(model, load_state(entry), entry.tag, cls.classifier_name, _FIRST_CONV)
+        fit(model, load_state(entry, model.state_dict()), entry.tag, cls.classifier_name, _FIRST_CONV)
         return model
 
     return construct

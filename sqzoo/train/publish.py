@@ -34,7 +34,9 @@ def publish(run: str | os.PathLike[str], tag: str, root: str | os.PathLike[str],
     plan = result["recipe"]
     architecture = tag.partition(".")[0]
     if architecture not in plan["model"].split("+"):
-        raise WeightsError(f"{folder} holds a run of {plan['model']}; the tag {tag!r} must begin with {plan['model']}.")
+        raise WeightsError(
+            f"{folder} holds a run of {plan['model']}, the tag {tag!r} is of {architecture}; correct one."
+        )
     measured = result["models"][architecture] if "+" in plan["model"] else result
     record_text = (
         json.dumps(result | {"tag": tag, "test": measured["test"], "held_out": measured["held_out"]}, indent=1) + "\n"

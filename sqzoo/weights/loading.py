@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.nn as nn
@@ -38,16 +38,14 @@ def read_verified(entry: Entry) -> dict[str, torch.Tensor]:
         raise WeightsError(f"{entry.path} is not a safetensors file ({e}); reinstall sqzoo.") from e
 
 
-def load_state(entry: Entry) -> dict[str, torch.Tensor]:
-    """Return the whole network's tensors; a head file is joined with its verified ImageNet trunk."""
+def load_state(entry: Entry, wanted: Iterable[str]) -> dict[str, torch.Tensor]:
+    """Return the network's tensors; a head file is joined with those of its ImageNet trunk that are `wanted`."""
     tensors = read_verified(entry)
     if entry.holds == "head":
         trunk = load_trunk(entry.trunk)
-        # Fire-Next leaves the trunk's last Fire module out; the head file says so by its architecture alone.
-        depth = 12 if entry.architecture == "fire_next" else len(trunk)
         if any(k in tensors for k in trunk):
             raise WeightsError(f"{entry.path} holds trunk tensors besides its head; use a file that sqzoo published.")
-        tensors |= {k: v for k, v in trunk.items() if int(k.split(".")[1]) < depth}
+        tensors |= {k: trunk[k] for k in wanted if k in trunk}
     return tensors
 
 

@@ -56,7 +56,8 @@ def read_manifest() -> dict[str, Entry]:
     """Return all entries by tag; an architecture's default comes first."""
     entries = json.loads((FOLDER / "manifest.json").read_text(encoding="utf-8"))["weights"]
     tuples = ("input_size", "mean", "std")
-    return {e["tag"]: Entry(**{k: tuple(v) if k in tuples else v for k, v in e.items()}) for e in entries}
+    fields: list[dict[str, Any]] = [{k: tuple(v) if k in tuples else v for k, v in e.items()} for e in entries]
+    return {e["tag"]: Entry(**e) for e in fields}
 
 
 def tags(architecture: str) -> list[str]:

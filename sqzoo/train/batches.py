@@ -1,0 +1,140 @@
+"""Where a run's batches come from: cached trunk features for a frozen trunk, images for all layers."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn as nn
+from tqdm import tqdm
+
+from sqzoo.data import Dataset
+from sqzoo.train.features import FeatureCache, trunk_features
+from sqzoo.train.recipe import Recipe
+
+Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]  # (inputs, labels)
+
+
+class FrozenBatches:
+    """Batches of cached trunk features; `forward` is the head alone."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: nn.Module,
+        train_set: Dataset,
+        test_set: Dataset,
+        kept: np.ndarray,
+        held: np.ndarray,
+        cache: Path | None,
+        device: str,
+        progress: bool,
+    ) -> None:
+        self.batch_size, self.device, self.held = recipe.batch_size, device, held
+        self.side = recipe.sizes[0][0]
+        self.forward: Callable[[torch.Tensor], torch.Tensor] = model.forward_head  # type: ignore[assignment]
+        first = model.input_dropout()  # type: ignore[operator]
+        self.drop_rate = first.p if first else 0.0
+        if first:
+            first.p = 0.0  # the cache does it, on the non-zeros alone
+        self.labels = (torch.from_numpy(train_set.labels), torch.from_numpy(test_set.labels))
+        began = time.perf_counter()
+        self.train_features, self.test_features = (
+            self._features(model, data, recipe, cache, name if progress else None)
+            for name, data in (("train", train_set), ("test", test_set))
+        )
+        self.feature_seconds = time.perf_counter() - began
+
+    def _features(
+        self, model: nn.Module, data: Dataset, recipe: Recipe, cache: Path | None, name: str | None
+    ) -> FeatureCache:
+        with tqdm(
+            total=len(data), desc=f"trunk features, {name}", unit="img", disable=name is None, leave=False
+        ) as bar:
+            return trunk_features(
+                model.features,  # type: ignore[arg-type]
+                data.images,
+                recipe.preprocessing(self.side),
+                data.digest,
+                cache,
+                lambda done, of: bar.update(done - bar.n),
+            )
+
+    def enter_epoch(self, epoch: int) -> int:
+        return self.side
+
+    def training(self, order: np.ndarray) -> Batches:
+        return self._batches(self.train_features, self.labels[0], order, self.drop_rate)
+
+    def held_out(self) -> Batches:
+        return self._batches(self.train_features, self.labels[0], self.held)
+
+    def test(self) -> Batches:
+        return self._batches(self.test_features, self.labels[1], np.arange(len(self.test_features)))
+
+    def _batches(
+        self, features: FeatureCache, labels: torch.Tensor, order: np.ndarray, drop_rate: float = 0.0
+    ) -> Batches:
+        for low in range(0, len(order), self.batch_size):
+            part = order[low : low + self.batch_size]
+            yield features.batch(part, drop_rate).to(self.device), labels[torch.from_numpy(part)].to(self.device)
+
+
+class ImageBatches:
+    """Batches of images, cropped and flipped at 32 pixels, enlarged and normalised by batch; all layers run."""
+
+    feature_seconds = 0.0
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: nn.Module,
+        train_set: Dataset,
+        test_set: Dataset,
+        kept: np.ndarray,
+        held: np.ndarray,
+        cache: Path | None,
+        device: str,
+        progress: bool,
+    ) -> None:
+        self.recipe, self.forward, self.device = recipe, model, device
+        self.sides = [side for side, epochs in recipe.sizes for _ in range(epochs)]
+        self.train_set, self.test_set, self.held_set = train_set, test_set, train_set[held]
+
+    def enter_epoch(self, epoch: int) -> int:
+        self.prepare = self.recipe.preprocessing(self.sides[epoch])
+        return self.sides[epoch]
+
+    def training(self, order: np.ndarray) -> Batches:
+        for low in range(0, len(order), self.recipe.batch_size):
+            part = self.train_set[order[low : low + self.recipe.batch_size]]
+            images = augment(torch.from_numpy(part.images), self.recipe.pad, self.recipe.flip)
+            yield self.prepare(images).to(self.device), torch.from_numpy(part.labels).to(self.device)
+
+    def held_out(self) -> Batches:
+        return self._batches(self.held_set)
+
+    def test(self) -> Batches:
+        return self._batches(self.test_set)
+
+    def _batches(self, data: Dataset) -> Batches:
+        for low in range(0, len(data), 32):
+            part = data[low : low + 32]
+            yield self.prepare(part.images).to(self.device), torch.from_numpy(part.labels).to(self.device)
+
+
+def augment(images: torch.Tensor, pad: int, flip: bool) -> torch.Tensor:
+    """Shift (N, H, W, 3) uint8 images by up to `pad` pixels (edges reflected) and mirror half of them."""
+    count, height, width, _ = images.shape
+    rows = torch.arange(height).repeat(count, 1) + torch.randint(-pad, pad + 1, (count, 1))
+    columns = torch.arange(width).repeat(count, 1) + torch.randint(-pad, pad + 1, (count, 1))
+    rows, columns = _reflect(rows, height), _reflect(columns, width)
+    if flip:
+        columns = torch.where(torch.rand(count, 1) < 0.5, columns.flip(1), columns)
+    return images[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def _reflect(index: torch.Tensor, size: int) -> torch.Tensor:
+    index = index.abs()
+    return torch.where(index >= size, 2 * (size - 1) - index, index)
