@@ -78,8 +78,8 @@ def render(results: dict[str, Any]) -> str:
     tags = results["tags"]
     lines = [
         "| model | paper: loss · top-1 · parameters | paper's protocol, ours | held-out protocol, ours | parameters "
-        "| file |",
-        "|---|---|---|---|---|---|",
+        "| file | seconds |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, (title, loss, top1, params) in PAPER.items():
         cells = [f"`{name}`: {title}", f"{loss:.3f} · {top1:.1f} % · {params}"]
@@ -87,18 +87,20 @@ def render(results: dict[str, Any]) -> str:
         cells += [f"{r['loss']:.3f} · **{r['top1']:.2f} %**" if r else "not measured" for r in pair]
         shown = next((r for r in pair if r), None)
         cells += [f"{results['params'][name]:,}", f"{shown['bytes'] / 1e6:.2f} MB head" if shown else "-"]
+        cells += [f"{shown['seconds']:.0f}" if shown else "-"]
         lines.append(f"| {' | '.join(cells)} |")
     fc = results["alexnet_fc"]
     if fc:
         cells = ["`alexnet_cifar`: frozen convolutions, three linear layers trained", "-"]
         cells += [f"{fc[k]['loss']:.3f} · **{fc[k]['top1']:.2f} %**" if fc[k] else "-" for k in ("paper", "held_out")]
-        cells += [f"{fc['params']:,}", "not shipped"]
+        cells += [f"{fc['params']:,}", "not shipped", "-"]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "| all layers trained | size | loss · top-1, test | parameters | file |", "|---|---|---|---|---|"]
+    lines += ["", "| all layers trained | size | loss · top-1, test | parameters | file | seconds |"]
+    lines += ["|---|---|---|---|---|---|"]
     for tag, r in tags.items():
         if r["holds"] == "complete":
             cells = [f"`{tag}`", f"{r['side']} px", f"{r['loss']:.3f} · **{r['top1']:.2f} %**"]
-            cells += [f"{r['params']:,}", f"{r['bytes'] / 1e6:.2f} MB"]
+            cells += [f"{r['params']:,}", f"{r['bytes'] / 1e6:.2f} MB", f"{r['seconds']:.0f}"]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -31,9 +31,12 @@ class Checkpoint:
     seconds: float
     log: list[dict[str, Any]]
 
-    @property
-    def text(self) -> str:
-        return f", best {self.best_score[0]:.2f} %" if self.best_epoch else ""
+    def text(self, epochs: int) -> str:
+        """What the progress bar shows of the run so far: the best accuracy and the time left."""
+        if not self.best_epoch:
+            return ""
+        left = sum(row["seconds"] for row in self.log) / self.epoch * (epochs - self.epoch)
+        return f", best {self.best_score[0]:.2f} %, about {left / 60:.0f} min left"
 
     def record(self, epoch: int, row: dict[str, Any], metrics: Metrics, learned: dict[str, torch.Tensor]) -> None:
         self.epoch = epoch

@@ -125,7 +125,7 @@ def _train(
         bar = tqdm(
             data.training(kept[order]),
             total=steps_per_epoch,
-            desc=f"{recipe.model} epoch {epoch + 1}/{recipe.epochs}, {side} px{state.text}",
+            desc=f"{recipe.model} epoch {epoch + 1}/{recipe.epochs}, {side} px{state.text(recipe.epochs)}",
             disable=not progress,
             leave=False,
         )
