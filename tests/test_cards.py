@@ -1,0 +1,28 @@
+"""Each weights tag has a card, it is what its records say, and its example runs."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sqzoo.weights import read_manifest
+
+ROOT = Path(__file__).parent.parent
+COMPLETE = [tag for tag, entry in read_manifest().items() if entry.holds == "complete"]
+
+
+def test_cards_are_what_the_records_say() -> None:
+    done = subprocess.run([sys.executable, "benchmarks/cards.py", "--check"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {f.stem for f in (ROOT / "MODEL_CARDS").glob("*.md")} == read_manifest().keys()
+
+
+@pytest.mark.parametrize("tag", COMPLETE)
+def test_example_runs(tag: str) -> None:
+    card = (ROOT / "MODEL_CARDS" / f"{tag}.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", block], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "'cat'" in done.stdout
