@@ -83,8 +83,8 @@ def _use(entry: Entry) -> list[str]:
         "",
         f"Classes: {', '.join(CIFAR10_CLASSES)}.",
         "",
-        f"Images: RGB, resized to {int(entry.input_size[1] / entry.crop_pct)} pixels ({entry.interpolation}), centre crop "
-        f"{entry.input_size[1]}, mean {entry.mean}, standard deviation {entry.std}.",
+        f"Images: RGB, resized to {int(entry.input_size[1] / entry.crop_pct)} pixels ({entry.interpolation}), centre "
+        f"crop {entry.input_size[1]}, mean {entry.mean}, standard deviation {entry.std}.",
         "",
     ]
 
