@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import timm
 import torch.nn as nn
-from timm.models import get_pretrained_cfg, model_entrypoint
+from timm.models import model_entrypoint
 
 from sqzoo import models as _models  # registers the architectures
 from sqzoo.errors import ArgumentError, UnknownModelError, did_you_mean
@@ -78,14 +78,6 @@ def start_from_imagenet(model: nn.Module, architecture: str) -> None:
     if trunk[first].shape[1] != own[first].shape[1]:
         trunk[first] = timm.models.adapt_input_conv(own[first].shape[1], trunk[first])
     model.features.load_state_dict({k: trunk[k] for k in own}, strict=True)  # type: ignore[union-attr]
-
-
-def model_config(name: str) -> dict[str, Any]:
-    """Return timm's configuration of a name or tag as a dict: input size, crop, mean, std, classes."""
-    check_name(name)
-    cfg = get_pretrained_cfg(name)
-    assert cfg is not None
-    return dict(cfg.to_dict())
 
 
 def _is_ours(name: str) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from sqzoo.data import NORMALISATIONS
 from sqzoo.errors import SqzooError, WeightsError
@@ -58,7 +58,7 @@ def publish(run: str | os.PathLike[str], tag: str, root: str | os.PathLike[str],
     weights = root / "sqzoo" / "weights"
     file = weights / f"{tag}.safetensors"
     temporary = file.with_suffix(".writing")
-    save_file(tensors, temporary, {"format": "pt", "tag": tag})
+    temporary.write_bytes(save(tensors, {"format": "pt", "tag": tag}))  # with the usual rights, unlike save_file
     temporary.replace(file)
     mean, std = NORMALISATIONS[plan["normalisation"]]
     side = plan["sizes"][-1][0]
