@@ -2,7 +2,8 @@
 
     python tests/update_golden.py
 
-Tags stored as a head need the ImageNet trunk (SQZOO_TRUNKS, or torchvision's). Run it when weights are added or replaced on purpose; otherwise a change in the file is a change in the models.
+Tags stored as a head need the ImageNet trunk (SQZOO_TRUNKS, or torchvision's). Run it when weights are added or
+replaced on purpose; otherwise a change in the file is a change in the models.
 """
 
 import json
