@@ -371,7 +371,7 @@ def ask_hub(home: Path, **settings: str) -> subprocess.Popen[str]:
 
 
 def message_of(process: subprocess.Popen[str]) -> DataError:
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0 and out, err
     return DataError(out.removesuffix("\n"))
 

@@ -285,6 +285,8 @@ KILLED = {
     # Running statistics, which are no parameters.
     "batch norm": replace(FROZEN, model="fire_next", model_args={"batch_norm": True}, hold_out=0, select="test"),
     "trained": TRAINED,
+    # Killed when the trunk has just begun to learn, of which the checkpoint's optimiser knows nothing yet.
+    "head first": replace(TRAINED, sizes=((32, 3),), head_epochs=1),
 }
 
 SCRIPT = f"""
