@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn as nn
-from timm.models._features import feature_take_indices  # private in timm, same place from 1.0.22 to 1.0.31
+from timm.models._features import feature_take_indices  # private in timm, same place in all of 1.0
 from torch.jit import is_scripting, is_tracing  # type: ignore[attr-defined]  # torch does not list them as exports
 from torch.utils.checkpoint import checkpoint
 
