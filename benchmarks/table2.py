@@ -1,6 +1,6 @@
 """The paper's Table 2, measured: evaluates every shipped weights tag on CIFAR-10's 10,000 test images.
 
-    python benchmarks/table2.py [--data FOLDER] [--trunk FOLDER] [--only PATTERN]
+    python benchmarks/table2.py [--data FOLDER] [--trunk FOLDER] [--only PATTERN] [--render]
 
 Prints the table and a verdict on each claim, writes results/table2.json and the README's table, and exits with 1 where
 a tag no longer gives its recorded accuracy (to 0.05 points).
@@ -9,6 +9,7 @@ a tag no longer gives its recorded accuracy (to 0.05 points).
 import argparse
 import fnmatch
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from sqzoo import create_model, get_weights, list_models
+from sqzoo import SqzooError, create_model, get_weights, list_models
 from sqzoo.data import Dataset, cifar10
 from sqzoo.environment import environment
 from sqzoo.train import Metrics, evaluate
@@ -174,8 +175,11 @@ def alexnet_fc() -> dict[str, Any] | None:
     return {k: r["test"] if r else None for k, r in found.items()} | {"params": params}
 
 
-def write_readme(results: dict[str, Any], readme: Path = ROOT / "README.md") -> None:
-    """Put the rendered table between the README's table2 markers."""
+def write(results: dict[str, Any]) -> None:
+    """Write results/table2.json, verdicts included, and the table between the README's table2 markers."""
+    recorded = results | {"verdicts": verdicts(results)}
+    (RESULTS / "table2.json").write_text(json.dumps(recorded, indent=1) + "\n", encoding="utf-8")
+    readme = ROOT / "README.md"
     begin, end = "<!-- table2 -->\n", "<!-- /table2 -->"
     before, _, rest = readme.read_text(encoding="utf-8").partition(begin)
     _, _, after = rest.partition(end)
@@ -188,9 +192,16 @@ def main() -> int:
     parser.add_argument("--data", help="CIFAR-10 folder (default: $SQZOO_CIFAR10, else the Hub)")
     parser.add_argument("--trunk", help="folder with the ImageNet trunk (default: $SQZOO_TRUNKS, else torchvision's)")
     parser.add_argument("--only", default="*", help="tags to evaluate; with a pattern nothing is written")
+    parser.add_argument(
+        "--render", action="store_true", help="evaluate nothing, write the tables from the records anew"
+    )
     arguments = parser.parse_args()
+    if arguments.render:
+        results = json.loads((RESULTS / "table2.json").read_text(encoding="utf-8"))
+        write(results | {"params": counts(), "alexnet_fc": alexnet_fc()})
+        return 0
     data = cifar10("test", arguments.data)
-    listed = Path(arguments.data or ".") / "test_not_exact.txt"
+    listed = Path(arguments.data or os.environ.get("SQZOO_CIFAR10", ".")) / "test_not_exact.txt"
     inexact = np.loadtxt(listed, dtype=np.int64) if listed.is_file() else np.arange(0)
     rows = measure(data, arguments.trunk, arguments.only, inexact)
     results = {
@@ -200,11 +211,9 @@ def main() -> int:
         "params": counts(),
         "alexnet_fc": alexnet_fc(),
     }
-    results["verdicts"] = verdicts(results)
-    print(render(results), *(f"- {v}" for v in results["verdicts"]), sep="\n")
     if arguments.only == "*":
-        (RESULTS / "table2.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        write_readme(results)
+        write(results)
+    print(render(results), *(f"- {v}" for v in verdicts(results)), sep="\n")
     drifted = [tag for tag, r in rows.items() if abs(r["top1"] - r["recorded_top1"]) > TOLERANCE]
     for tag in drifted:
         print(
@@ -214,4 +223,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except SqzooError as e:
+        sys.exit(f"table2: {e}")
