@@ -167,10 +167,9 @@ def test_the_configuration_is_the_papers(name: str) -> None:
 # --- the caller's own weights, by timm's ways ---
 
 
-def save(model: Any, folder: Path, args: dict[str, Any] | None = None) -> Tensors:
-    """Save as timm does and return the tensors; `args` are the arguments that a timm before 1.0.31 does not record."""
-    recorded = hasattr(model, "_model_args")
-    save_for_hf(model, str(folder), model_args=None if recorded else args, safe_serialization=True)
+def save(model: Any, folder: Path) -> Tensors:
+    """Save as timm does and return the tensors."""
+    save_for_hf(model, str(folder), safe_serialization=True)
     return load_file(folder / "model.safetensors")
 
 
@@ -186,7 +185,7 @@ def save(model: Any, folder: Path, args: dict[str, Any] | None = None) -> Tensor
 )
 def test_saved_models_come_back(name: str, args: dict[str, Any], tmp_path: Path) -> None:
     model = seeded(sqzoo.create_model, name, **args).eval()
-    tensors = save(model, tmp_path, args)
+    tensors = save(model, tmp_path)
     back = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
     assert same(back.state_dict(), tensors)
     assert not back.training
@@ -197,7 +196,7 @@ def test_saved_models_come_back(name: str, args: dict[str, Any], tmp_path: Path)
 def test_a_changed_head_comes_back(tmp_path: Path) -> None:
     model = seeded(sqzoo.create_model, "squeezenet_cifar").eval()
     model.reset_classifier(5, "max")
-    save(model, tmp_path, {"global_pool": "max"})
+    save(model, tmp_path)
     back, x = timm.create_model(f"local-dir:{tmp_path}", pretrained=True), torch.randn(2, 3, 80, 80)
     assert torch.equal(back(x), model(x))
 
