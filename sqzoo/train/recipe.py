@@ -97,9 +97,9 @@ def _paper(model: str, lr: float, epochs: int, **changes: Any) -> Recipe:
 
 # Table 3's learning rate for Sq-1, figure 8's for Fire-Next; the paper gives none for the other two, and no batch size.
 _PAPER = {
-    "squeezenet_cifar": _paper("squeezenet_cifar", 0.001, 7, batch_size=32),
+    "squeezenet_cifar": _paper("squeezenet_cifar", 0.0004, 10),
     "sq1": _paper("sq1", 0.0004, 24),
-    "fire_next": _paper("fire_next", 0.001, 7, batch_size=64),
+    "fire_next": _paper("fire_next", 0.001, 10, batch_size=64),
     "alexnet_cifar": _paper("alexnet_cifar", 0.0004, 16, head="last"),
 }
 RECIPES = ("paper", "paper_held_out", "fc", "fc_held_out", "finetune", "finetune_more")
@@ -141,7 +141,7 @@ def recipe(name: str, model: str, **changes: Any) -> Recipe:
                 raise ArgumentError("finetune_more goes on from an earlier run: give its best.safetensors as start.")
             base = dataclasses.replace(base, sizes=((128, 8),), head_epochs=1, hold_out=1000, lr=4e-4, pad=3)
     else:
-        base = _paper(model, 0.0001, 4) if name.startswith("fc") else _PAPER[model]
+        base = _paper(model, 0.0001, 2) if name.startswith("fc") else _PAPER[model]
         if name.endswith("_held_out"):
             base = dataclasses.replace(base, hold_out=5000, select="held_out")
     known = [f.name for f in dataclasses.fields(Recipe)]
