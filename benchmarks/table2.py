@@ -74,6 +74,15 @@ def _join(parts: list[Metrics]) -> Metrics:
     )
 
 
+def drifted(rows: dict[str, Any]) -> list[str]:
+    """Return a line for each tag whose accuracy is off its record by more than the tolerance."""
+    return [
+        f"{tag}: measured {row['top1']:.2f} %, recorded {row['recorded_top1']:.2f} %"
+        for tag, row in rows.items()
+        if abs(row["top1"] - row["recorded_top1"]) > TOLERANCE
+    ]
+
+
 def render(results: dict[str, Any]) -> str:
     """Return Table 2 and the fine-tuned rows as Markdown."""
     tags = results["tags"]
@@ -214,12 +223,9 @@ def main() -> int:
     if arguments.only == "*":
         write(results)
     print(render(results), *(f"- {v}" for v in verdicts(results)), sep="\n")
-    drifted = [tag for tag, r in rows.items() if abs(r["top1"] - r["recorded_top1"]) > TOLERANCE]
-    for tag in drifted:
-        print(
-            f"{tag}: measured {rows[tag]['top1']:.2f} %, recorded {rows[tag]['recorded_top1']:.2f} %", file=sys.stderr
-        )
-    return 1 if drifted else 0
+    wrong = drifted(rows)
+    print(*wrong, sep="\n", end="\n" if wrong else "", file=sys.stderr)
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

@@ -50,3 +50,16 @@ def test_table_and_manifest_agree() -> None:
         record = json.loads((ROOT / entry["metrics"]["source"]).read_text(encoding="utf-8"))
         assert record["test"]["top1"] == entry["metrics"]["test_top1"]
         assert abs(results["tags"][entry["tag"]]["top1"] - record["test"]["top1"]) <= _table2().TOLERANCE
+
+
+def test_a_tag_off_its_record_is_named() -> None:
+    rows = {"a.b": {"top1": 90.0, "recorded_top1": 90.04}, "c.d": {"top1": 89.9, "recorded_top1": 90.0}}
+    assert _table2().drifted(rows) == ["c.d: measured 89.90 %, recorded 90.00 %"]
+
+
+def test_evaluating_a_tag_gives_its_record(trunks: Path, cifar10_root: Path) -> None:
+    words = ["--only", "squeezenet_cifar.ft_cifar10", "--data", str(cifar10_root), "--trunk", str(trunks)]
+    done = subprocess.run([sys.executable, "benchmarks/table2.py", *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((ROOT / "benchmarks/results/runs/squeezenet_cifar.ft_cifar10.json").read_text(encoding="utf-8"))
+    assert f"top-1 {record['test']['top1']:.2f} %" in done.stderr
