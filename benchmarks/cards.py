@@ -64,7 +64,7 @@ model-index:
 def _use(entry: Entry) -> list[str]:
     head = entry.holds == "head"
     stored = "a head file, joined as it loads with torchvision's ImageNet trunk" if head else "complete, in the package"
-    trunk = "  # needs torchvision's trunk: see the README" if head else ""
+    trunk = "  # joins the trunk: see README" if head else ""
     return [
         f"# {entry.tag}",
         "",

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from sqzoo import create_model
-from sqzoo.data import Dataset, hold_out
+from sqzoo.data import Dataset, Preprocessing, hold_out
 from sqzoo.errors import ArgumentError, DataError, UnknownModelError
 from sqzoo.train import RECIPES, Recipe, evaluate, loop, recipe, train
 from sqzoo.train.checkpoint import alone_in
@@ -264,9 +264,9 @@ def test_evaluate_is_plain_and_leaves_the_mode(trunks: Path) -> None:
     assert measured.images == 40
     assert measured.top1 == 2.5 * int((logits.argmax(1) == labels).sum())
     assert measured.loss == pytest.approx(F.cross_entropy(logits, labels).item(), abs=1e-5)
-    own = evaluate(model, TEST[:4])  # by default as the model's configuration says: 256, then the central 224
+    own = evaluate(model, TEST[:4])  # by default as the model's configuration says
     with torch.inference_mode():
-        logits = model(replace(plan, side=224, crop_pct=0.875)(TEST.images[:4]))
+        logits = model(Preprocessing.of(model.pretrained_cfg)(TEST.images[:4]))
     assert own.loss == pytest.approx(F.cross_entropy(logits, labels[:4]).item(), abs=1e-5)
     assert not model.training
 
