@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sqzoo.errors import SqzooError
+from sqzoo.errors import SqzooError, UnknownModelError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +53,10 @@ def _parser() -> argparse.ArgumentParser:
 def _list(arguments: argparse.Namespace) -> int:
     from sqzoo import get_weights, list_models
 
-    for name in list_models(arguments.pattern):
+    names = list_models(arguments.pattern)
+    if not names:
+        raise UnknownModelError(f"No model matches {arguments.pattern!r}; there are: {', '.join(list_models())}.")
+    for name in names:
         print(name)
         for tag in list_models(f"{name}.*", pretrained=True):
             entry = get_weights(tag)

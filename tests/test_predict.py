@@ -93,6 +93,7 @@ def test_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
         (["predict", str(CAT), "--model", "sq2"], "Did you mean 'sq1'?"),
         (["predict", str(CAT), "--top", "0"], "top_k must be"),
         (["train", "sq1", "--recipe", "papper"], "Did you mean 'paper'?"),
+        (["list", "resnet*"], "No model matches 'resnet*'"),
         (["train", "sq1", "--set", "lr"], "FIELD=JSON"),
         (["train", "sq1", "--set", "lrr=1"], "Did you mean 'lr'?"),
         (["train", "sq1", "--data", str(tmp_path)], "No CIFAR-10 train split"),
