@@ -25,7 +25,6 @@ class FrozenBatches:
         model: nn.Module,
         train_set: Dataset,
         test_set: Dataset,
-        kept: np.ndarray,
         held: np.ndarray,
         cache: Path | None,
         device: str,
@@ -92,11 +91,8 @@ class ImageBatches:
         model: nn.Module,
         train_set: Dataset,
         test_set: Dataset,
-        kept: np.ndarray,
         held: np.ndarray,
-        cache: Path | None,
         device: str,
-        progress: bool,
     ) -> None:
         self.recipe, self.forward, self.device = recipe, model, device
         self.sides = [side for side, epochs in recipe.sizes for _ in range(epochs)]

@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,11 @@ class FeatureCache:
         """Bytes of positions and values."""
         return sum(p.nbytes + v.nbytes for p, v in zip(self.positions, self.values, strict=True))
 
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        """Non-zeros before each image, and of all: (images + 1,)."""
+        return np.concatenate([[0], np.cumsum(self.counts.sum(1))])
+
     def batch(self, indices: np.ndarray, drop_rate: float = 0.0) -> torch.Tensor:
         """Return the features (N, C, H, W), float32, channels last, of the images at `indices`, in their order.
 
@@ -54,15 +60,12 @@ class FeatureCache:
         indices = np.arange(len(self))[indices]  # counts negative ones from the end, refuses those out of range
         channels, height, width = self.shape
         length = channels * height * width
-        per_image = self.counts.sum(1)
-        starts = np.zeros(len(self) + 1, np.int64)
-        np.cumsum(per_image, out=starts[1:])
         positions, values = [], []
         for i in indices:
             chunk = i // _CHUNK
-            low = starts[i] - starts[chunk * _CHUNK]
-            positions.append(self.positions[chunk][low : low + per_image[i]])
-            values.append(self.values[chunk][low : low + per_image[i]])
+            low, high = self._ends[i : i + 2] - self._ends[chunk * _CHUNK]
+            positions.append(self.positions[chunk][low:high])
+            values.append(self.values[chunk][low:high])
         segments = self.counts.shape[1]
         base = (np.arange(len(indices))[:, None] * length + np.arange(segments) * _SEGMENT).ravel()
         where = np.repeat(base, self.counts[indices].ravel())

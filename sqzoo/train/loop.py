@@ -95,8 +95,11 @@ def _train(
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     kept, held = hold_out(train_set.labels, recipe.hold_out)
     frozen = recipe.trunk == "frozen"
-    source = FrozenBatches if frozen else ImageBatches
-    data = source(recipe, model, train_set, test_set, kept, held, cache, device, progress)
+    data: FrozenBatches | ImageBatches
+    if frozen:
+        data = FrozenBatches(recipe, model, train_set, test_set, held, cache, device, progress)
+    else:
+        data = ImageBatches(recipe, model, train_set, test_set, held, device)
 
     parameters = {n: p for n, p in model.named_parameters() if not (frozen and n.startswith("features."))}
     if recipe.head == "last":
@@ -176,7 +179,7 @@ def _train(
 
 
 def _scores(
-    forward: Callable[[torch.Tensor], torch.Tensor], data: "FrozenBatches | ImageBatches", held_out: bool
+    forward: Callable[[torch.Tensor], torch.Tensor], data: FrozenBatches | ImageBatches, held_out: bool
 ) -> dict[str, dict[str, Any] | None]:
     return {
         "test": dataclasses.asdict(score(forward, data.test())),

@@ -13,6 +13,7 @@ from sqzoo.data import NORMALISATIONS
 from sqzoo.errors import SqzooError, WeightsError
 from sqzoo.hashing import file_sha256
 from sqzoo.registry import create_model
+from sqzoo.train.checkpoint import write_text
 from sqzoo.train.shared import take_out
 from sqzoo.weights import load_trunk
 
@@ -44,7 +45,7 @@ def publish(run: str | os.PathLike[str], tag: str, root: str | os.PathLike[str],
     record = root / "benchmarks" / "results" / "runs" / f"{tag}.json"
     record.parent.mkdir(parents=True, exist_ok=True)
     if record_only:
-        _replace(record, record_text)
+        write_text(record, record_text)
         return
     trunk = "alexnet" if architecture == "alexnet_cifar" else "squeezenet1_1"
     tensors = load_file(folder / "best.safetensors")
@@ -93,14 +94,8 @@ def publish(run: str | os.PathLike[str], tag: str, root: str | os.PathLike[str],
     entries = [e for e in json.loads(manifest.read_text(encoding="utf-8"))["weights"] if e["tag"] != tag]
     # Complete files come before head files, so that an architecture's default needs no network.
     entries = sorted([*entries, entry], key=lambda e: (e["tag"].partition(".")[0], e["holds"] != "complete", e["tag"]))
-    _replace(record, record_text)
-    _replace(manifest, json.dumps({"weights": entries}, indent=1) + "\n")  # last: it makes the rest count
-
-
-def _replace(file: Path, text: str) -> None:
-    temporary = file.with_suffix(".writing")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(file)
+    write_text(record, record_text)
+    write_text(manifest, json.dumps({"weights": entries}, indent=1) + "\n")  # last: it makes the rest count
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Several architectures on one SqueezeNet trunk, trained together: one pass through the trunk serves every head.
 
-All but a few thousand multiply-adds in a hundred are the trunk's, so three networks cost little more than one. Each is
-taken out whole afterwards; they differ in their heads and in how deep into the trunk they reach.
+Most of the multiply-adds are the trunk's, so three networks cost little more than one. Each is taken out whole
+afterwards; they differ in their heads and in how deep into the trunk they reach.
 """
 
 from collections.abc import Callable, Mapping
