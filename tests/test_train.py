@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from sqzoo import create_model
 from sqzoo.data import Dataset, Preprocessing, hold_out
 from sqzoo.errors import ArgumentError, DataError, UnknownModelError
-from sqzoo.train import RECIPES, Recipe, evaluate, loop, recipe, train
+from sqzoo.train import RECIPES, Recipe, evaluate, learner, recipe, train
 from sqzoo.train.checkpoint import alone_in
 from sqzoo.weights import load_trunk
 
@@ -64,7 +64,7 @@ def models(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
         made.append(create_model(*args, **kwargs))
         return made[-1]
 
-    monkeypatch.setattr(loop, "create_model", remember)
+    monkeypatch.setattr(learner, "create_model", remember)
     return made
 
 
@@ -151,15 +151,10 @@ def test_the_recorded_figures_are_those_of_the_saved_weights(plan: Recipe, tmp_p
         assert measured.loss == pytest.approx(result[name]["loss"], abs=1e-5)
 
 
-@pytest.mark.parametrize(("exactly", "tolerance"), [(True, 0.0), (False, 1e-4)])
-def test_cached_features_train_as_a_textbook_loop_does(
-    exactly: bool, tolerance: float, tmp_path: Path, trunks: Path
-) -> None:
-    """The frozen trunk run anew in every step: the same weights after 21 steps.
+def test_cached_features_train_as_a_textbook_loop_does(tmp_path: Path, trunks: Path) -> None:
+    """The frozen trunk run anew in every step, and plain Adam: the same weights after 21 steps, within 1e-4.
 
-    Bit for bit where the trunk takes eight images at a time, as the cache does, and the optimiser is the trainer's.
-    With whole batches and plain Adam within 1e-4, 3e-5 in fact: oneDNN's last bits hang on the size of the batch, and
-    Adam makes whole steps of the smallest gradients.
+    The order of a sum is another, and Adam makes whole steps of the smallest gradients.
     """
     plan = replace(FROZEN, sizes=((64, 3),), hold_out=0, select="test")
     run(plan, tmp_path, trunks)
@@ -167,19 +162,14 @@ def test_cached_features_train_as_a_textbook_loop_does(
     model = create_model("sq1", init="imagenet", trunk=trunks)
     model.features.requires_grad_(False)
     head = [p for p in model.parameters() if p.requires_grad]
-    if exactly:
-        optimizer: torch.optim.Optimizer = torch.optim.AdamW(head, lr=plan.lr, weight_decay=0.0, fused=True)
-    else:
-        optimizer = torch.optim.Adam(head, lr=plan.lr)
+    optimizer = torch.optim.Adam(head, lr=plan.lr)
     prepare, labels = plan.preprocessing(64), torch.from_numpy(TRAIN.labels)
     first: dict[str, torch.Tensor] = {}
     for epoch in range(3):
         torch.manual_seed(plan.seed * 1_000_003 + epoch)
         model.train()
         for indices in torch.randperm(100).split(plan.batch_size):
-            parts = prepare(TRAIN.images[indices]).split(8 if exactly else plan.batch_size)
-            maps = torch.cat([model.forward_features(part) for part in parts])
-            loss = F.cross_entropy(model.forward_head(maps), labels[indices])
+            loss = F.cross_entropy(model(prepare(TRAIN.images[indices])), labels[indices])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -187,17 +177,17 @@ def test_cached_features_train_as_a_textbook_loop_does(
     learnt = load_file(tmp_path / "last.safetensors")
     for name, tensor in model.state_dict().items():
         if not name.startswith("features."):
-            torch.testing.assert_close(learnt[f"model.{name}"], tensor, rtol=0, atol=tolerance)
+            torch.testing.assert_close(learnt[f"model.{name}"], tensor, rtol=0, atol=1e-4)
             assert (tensor - first[name]).abs().max() > 10 * 1e-4  # two epochs change far more than that
 
 
 def test_learning_rate_rises_then_falls_along_a_cosine() -> None:
     plan = replace(TRAINED, lr=0.8, warm_up=0.25)
-    rates = [loop._learning_rate(plan, step, 16) for step in range(17)]
+    rates = [learner.learning_rate(plan, step, 16) for step in range(17)]
     assert rates[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
     assert rates[4] == 0.8 and rates[10] == pytest.approx(0.4) and rates[16] == pytest.approx(0)
     assert all(a > b for a, b in pairwise(rates[4:]))
-    assert {loop._learning_rate(FROZEN, step, 16) for step in range(16)} == {FROZEN.lr}
+    assert {learner.learning_rate(FROZEN, step, 16) for step in range(16)} == {FROZEN.lr}
 
 
 # What is looked at, chosen and recorded

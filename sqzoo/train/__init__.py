@@ -1,7 +1,7 @@
 """Training: a recipe says what, the loop how; a run folder is what comes out."""
 
 from sqzoo.train.evaluate import Metrics, evaluate
-from sqzoo.train.loop import train
+from sqzoo.train.loop import train, train_together
 from sqzoo.train.recipe import RECIPES, Recipe, recipe
 
-__all__ = ["RECIPES", "Metrics", "Recipe", "evaluate", "recipe", "train"]
+__all__ = ["RECIPES", "Metrics", "Recipe", "evaluate", "recipe", "train", "train_together"]

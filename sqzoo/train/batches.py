@@ -1,7 +1,7 @@
 """Where a run's batches come from: cached trunk features for a frozen trunk, images for all layers."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,19 +10,21 @@ import torch.nn as nn
 from tqdm import tqdm
 
 from sqzoo.data import Dataset
-from sqzoo.train.features import FeatureCache, trunk_features
+from sqzoo.errors import ArgumentError
+from sqzoo.train.features import FeatureCache, cache_key, trunk_features
+from sqzoo.train.nonzeros import NonZeroMaps
 from sqzoo.train.recipe import Recipe
 
-Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]  # (inputs, labels)
+Batches = Iterator[tuple[torch.Tensor | NonZeroMaps, torch.Tensor]]  # (inputs, labels)
 
 
 class FrozenBatches:
-    """Batches of cached trunk features; `forward` is the head alone."""
+    """Batches of cached trunk features, for one head or for several on the same trunk."""
 
     def __init__(
         self,
         recipe: Recipe,
-        model: nn.Module,
+        models: list[nn.Module],
         train_set: Dataset,
         test_set: Dataset,
         held: np.ndarray,
@@ -32,15 +34,13 @@ class FrozenBatches:
     ) -> None:
         self.batch_size, self.device, self.held = recipe.batch_size, device, held
         self.side = recipe.sizes[0][0]
-        self.forward: Callable[[torch.Tensor], torch.Tensor] = model.forward_head  # type: ignore[assignment]
-        first = model.input_dropout()  # type: ignore[operator]
-        self.drop_rate = first.p if first else 0.0
-        if first:
-            first.p = 0.0  # the cache does it, on the non-zeros alone
+        keys = {cache_key(m.features, recipe.preprocessing(self.side), "") for m in models}  # type: ignore[arg-type]
+        if len(keys) > 1:
+            raise ArgumentError("Recipes trained together need the same trunk; train those of each trunk together.")
         self.labels = (torch.from_numpy(train_set.labels), torch.from_numpy(test_set.labels))
         began = time.perf_counter()
         self.train_features, self.test_features = (
-            self._features(model, data, recipe, cache, name if progress else None)
+            self._features(models[0], data, recipe, cache, name if progress else None)
             for name, data in (("train", train_set), ("test", test_set))
         )
         self.feature_seconds = time.perf_counter() - began
@@ -64,7 +64,7 @@ class FrozenBatches:
         return self.side
 
     def training(self, order: np.ndarray) -> Batches:
-        return self._batches(self.train_features, self.labels[0], order, self.drop_rate)
+        return self._batches(self.train_features, self.labels[0], order)
 
     def held_out(self) -> Batches:
         return self._batches(self.train_features, self.labels[0], self.held)
@@ -72,12 +72,10 @@ class FrozenBatches:
     def test(self) -> Batches:
         return self._batches(self.test_features, self.labels[1], np.arange(len(self.test_features)))
 
-    def _batches(
-        self, features: FeatureCache, labels: torch.Tensor, order: np.ndarray, drop_rate: float = 0.0
-    ) -> Batches:
+    def _batches(self, features: FeatureCache, labels: torch.Tensor, order: np.ndarray) -> Batches:
         for low in range(0, len(order), self.batch_size):
             part = order[low : low + self.batch_size]
-            yield features.batch(part, drop_rate).to(self.device), labels[torch.from_numpy(part)].to(self.device)
+            yield features.batch(part).to(self.device), labels[torch.from_numpy(part)].to(self.device)
 
 
 class ImageBatches:
@@ -88,13 +86,12 @@ class ImageBatches:
     def __init__(
         self,
         recipe: Recipe,
-        model: nn.Module,
         train_set: Dataset,
         test_set: Dataset,
         held: np.ndarray,
         device: str,
     ) -> None:
-        self.recipe, self.forward, self.device = recipe, model, device
+        self.recipe, self.device, self.held = recipe, device, held
         self.sides = [side for side, epochs in recipe.sizes for _ in range(epochs)]
         self.train_set, self.test_set, self.held_set = train_set, test_set, train_set[held]
 

@@ -121,14 +121,34 @@ def alone_in(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def same_run_or_raise(folder: Path, about: dict[str, Any]) -> None:
+def same_run_or_raise(folder: Path, about: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the folder's result if it holds this very run, finished; raise `ArgumentError` if it holds another.
+
+    A run at a constant learning rate is the beginning of a longer one: it is made that one, and goes on.
+    """
     file = folder / "recipe.json"
-    if not file.is_file():
-        write_text(file, json.dumps(about, indent=1))
-    elif read_json(file) != about:
+    found = read_json(file) if file.is_file() else None
+    if found is not None and found != about and not _begins(found, about):
         raise ArgumentError(
             f"{folder} holds a run of another recipe or other data; give another folder, or delete this one."
         )
+    if found != about:
+        (folder / "result.json").unlink(missing_ok=True)  # first, or a kill here would leave the shorter run's result
+        write_text(file, json.dumps(about, indent=1))
+    result = folder / "result.json"
+    return read_json(result) if result.is_file() else None
+
+
+def _begins(shorter: dict[str, Any], longer: dict[str, Any]) -> bool:
+    """Whether two runs differ in the number of epochs alone, at a constant learning rate and one size."""
+    try:
+        (side, epochs), *others = shorter["recipe"]["sizes"]
+        lengthened = shorter | {"recipe": shorter["recipe"] | {"sizes": longer["recipe"]["sizes"]}}
+        (same_side, more), *_ = longer["recipe"]["sizes"]
+    except (KeyError, TypeError, ValueError):
+        return False
+    constant = longer["recipe"]["schedule"] == "constant" and not others
+    return constant and side == same_side and epochs < more and lengthened == longer
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Loss and accuracy of a model on labelled images."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -19,22 +20,28 @@ class Metrics:
     images: int
 
 
-def score(
-    forward: Callable[[torch.Tensor], torch.Tensor], batches: Iterator[tuple[torch.Tensor, torch.Tensor]]
-) -> Metrics:
+def score(forward: Callable[[Any], torch.Tensor], batches: Iterator[tuple[Any, torch.Tensor]]) -> Metrics:
     """Run `forward` on (inputs, labels) batches and return the metrics; the sums are in float64.
 
     Where `forward` gives several heads' logits, one after another, the metrics are the heads' mean.
     """
-    loss, right, images = 0.0, 0, 0
+    return scores([forward], batches)[0]
+
+
+def scores(
+    forwards: Sequence[Callable[[Any], torch.Tensor]], batches: Iterator[tuple[Any, torch.Tensor]]
+) -> list[Metrics]:
+    """Return the metrics of each of several networks, from one pass over the batches."""
+    loss, right, images = [0.0] * len(forwards), [0] * len(forwards), [0] * len(forwards)
     with torch.inference_mode():
         for inputs, labels in batches:
-            logits = forward(inputs)
-            labels = labels.repeat(len(logits) // len(labels))
-            loss += F.cross_entropy(logits.double(), labels, reduction="sum").item()
-            right += int((logits.argmax(1) == labels).sum())
-            images += len(labels)
-    return Metrics(loss / images, 100.0 * right / images, images)
+            for i, forward in enumerate(forwards):
+                logits = forward(inputs)
+                wanted = labels.repeat(len(logits) // len(labels))
+                loss[i] += F.cross_entropy(logits.double(), wanted, reduction="sum").item()
+                right[i] += int((logits.argmax(1) == wanted).sum())
+                images[i] += len(wanted)
+    return [Metrics(lo / n, 100.0 * r / n, n) for lo, r, n in zip(loss, right, images, strict=True)]
 
 
 def evaluate(

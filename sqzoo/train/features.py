@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from filelock import FileLock
 
 from sqzoo.data import Preprocessing
 from sqzoo.errors import DataError
 from sqzoo.hashing import file_sha256, tensors_sha256
+from sqzoo.train.nonzeros import NonZeroMaps
 
 _SEGMENT = 1 << 16  # positions within a segment fit 16 bits
 _CHUNK = 8  # images a forward pass: at 224 pixels their activations stay in the processor's cache
@@ -51,15 +51,10 @@ class FeatureCache:
         """Non-zeros before each image, and of all: (images + 1,)."""
         return np.concatenate([[0], np.cumsum(self.counts.sum(1))])
 
-    def batch(self, indices: np.ndarray, drop_rate: float = 0.0) -> torch.Tensor:
-        """Return the features (N, C, H, W), float32, channels last, of the images at `indices`, in their order.
-
-        drop_rate: dropout on the features. Only the non-zeros draw a random number (a dropped zero is a zero still),
-        which takes a tenth of the time of dropout on the whole map.
-        """
+    def batch(self, indices: np.ndarray) -> NonZeroMaps:
+        """Return the maps (N, C, H, W) of the images at `indices`, in their order."""
         indices = np.arange(len(self))[indices]  # counts negative ones from the end, refuses those out of range
         channels, height, width = self.shape
-        length = channels * height * width
         positions, values = [], []
         for i in indices:
             chunk = i // _CHUNK
@@ -67,13 +62,11 @@ class FeatureCache:
             positions.append(self.positions[chunk][low:high])
             values.append(self.values[chunk][low:high])
         segments = self.counts.shape[1]
-        base = (np.arange(len(indices))[:, None] * length + np.arange(segments) * _SEGMENT).ravel()
-        where = np.repeat(base, self.counts[indices].ravel())
+        first = np.arange(len(indices))[:, None] * (channels * height * width) + np.arange(segments) * _SEGMENT
+        where = np.repeat(first.ravel(), self.counts[indices].ravel())
         where += np.concatenate(positions)
-        non_zeros = F.dropout(torch.from_numpy(np.concatenate(values)), drop_rate, training=drop_rate > 0)
-        out = torch.zeros(len(indices) * length)
-        out.index_copy_(0, torch.from_numpy(where), non_zeros)
-        return out.view(len(indices), height, width, channels).permute(0, 3, 1, 2)
+        shape = (len(indices), channels, height, width)
+        return NonZeroMaps(shape, where, torch.from_numpy(np.concatenate(values)))
 
 
 def cache_key(trunk: nn.Module, preprocessing: Preprocessing, data_digest: str) -> str:

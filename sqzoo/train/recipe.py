@@ -23,7 +23,7 @@ class Recipe:
     sizes: (side in pixels, epochs) in turn; a frozen trunk has one side.
     crop_pct: 0.875 sees the central 28 of 32 pixels (the paper's resize 256, crop 224), 1.0 all of them.
     hold_out: training images kept apart; select: which images choose the best epoch, "held_out" or "test" (the
-    paper's own way, which flatters).
+    paper's own way, which flatters). log_test: look at the test images after every epoch though they choose nothing.
     schedule: the learning rate is `lr` throughout, or with "cosine" rises to it over the share `warm_up` of all steps
     and falls along a cosine to zero.
     """
@@ -39,6 +39,7 @@ class Recipe:
     normalisation: str = "imagenet"
     hold_out: int = 0
     select: Literal["held_out", "test"] = "test"
+    log_test: bool = False
     batch_size: int = 128
     lr: float = 0.001
     weight_decay: float = 0.0
@@ -80,6 +81,11 @@ class Recipe:
     def epochs(self) -> int:
         """Number of epochs over all sizes."""
         return sum(epochs for _, epochs in self.sizes)
+
+    @property
+    def looks_at_test(self) -> bool:
+        """Whether the test images are looked at after every epoch."""
+        return self.select == "test" or self.log_test
 
     def preprocessing(self, side: int) -> Preprocessing:
         """Return the resize, crop and normalisation at an image side."""

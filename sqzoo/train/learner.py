@@ -1,0 +1,186 @@
+"""One network in training: its model, optimiser and checkpoint, a step, the end of an epoch, the result."""
+
+import dataclasses
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from sqzoo.data import Dataset
+from sqzoo.environment import environment
+from sqzoo.errors import ArgumentError
+from sqzoo.hashing import file_sha256
+from sqzoo.registry import create_model, start_from_imagenet
+from sqzoo.train.batches import FrozenBatches, ImageBatches
+from sqzoo.train.checkpoint import resume, same_run_or_raise, write_tensors, write_text
+from sqzoo.train.evaluate import Metrics, score
+from sqzoo.train.recipe import Recipe
+from sqzoo.train.shared import SharedTrunk
+from sqzoo.weights import load_trunk, trunk_source
+
+
+class Learner:
+    """A recipe's network in its run folder; `finished` is the folder's result where there is one already."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        train_set: Dataset,
+        test_set: Dataset,
+        folder: Path,
+        trunk: str | os.PathLike[str] | None,
+        device: str,
+    ) -> None:
+        self.recipe, self.folder, self.device = recipe, folder, device
+        self.about = {
+            "recipe": recipe.to_json(),
+            "train_digest": train_set.digest,
+            "test_digest": test_set.digest,
+        }
+        if recipe.start != "imagenet":
+            self.about["start_sha256"] = _start_sha256(recipe.start)
+        self.finished = same_run_or_raise(folder, self.about)
+        if self.finished:
+            return
+        self.environment = environment()  # now, while the commit is that of the code in memory
+        self.model = _model(recipe, trunk).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.forward: Callable[[Any], torch.Tensor] = self.model
+        frozen = recipe.trunk == "frozen"
+        if frozen:
+            self.forward = self.model.forward_head  # type: ignore[assignment]
+        parameters = {n: p for n, p in self.model.named_parameters() if not (frozen and n.startswith("features."))}
+        if recipe.head == "last":
+            last = {id(p) for p in self.model.get_classifier().parameters()}  # type: ignore[operator]
+            parameters = {n: p for n, p in parameters.items() if id(p) in last}
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in parameters)
+        self.parameters = parameters
+        # Batch norm, which a head may have, changes its running statistics too.
+        self.learned = {n: t.detach() for n, t in (parameters | dict(self.model.named_buffers())).items()}
+        decayed = [p for p in parameters.values() if p.dim() > 1]
+        plain = [p for p in parameters.values() if p.dim() <= 1]
+        groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, fused=True)  # Adam where weight_decay is 0
+        self.state = resume(folder, self.learned, parameters, self.optimizer)
+
+    def begin(self, epoch: int) -> None:
+        """Make ready for an epoch's steps."""
+        self.model.train()
+        for name, parameter in self.parameters.items():
+            parameter.requires_grad_(epoch >= self.recipe.head_epochs or not name.startswith("features."))
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.images = 0
+
+    def step(self, inputs: Any, labels: torch.Tensor, done: int, steps: int) -> None:
+        """Take one step of the optimiser; `done` of the run's `steps` steps lie behind it."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.recipe, done, steps)
+        logits = self.forward(inputs)
+        loss = F.cross_entropy(logits, labels.repeat(len(logits) // len(labels)))
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.loss_sum += loss.detach() * len(labels)
+        self.images += len(labels)
+
+    def end(self, epoch: int, side: int, seen: dict[str, Metrics], seconds: float, took: float) -> dict[str, Any]:
+        """Write the checkpoint of an epoch and return its row of the log; `seconds` of `took` went into training."""
+        row: dict[str, Any] = {"epoch": epoch + 1, "side": side, "train_loss": self.loss_sum.item() / self.images}
+        row |= {name: dataclasses.asdict(m) for name, m in seen.items()}
+        row |= {"seconds": round(took, 2), "time": time.strftime("%Y-%m-%dT%H:%M:%S")}
+        self.state.seconds += seconds
+        self.state.record(epoch + 1, row, seen[self.recipe.select], self.learned)
+        self.state.save(self.folder, self.learned, self.parameters, self.optimizer)
+        return row
+
+    def finish(self, data: FrozenBatches | ImageBatches) -> dict[str, Any]:
+        """Take the best epoch's weights, measure what the log lacks, write the weights and the result."""
+        with torch.no_grad():
+            for name, tensor in self.learned.items():
+                tensor.copy_(self.state.best[name])
+        self.model.eval()
+        data.enter_epoch(self.recipe.epochs - 1)
+        logged = self.state.log[self.state.best_epoch - 1]
+        result = self.about | {
+            "epoch": self.state.best_epoch,
+            "test": logged.get("test") or dataclasses.asdict(score(self.forward, data.test())),
+            "held_out": logged.get("held_out"),
+            "training_seconds": round(self.state.seconds, 1),
+            "feature_seconds": round(data.feature_seconds, 1),
+            "params": sum(p.numel() for p in self.model.parameters()),
+            "environment": self.environment,
+            "log": self.state.log,
+        }
+        if isinstance(self.model, SharedTrunk):
+            result["models"] = {n: _scores(self.model.alone(n), data) for n in self.model.depths}
+        write_tensors(self.folder / "best.safetensors", self.learned, {"format": "pt"})
+        self.state.write_log(self.folder)  # once more, should the run have been killed between checkpoint and log
+        write_text(self.folder / "result.json", json.dumps(result, indent=1))
+        return result
+
+
+def _model(recipe: Recipe, trunk: str | os.PathLike[str] | None) -> nn.Module:
+    torch.manual_seed(recipe.seed)
+    if "+" in recipe.model:
+        model: nn.Module = SharedTrunk(recipe.model)
+        if recipe.start == "imagenet":
+            with trunk_source(trunk):
+                start_from_imagenet(model, "sq1")
+    else:
+        model = create_model(recipe.model, init="imagenet", trunk=trunk, **recipe.model_args)
+    if recipe.head == "last" and recipe.model == "alexnet_cifar":
+        whole = model.state_dict() | load_trunk("alexnet", trunk, linear=True)
+        model.load_state_dict(whole, strict=True)
+    if recipe.start != "imagenet":
+        _start_from(model, recipe.start)
+    return model
+
+
+def _scores(
+    forward: Callable[[torch.Tensor], torch.Tensor], data: FrozenBatches | ImageBatches
+) -> dict[str, dict[str, Any] | None]:
+    held_out = dataclasses.asdict(score(forward, data.held_out())) if len(data.held) else None
+    return {"test": dataclasses.asdict(score(forward, data.test())), "held_out": held_out}
+
+
+def _start_sha256(file: str) -> str:
+    try:
+        return file_sha256(file)
+    except OSError as e:
+        raise ArgumentError(f"Cannot read start={file!r} ({e.strerror}); give a run's best.safetensors.") from e
+
+
+def _start_from(model: nn.Module, file: str) -> None:
+    """Load an all-layers run's trunk, and its head if the names and shapes are this model's."""
+    try:
+        start = load_file(file)
+    except Exception as e:  # whatever a foreign or damaged file makes safetensors raise
+        raise ArgumentError(f"start={file!r} is not a safetensors file ({e}); give a run's best.safetensors.") from e
+    own = model.state_dict()
+    fitting = {k: v for k, v in start.items() if k in own and v.shape == own[k].shape}
+    trunk = {k: v for k, v in fitting.items() if k.startswith("features.")}
+    missing = [k for k in own if k.startswith("features.") and k not in trunk]
+    if missing:
+        raise ArgumentError(
+            f"start={file!r} lacks {len(missing)} tensors of the trunk, {missing[0]} first; give the best.safetensors "
+            "of a finetune run."
+        )
+    model.load_state_dict(own | (fitting if fitting.keys() == own.keys() else trunk), strict=True)
+
+
+def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
+    """Return the learning rate of a step, counted from 0, of a run of `steps`."""
+    if recipe.schedule == "constant":
+        return recipe.lr
+    rise = max(1, int(recipe.warm_up * steps))
+    if step < rise:
+        return recipe.lr * (step + 1) / rise
+    return recipe.lr * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
