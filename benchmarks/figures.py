@@ -14,13 +14,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-from experiments import experiments, passes
-from sweep import Place, run
+import torch
+from expected import report
+from experiments import Experiment, Pass, experiments, passes
+from plots import csv_text, draw
+from records import outcomes, recorded
+from sweep import Place, missing, run
 
 from sqzoo import SqzooError
 from sqzoo.data import cifar10
+from sqzoo.errors import ArgumentError, DataError, did_you_mean
 
 RESULTS = Path(__file__).resolve().parent / "results" / "figures"
+RECORDS = RESULTS / "runs.json"
+CHILD = "SQZOO_SWEEP_WORKER"  # in the environment of the processes that share a sweep's work
 
 
 def main() -> int:
@@ -39,28 +46,59 @@ def main() -> int:
     parser.add_argument("--trunk", help="folder with the ImageNet trunk (default: $SQZOO_TRUNKS, else torchvision's)")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
+    if arguments.seeds < 1 or arguments.workers < 1 or (arguments.epochs is not None and arguments.epochs < 1):
+        raise ArgumentError("--seeds, --workers and --epochs must be at least 1; correct the one that is not.")
     known = experiments()
-    chosen = [known[name] for name in (arguments.only.split(",") if arguments.only else known)]
-    plan = passes(chosen, arguments.epochs)
-    folder = Path(arguments.work)
-    if arguments.workers > 1:
-        threads = str(max(1, (os.cpu_count() or 1) // arguments.workers))
-        command = [sys.executable, *sys.argv, "--workers", "1"]
-        workers = [
-            subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": threads}) for _ in range(arguments.workers)
-        ]
-        codes = [w.wait() for w in workers]
-        return max(codes)
-    place = Place(
-        folder,
-        RESULTS / "runs.json",
-        arguments.trunk,
-        Path(arguments.cache) if arguments.cache else folder / "cache",
-        arguments.device,
-    )
-    data = (cifar10("train", arguments.data), cifar10("test", arguments.data))
-    run(plan, arguments.seeds, data, place, arguments.storage)
+    names = arguments.only.split(",") if arguments.only else list(known)
+    for name in names:
+        if name not in known:
+            raise ArgumentError(
+                f"Unknown experiment {name!r}.{did_you_mean(name, known)} There are: {', '.join(known)}."
+            )
+    chosen = [known[name] for name in names]
+    if not arguments.draw:
+        train(passes(chosen, arguments.epochs), arguments)
+    if not arguments.plan and not os.environ.get(CHILD):
+        render(chosen, arguments.seeds)
     return 0
+
+
+def train(plan: list[Pass], arguments: argparse.Namespace) -> None:
+    """Print the plan, then train it in this process, or in several that share the work."""
+    folder = Path(arguments.work)
+    cache = Path(arguments.cache) if arguments.cache else folder / "cache"
+    if CHILD not in os.environ:
+        runs = recorded(RECORDS)["runs"]
+        open_ = {p: max((missing(p, s, runs).settings for s in range(arguments.seeds)), key=len) for p in plan}
+        left = [Pass(p.name, settings) for p, settings in open_.items() if settings]
+        threads = torch.get_num_threads()
+        torch.set_num_threads(max(1, threads // arguments.workers))
+        print(report(left, arguments.seeds, arguments.workers, cache.is_dir(), arguments.device), flush=True)
+        torch.set_num_threads(threads)
+        if arguments.plan or not left:
+            return
+    if arguments.workers > 1 and CHILD not in os.environ:
+        threads = max(1, (os.cpu_count() or 1) // arguments.workers)
+        surroundings = os.environ | {CHILD: "1", "OMP_NUM_THREADS": str(threads)}
+        workers = [subprocess.Popen(sys.orig_argv, env=surroundings) for _ in range(arguments.workers)]
+        if any([w.wait() for w in workers]):
+            raise DataError("A worker failed, its message is above; start again to go on where it stopped.")
+        return
+    data = (cifar10("train", arguments.data), cifar10("test", arguments.data))
+    place = Place(folder, RECORDS, arguments.trunk, cache, arguments.device)
+    run(plan, arguments.seeds, data, place, arguments.storage)
+
+
+def render(chosen: list[Experiment], seeds: int) -> None:
+    """Draw the experiments that are recorded for so many seeds."""
+    known = recorded(RECORDS)
+    for experiment in chosen:
+        found, epochs = outcomes(experiment, known, seeds)
+        if not found:
+            print(f"{experiment.name}: nothing recorded for {seeds} seeds; train it first.")
+            continue
+        draw(experiment, found, epochs, seeds, RESULTS)
+        print(f"{experiment.title} ({seeds} seeds, {epochs} epochs)\n{csv_text(found, epochs, seeds)}")
 
 
 if __name__ == "__main__":

@@ -5,19 +5,20 @@ import json
 import os
 import shutil
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
 from experiments import Pass
-from filelock import FileLock
 from optuna.trial import TrialState
+from records import record, recorded
 
 from sqzoo.data import Dataset
 from sqzoo.train import train_together
-from sqzoo.train.checkpoint import write_text
 
+warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # Optuna's heartbeat says that it is one
 HEARTBEAT = 15  # seconds; a pass whose process is silent for three is given to another
 
 
@@ -31,13 +32,6 @@ class Place:
     cache: Path
     device: str = "cpu"
     progress: bool = True
-
-
-def recorded(records: Path) -> dict[str, Any]:
-    """Return the recorded runs: {"runs": {"SETTING,seed=N": {...}}, "environments": {...}, "data": {...}}."""
-    if not records.is_file():
-        return {"runs": {}, "environments": {}, "data": {}}
-    return dict(json.loads(records.read_text(encoding="utf-8")))
 
 
 def missing(one: Pass, seed: int, runs: dict[str, Any]) -> Pass:
@@ -80,7 +74,7 @@ def _books(storage: str, names: list[str], seeds: int) -> optuna.Study:
         engine_kwargs={"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else None,
         heartbeat_interval=HEARTBEAT,
         grace_period=3 * HEARTBEAT,
-        failed_trial_callback=optuna.storages.RetryFailedTrialCallback(),
+        heartbeat_stale_trial_callback=optuna.storages.RetryFailedTrialCallback(),
     )
     digest = hashlib.sha256(json.dumps([names, seeds]).encode()).hexdigest()[:16]
     return optuna.create_study(
@@ -94,8 +88,7 @@ def _books(storage: str, names: list[str], seeds: int) -> optuna.Study:
 
 def _train(one: Pass, seeds: int, data: tuple[Dataset, Dataset], place: Place) -> float:
     """Train what is not recorded of a pass, seed by seed; return the best held-out accuracy among its runs."""
-    ordinary = next(iter(one.settings)).ordinary_trunk
-    cache = place.cache if ordinary else place.folder / f"cache-{os.getpid()}"
+    cache = place.cache if one.any.ordinary_trunk else place.folder / f"cache-{os.getpid()}"
     for seed in range(seeds):
         left = missing(one, seed, recorded(place.records)["runs"]).settings
         if left:
@@ -109,48 +102,7 @@ def _train(one: Pass, seeds: int, data: tuple[Dataset, Dataset], place: Place) -
                 progress=place.progress,
             )
             record(place.records, {f"{s.name},seed={seed}": r for s, r in zip(left, results, strict=True)})
-    if not ordinary:
+    if not one.any.ordinary_trunk:
         shutil.rmtree(cache, ignore_errors=True)  # gigabytes that no other pass reads
     runs = recorded(place.records)["runs"]
     return max(max(e[2] for e in runs[f"{s.name},seed={k}"]["log"]) for s in one.settings for k in range(seeds))
-
-
-COLUMNS = ("train_loss", "held_out_loss", "held_out_top1", "test_loss", "test_top1")
-
-
-def record(records: Path, results: dict[str, dict[str, Any]]) -> None:
-    """Add results of training to the records; several processes may do so at once."""
-    records.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(records.with_name(f".{records.name}.lock")):
-        known = recorded(records)
-        for name, result in results.items():
-            environment = json.dumps(result["environment"], sort_keys=True)
-            key = hashlib.sha256(environment.encode()).hexdigest()[:8]
-            known["environments"][key] = result["environment"]
-            known["data"] = {k: result[k] for k in ("train_digest", "test_digest")}
-            known["runs"][name] = {
-                "recipe": result["recipe"],
-                "params": result["params"],
-                "environment": key,
-                "training_seconds": result["training_seconds"],
-                "log": [
-                    [round(v, 5) for v in (row["train_loss"], *_metrics(row["held_out"]), *_metrics(row["test"]))]
-                    for row in result["log"]
-                ],
-            }
-        used = {r["environment"] for r in known["runs"].values()}
-        known["environments"] = {k: v for k, v in sorted(known["environments"].items()) if k in used}
-        known["runs"] = dict(sorted(known["runs"].items()))
-        write_text(records, _text(known))
-
-
-def _metrics(metrics: dict[str, Any]) -> tuple[float, float]:
-    return metrics["loss"], metrics["top1"]
-
-
-def _text(known: dict[str, Any]) -> str:
-    """Return the records as JSON with a line a run."""
-    runs = ",\n".join(f"  {json.dumps(name)}: {json.dumps(r)}" for name, r in known["runs"].items())
-    rest = {k: known[k] for k in ("data", "environments")}
-    head = json.dumps(rest | {"columns": COLUMNS}, indent=1).removesuffix("\n}")
-    return f'{head},\n "runs": {{\n{runs}\n }}\n}}\n'

@@ -70,14 +70,14 @@ def check_name(name: str) -> None:
 
 
 def start_from_imagenet(model: nn.Module, architecture: str) -> None:
-    """Load torchvision's ImageNet trunk into `model.features`; the head stays as it is."""
+    """Load torchvision's ImageNet trunk into `model.features`; the head and bypasses stay as they are."""
     tensors = load_trunk("alexnet" if architecture == "alexnet_cifar" else "squeezenet1_1")
     own = model.features.state_dict()  # type: ignore[union-attr]
     trunk = {k.removeprefix("features."): v for k, v in tensors.items()}
     first = "0.weight"
     if trunk[first].shape[1] != own[first].shape[1]:
         trunk[first] = timm.models.adapt_input_conv(own[first].shape[1], trunk[first])
-    model.features.load_state_dict({k: trunk[k] for k in own}, strict=True)  # type: ignore[union-attr]
+    model.features.load_state_dict({k: v if ".bypass." in k else trunk[k] for k, v in own.items()}, strict=True)  # type: ignore[union-attr]
 
 
 def _is_ours(name: str) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from sqzoo.errors import ArgumentError
 
 POOLS = ("max", "avg")
+BYPASSES = ("none", "simple", "complex")
 
 
 def one_of(name: str, value: object, allowed: Sequence[str]) -> str:

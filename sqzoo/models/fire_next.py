@@ -21,7 +21,8 @@ class FireNext(ZooModel):
     num_classes: number of classes; 0 gives the block's pooled output (N, width).
     width: output size of the block (figure 9). reduction: first squeeze of the block over its input, in (0, 1].
     add: the element-wise addition of figure 11, left; the paper's own block (right) has none.
-    batch_norm: batch norm in the block, 692,170 parameters.
+    batch_norm: batch norm in the block, 692,170 parameters. separable: depthwise separable 1x3 and 3x1 in the block.
+    bypass: "simple" or "complex" bypass connections around the trunk's Fire modules; "none" is the paper's.
     pool2, pool3: "max" or "avg", the paper's Pooling_2 and Pooling_3; global_pool: "avg", "max" or "".
     """
 
@@ -38,6 +39,8 @@ class FireNext(ZooModel):
         reduction: float = 0.25,
         add: bool = False,
         batch_norm: bool = False,
+        separable: bool = False,
+        bypass: str = "none",
         pool2: str = "max",
         pool3: str = "max",
         drop_rate: float = 0.0,
@@ -48,8 +51,8 @@ class FireNext(ZooModel):
         if isinstance(reduction, bool) or not isinstance(reduction, int | float) or not 0.0 < reduction <= 1.0:
             raise ArgumentError(f"reduction must be a number above 0 and at most 1, not {reduction!r}.")
         dd = {"device": device, "dtype": dtype}
-        self.features = squeeze_trunk(self.in_chans, pool2, pool3, **dd)[:12]
-        self.block = SqNxtBlock(512, count("width", width), reduction, add, batch_norm, **dd)
+        self.features = squeeze_trunk(self.in_chans, pool2, pool3, bypass, **dd)[:12]
+        self.block = SqNxtBlock(512, count("width", width), reduction, add, batch_norm, separable, **dd)
         self.drop = nn.Dropout(rate("drop_rate", drop_rate))
         self.classifier = self.last_layer(width, num_classes, **dd)
         self.global_pool = GlobalPool(global_pool)

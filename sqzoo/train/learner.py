@@ -55,10 +55,10 @@ class Learner:
         self.forward: Callable[[Any], torch.Tensor] = self.model
         frozen = recipe.trunk == "frozen"
         if frozen:
-            self.forward = self.model.forward_head  # type: ignore[assignment]
+            self.forward = self.model.forward_head
         parameters = {n: p for n, p in self.model.named_parameters() if not (frozen and n.startswith("features."))}
         if recipe.head == "last":
-            last = {id(p) for p in self.model.get_classifier().parameters()}  # type: ignore[operator]
+            last = {id(p) for p in self.model.get_classifier().parameters()}
             parameters = {n: p for n, p in parameters.items() if id(p) in last}
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in parameters)

@@ -1,0 +1,116 @@
+"""The recorded runs of the sweeps, and what they say: both protocols' figures, mean and deviation over the seeds."""
+
+import hashlib
+import json
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments import Experiment, Setting
+from filelock import FileLock
+
+from sqzoo.train.checkpoint import write_text
+
+COLUMNS = ("train_loss", "held_out_loss", "held_out_top1", "test_loss", "test_top1")
+
+
+def recorded(records: Path) -> dict[str, Any]:
+    """Return the recorded runs: {"runs": {"SETTING,seed=N": {...}}, "environments": {...}, "data": {...}}."""
+    if not records.is_file():
+        return {"runs": {}, "environments": {}, "data": {}}
+    return dict(json.loads(records.read_text(encoding="utf-8")))
+
+
+def record(records: Path, results: dict[str, dict[str, Any]]) -> None:
+    """Add results of training to the records; several processes may do so at once."""
+    records.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(records.with_name(f".{records.name}.lock")):
+        known = recorded(records)
+        for name, result in results.items():
+            environment = json.dumps(result["environment"], sort_keys=True)
+            key = hashlib.sha256(environment.encode()).hexdigest()[:8]
+            known["environments"][key] = result["environment"]
+            known["data"] = {k: result[k] for k in ("train_digest", "test_digest")}
+            known["runs"][name] = {
+                "recipe": result["recipe"],
+                "params": result["params"],
+                "environment": key,
+                "training_seconds": result["training_seconds"],
+                "log": [
+                    [round(v, 5) for v in (row["train_loss"], *_metrics(row["held_out"]), *_metrics(row["test"]))]
+                    for row in result["log"]
+                ],
+            }
+        used = {r["environment"] for r in known["runs"].values()}
+        known["environments"] = {k: v for k, v in sorted(known["environments"].items()) if k in used}
+        known["runs"] = dict(sorted(known["runs"].items()))
+        write_text(records, _text(known))
+
+
+def _metrics(metrics: dict[str, Any]) -> tuple[float, float]:
+    return metrics["loss"], metrics["top1"]
+
+
+def _text(known: dict[str, Any]) -> str:
+    """Return the records as JSON with a line a run."""
+    runs = ",\n".join(f"  {json.dumps(name)}: {json.dumps(r)}" for name, r in known["runs"].items())
+    rest = {k: known[k] for k in ("data", "environments")}
+    head = json.dumps(rest | {"columns": COLUMNS}, indent=1).removesuffix("\n}")
+    return f'{head},\n "runs": {{\n{runs}\n }}\n}}\n'
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A setting's runs: one value a seed for each figure. Protocols: "paper" (best epoch on test) and "held_out"."""
+
+    top1: dict[str, list[float]]
+    loss: dict[str, list[float]]
+    curves: list[list[float]]  # test top-1 by epoch, a list a seed
+    params: int
+
+    def mean(self, measure: str, protocol: str) -> float:
+        """Return the mean of "top1" (percent) or "loss" (nats) over the seeds."""
+        return statistics.fmean(getattr(self, measure)[protocol])
+
+    def deviation(self, measure: str, protocol: str) -> float:
+        """Return the standard deviation over the seeds; 0 for a single one."""
+        values = getattr(self, measure)[protocol]
+        return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+PROTOCOLS = ("paper", "held_out")
+
+
+def outcomes(experiment: Experiment, known: dict[str, Any], seeds: int) -> tuple[dict[Any, Outcome], int]:
+    """Return the outcome of each of an experiment's settings by label, and the epochs that all were trained for.
+
+    Settings that are not recorded for all seeds are left out; longer runs are cut to the shortest, so that all had
+    the same chance.
+    """
+    logs = {label: _logs(setting, known, seeds) for label, setting in experiment.settings.items()}
+    logs = {label: found for label, found in logs.items() if found}
+    if not logs:
+        return {}, 0
+    epochs = min(experiment.epochs, *(len(log) for found in logs.values() for log in found))
+    params = {label: known["runs"][f"{experiment.settings[label].name},seed=0"]["params"] for label in logs}
+    return {label: _outcome([log[:epochs] for log in found], params[label]) for label, found in logs.items()}, epochs
+
+
+def _logs(setting: Setting, known: dict[str, Any], seeds: int) -> list[list[list[float]]]:
+    found = [known["runs"].get(f"{setting.name},seed={seed}") for seed in range(seeds)]
+    return [r["log"] for r in found] if all(found) else []
+
+
+def _outcome(logs: list[list[list[float]]], params: int) -> Outcome:
+    held_loss, held_top1, loss, top1 = (COLUMNS.index(c) for c in COLUMNS[1:])
+    chosen = {
+        "paper": [max(log, key=lambda row: (row[top1], -row[loss])) for log in logs],
+        "held_out": [max(log, key=lambda row: (row[held_top1], -row[held_loss])) for log in logs],
+    }
+    return Outcome(
+        {p: [row[top1] for row in rows] for p, rows in chosen.items()},
+        {p: [row[loss] for row in rows] for p, rows in chosen.items()},
+        [[row[top1] for row in log] for log in logs],
+        params,
+    )
