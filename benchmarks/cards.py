@@ -2,7 +2,8 @@
 
     python benchmarks/cards.py [--check]
 
-Writes MODEL_CARDS/TAG.md in the Hub's format; with --check writes nothing and exits with 1 where a card would change.
+Writes MODEL_CARDS/TAG.md in the Hub's format and its plot, TAG.svg; with --check writes nothing and exits with 1 where
+one would change. Per-class figures are those of the last `benchmarks/table2.py`.
 """
 
 import argparse
@@ -10,6 +11,8 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+
+from card_plot import svg
 
 from sqzoo.weights import CIFAR10_CLASSES, Entry, read_manifest
 
@@ -27,11 +30,17 @@ PROTOCOLS = {
 }
 
 
-def card(entry: Entry, record: dict[str, Any]) -> str:
-    """Return the card of a tag: YAML metadata with a model-index, then what a reader wants to know."""
-    return "\n".join(
-        [_metadata(entry), *_use(entry), *_results(entry, record), *_training(entry, record), *_limits(entry)]
-    )
+# An assumption, stated in the card: a server core at work, and the world's mean for a kilowatt-hour.
+WATTS, GRAMS = 15, 450
+
+
+def card(entry: Entry, record: dict[str, Any], measured: dict[str, Any]) -> str:
+    """Return the card of a tag: YAML metadata with a model-index, then what a reader wants to know.
+
+    record: its training run. measured: its row of table2.json.
+    """
+    parts = [_use(entry), _results(entry, record), _classes(entry, measured), _training(entry, record), _limits(entry)]
+    return "\n".join([_metadata(entry), *(line for part in parts for line in part)])
 
 
 def _metadata(entry: Entry) -> str:
@@ -111,6 +120,23 @@ def _results(entry: Entry, record: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _classes(entry: Entry, measured: dict[str, Any]) -> list[str]:
+    counts = measured["confusion"]
+    lines = ["### By class", "", "| class | top-1 | most often mistaken for |", "|---|---|---|"]
+    for index, (name, row) in enumerate(zip(CIFAR10_CLASSES, counts, strict=True)):
+        wrong = max((i for i in range(len(row)) if i != index), key=lambda i: row[i])
+        lines.append(f"| {name} | {100 * row[index] / sum(row):.1f} % | {CIFAR10_CLASSES[wrong]}, {row[wrong]} times |")
+    return [
+        *lines,
+        "",
+        f"![Confusion matrix and calibration]({entry.tag}.svg)",
+        "",
+        f"Calibration: expected error {measured['calibration']['error']:.1f} points (15 bins of confidence, no "
+        "temperature).",
+        "",
+    ]
+
+
 def _training(entry: Entry, record: dict[str, Any]) -> list[str]:
     machine = record["environment"]
     minutes = (record["training_seconds"] + record["feature_seconds"]) / 60
@@ -123,6 +149,12 @@ def _training(entry: Entry, record: dict[str, Any]) -> list[str]:
         f"Recipe: {recipe}. Epoch {entry.metrics['epoch']} was kept. {minutes:.0f} minutes with {machine['threads']} "
         f"thread(s) on {machine['cpu']} ({machine['cpu_capability']}), torch {machine['versions']['torch']}, commit "
         f"{machine['commit']}.",
+    ]
+    hours = minutes / 60 * machine["threads"]
+    lines += [
+        "",
+        f"Energy: about {hours * WATTS / 1000:.3f} kWh and {hours * WATTS * GRAMS / 1000:.0f} g of CO2, estimated from "
+        f"{hours:.1f} core-hours at {WATTS} W a core and {GRAMS} g a kWh; not metered.",
     ]
     if "start_sha256" in record:
         lines.append(f"The file it started from has SHA-256 {record['start_sha256']}.")
@@ -150,12 +182,18 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
     CARDS.mkdir(exist_ok=True)
-    cards = {
-        CARDS / f"{tag}.md": card(entry, json.loads((ROOT / entry.metrics["source"]).read_text(encoding="utf-8")))
-        for tag, entry in read_manifest().items()
-    }
+    measured = json.loads((ROOT / "benchmarks" / "results" / "table2.json").read_text(encoding="utf-8"))["tags"]
+    cards = {}
+    for tag, entry in read_manifest().items():
+        if tag not in measured:
+            print(f"{tag} is not in table2.json; run python benchmarks/table2.py first.", file=sys.stderr)
+            return 1
+        record = json.loads((ROOT / entry.metrics["source"]).read_text(encoding="utf-8"))
+        cards[CARDS / f"{tag}.md"] = card(entry, record, measured[tag])
+        row = measured[tag]
+        cards[CARDS / f"{tag}.svg"] = svg(row["confusion"], row["calibration"], list(CIFAR10_CLASSES))
     differing = [f for f, text in cards.items() if not f.is_file() or f.read_text(encoding="utf-8") != text]
-    differing += [f for f in CARDS.glob("*.md") if f not in cards]
+    differing += [f for f in CARDS.iterdir() if f not in cards]
     for file in differing:
         print(f"{file.relative_to(ROOT)} {'differs from its record' if check else 'written'}", file=sys.stderr)
         if not check:

@@ -336,8 +336,8 @@ def render(evidence: Evidence) -> str:
         "",
         "Made by `python benchmarks/claims.py` from `figures/runs.json`, `table2.json` and `search.json`; do not edit.",
         "",
-        f"{len(judged)} claims, {max(tally)} judged. Paper's protocol: the best epoch on the test images. Held-out: "
-        "the epoch chosen on 5,000 training images, then the test images. Sweeps train on 45,000 images in both columns, "
+        f"{len(judged)} claims, {max(tally)} judged. Paper's protocol: the best epoch on the test images. "
+        "Held-out: the epoch chosen on 5,000 training images. Sweeps train on 45,000 images in both columns, "
         f"{evidence.seeds} seeds, mean ± standard deviation; Table 2's rows are single runs. Counts have no protocol.",
         "",
         "| # | source | claim | paper's protocol | verdict | held-out protocol | verdict |",

@@ -3,6 +3,7 @@
 import itertools
 import json
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -75,34 +76,36 @@ class Pass:
 
 def experiments() -> dict[str, Experiment]:
     """Return all experiments by name, in the file's order."""
-    plan = yaml.safe_load(FILE.read_text(encoding="utf-8"))
     found = {}
-    for name, entry in plan["experiments"].items():
-        base = _base(plan["base"], entry["base"])
+    for name, entry in _file()["experiments"].items():
         vary = entry.get("vary", {})
         if "cases" in entry:
             cases = {(("case", label),): changes for label, changes in entry["cases"].items()}
         else:
             grid = [dict(zip(vary, values, strict=True)) for values in itertools.product(*vary.values())]
             cases = {tuple(changes.items()): changes for changes in grid}
-        settings = {label: _setting(base["model"], base, changes) for label, changes in cases.items()}
+        settings = {label: setting(entry["base"], changes) for label, changes in cases.items()}
         found[name] = Experiment(name, entry["title"], entry["epochs"], entry["draw"], settings, entry.get("paper", {}))
     return found
 
 
-def _base(bases: dict[str, Any], name: str) -> dict[str, Any]:
-    return bases["all"] | {"name": name, "model": name} | bases[name]
-
-
-def _setting(model: str, base: dict[str, Any], changes: dict[str, Any]) -> Setting:
-    """Return a base with changes, each of a field of the recipe or of an argument of the model."""
+def setting(name: str, changes: dict[str, Any]) -> Setting:
+    """Return the base of that name with changes, each of a field of the recipe or of an argument of the model."""
+    bases = _file()["base"]
+    base = bases["all"] | {"model": name} | bases[name]
     own = {k: v for k, v in changes.items() if k in base}
     arguments = base["model_args"] | {k: v for k, v in changes.items() if k not in base}
     before = base | base["model_args"]
     differing = {k: v for k, v in changes.items() if before.get(k) != v}
-    name = ",".join([base["name"], *(f"{k}={v}" for k, v in sorted(differing.items()))])
-    fields = {k: v for k, v in (base | own | {"model_args": arguments}).items() if k not in ("name", "model")}
-    return Setting(model, name, json.dumps(fields, sort_keys=True))
+    label = ",".join([name, *(f"{k}={v}" for k, v in sorted(differing.items()))])
+    fields = base | own | {"model_args": arguments}
+    model = fields.pop("model")
+    return Setting(model, label, json.dumps(fields, sort_keys=True))
+
+
+@cache
+def _file() -> dict[str, Any]:
+    return dict(yaml.safe_load(FILE.read_text(encoding="utf-8")))
 
 
 def passes(chosen: list[Experiment], most_epochs: int | None = None) -> list[Pass]:

@@ -66,6 +66,7 @@ class Outcome:
 
     top1: dict[str, list[float]]
     loss: dict[str, list[float]]
+    held_out: list[float]  # best top-1 on the held-out images: what may choose a setting
     curves: list[list[float]]  # test top-1 by epoch, a list a seed
     params: int
 
@@ -111,6 +112,7 @@ def _outcome(logs: list[list[list[float]]], params: int) -> Outcome:
     return Outcome(
         {p: [row[top1] for row in rows] for p, rows in chosen.items()},
         {p: [row[loss] for row in rows] for p, rows in chosen.items()},
+        [row[held_top1] for row in chosen["held_out"]],
         [[row[top1] for row in log] for log in logs],
         params,
     )

@@ -12,13 +12,14 @@ from typing import Any
 
 import optuna
 from experiments import Pass
+from filelock import FileLock
 from optuna.trial import TrialState
 from records import record, recorded
 
 from sqzoo.data import Dataset
+from sqzoo.errors import BusyError
 from sqzoo.train import train_together
 
-warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # Optuna's heartbeat says that it is one
 HEARTBEAT = 15  # seconds; a pass whose process is silent for three is given to another
 
 
@@ -47,10 +48,15 @@ def run(plan: list[Pass], seeds: int, data: tuple[Dataset, Dataset], place: Plac
     """
     place.folder.mkdir(parents=True, exist_ok=True)
     names = {p.name: p for p in plan}
-    books = _books(storage or f"sqlite:///{place.folder / 'optuna.db'}", sorted(names), seeds)
+    with FileLock(place.folder / ".optuna.lock"):  # two processes that make its tables at once trip over each other
+        books = _books(storage or f"sqlite:///{place.folder / 'optuna.db'}", sorted(names), seeds)
 
     def objective(trial: optuna.Trial) -> float:
-        return _train(names[trial.suggest_categorical("pass", sorted(names))], seeds, data, place)
+        try:
+            return _train(names[trial.suggest_categorical("pass", sorted(names))], seeds, data, place)
+        except BusyError as e:  # another process took it in the same moment
+            time.sleep(2)
+            raise optuna.TrialPruned from e
 
     while True:
         optuna.storages.fail_stale_trials(books)
@@ -69,12 +75,13 @@ def run(plan: list[Pass], seeds: int, data: tuple[Dataset, Dataset], place: Plac
 
 def _books(storage: str, names: list[str], seeds: int) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # which its heartbeat says that it is
     database = optuna.storages.RDBStorage(
         storage,
         engine_kwargs={"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else None,
         heartbeat_interval=HEARTBEAT,
         grace_period=3 * HEARTBEAT,
-        heartbeat_stale_trial_callback=optuna.storages.RetryFailedTrialCallback(),
+        heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
     )
     digest = hashlib.sha256(json.dumps([names, seeds]).encode()).hexdigest()[:16]
     return optuna.create_study(

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from sqzoo import SqzooError, create_model, get_weights, list_models
 from sqzoo.data import Dataset, cifar10
 from sqzoo.environment import environment
-from sqzoo.train import Metrics, evaluate
+from sqzoo.train import logits, metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -46,15 +47,15 @@ def measure(data: Dataset, trunk: str | None, only: str, inexact: np.ndarray) ->
         entry = get_weights(tag)
         model = create_model(tag, pretrained=True, trunk=trunk)
         began = time.perf_counter()
-        parts = [evaluate(model, data[part]) for part in (exact, inexact) if len(part)]
+        found, labels = logits(model, data), torch.from_numpy(data.labels)
         seconds = time.perf_counter() - began
-        whole = _join(parts)
+        whole, published = metrics(found, labels), metrics(found[exact], labels[exact])
         rows[tag] = {
             "loss": whole.loss,
             "top1": whole.top1,
             "images": whole.images,
-            "top1_exact_pixels": parts[0].top1,
-            "exact_images": parts[0].images,
+            "top1_exact_pixels": published.top1,
+            "exact_images": published.images,
             "recorded_top1": entry.metrics["test_top1"],
             "params": sum(p.numel() for p in model.parameters()),
             "bytes": entry.size,
@@ -62,16 +63,33 @@ def measure(data: Dataset, trunk: str | None, only: str, inexact: np.ndarray) ->
             "side": entry.input_size[1],
             "selected_on": entry.metrics["selected_on"],
             "seconds": round(seconds, 1),
+            "confusion": confusion(found, labels),
+            "calibration": calibration(found, labels),
         }
         print(f"{tag}: loss {whole.loss:.4f}, top-1 {whole.top1:.2f} %, {seconds:.0f} s", file=sys.stderr)
     return rows
 
 
-def _join(parts: list[Metrics]) -> Metrics:
-    images = sum(p.images for p in parts)
-    return Metrics(
-        sum(p.loss * p.images for p in parts) / images, sum(p.top1 * p.images for p in parts) / images, images
-    )
+def confusion(found: torch.Tensor, labels: torch.Tensor) -> list[list[int]]:
+    """Return how many images of each class (row) were called each class (column)."""
+    classes = found.shape[1]
+    pairs = torch.bincount(labels * classes + found.argmax(1), minlength=classes * classes)
+    counts: list[list[int]] = pairs.view(classes, classes).tolist()
+    return counts
+
+
+def calibration(found: torch.Tensor, labels: torch.Tensor, bins: int = 15) -> dict[str, Any]:
+    """Return the expected calibration error in points, and by bin of confidence: images, mean confidence, top-1 (%)."""
+    confidence, called = found.double().softmax(1).max(1)
+    right = (called == labels).double()
+    rows, error = [], 0.0
+    for index in range(bins):
+        inside = (confidence * bins).long().clamp(max=bins - 1) == index
+        if inside.any():
+            mean, top1 = confidence[inside].mean().item() * 100, right[inside].mean().item() * 100
+            rows.append([int(inside.sum()), round(mean, 3), round(top1, 3)])
+            error += abs(mean - top1) * int(inside.sum()) / len(labels)
+    return {"error": round(error, 4), "bins": rows}
 
 
 def drifted(rows: dict[str, Any]) -> list[str]:

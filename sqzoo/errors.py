@@ -12,6 +12,10 @@ class ArgumentError(SqzooError, ValueError):
     """A value outside what the argument allows."""
 
 
+class BusyError(ArgumentError):
+    """A folder in which another process is at work."""
+
+
 class UnknownArgumentError(SqzooError, TypeError):
     """An argument that the model does not have."""
 

@@ -55,7 +55,7 @@ class Counted:
 
 
 def whole(cache: FeatureCache) -> torch.Tensor:
-    return cache.batch(np.arange(len(cache)))
+    return cache.batch(np.arange(len(cache))).dense()
 
 
 # Exactness
@@ -70,7 +70,7 @@ def test_features_are_the_imagenet_trunks_maps_bit_for_bit(on_disk: bool, trunks
     cache = trunk_features(trunk, pictures, Preprocessing(), "d", tmp_path if on_disk else None)
     assert cache.shape == (512, 13, 13)
     for indices in (np.arange(11), np.array([10, 0, 7, 8, 3, 3, 10]), np.array([5]), np.array([-1, -11, -4])):
-        batch = cache.batch(indices)
+        batch = cache.batch(indices).dense()
         assert batch.dtype == torch.float32 and batch.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(batch, expected[indices])
     assert cache.nbytes == 6 * int((expected != 0).sum())
@@ -95,32 +95,6 @@ def test_progress_counts_every_image() -> None:
     seen: list[tuple[int, int]] = []
     trunk_features(small_trunk(), images, preprocessing, "d", progress=lambda done, of: seen.append((done, of)))
     assert seen == [(8, 19), (16, 19), (19, 19)]
-
-
-# Dropout
-
-
-def test_dropout_drops_its_share_and_scales_the_rest() -> None:
-    cache = trunk_features(small_trunk(), images, preprocessing, "d")
-    full = whole(cache)
-    live = full != 0
-    torch.manual_seed(0)
-    dropped = cache.batch(np.arange(19), drop_rate=0.3)
-    assert not dropped[~live].any()
-    kept = dropped != 0
-    torch.testing.assert_close(dropped[kept], full[kept] / 0.7)
-    # 0.7 million draws: five standard deviations of their mean.
-    assert abs(1 - kept.sum() / live.sum() - 0.3) < 5 * (0.21 / live.sum()) ** 0.5
-    torch.manual_seed(0)
-    assert torch.equal(cache.batch(np.arange(19), drop_rate=0.3), dropped)
-    assert not torch.equal(cache.batch(np.arange(19), drop_rate=0.3), dropped)
-
-
-def test_without_dropout_no_random_number_is_drawn() -> None:
-    cache = trunk_features(small_trunk(), images, preprocessing, "d")
-    before = torch.get_rng_state()
-    cache.batch(np.arange(19))
-    assert torch.equal(torch.get_rng_state(), before)
 
 
 # Which cache is used

@@ -216,17 +216,6 @@ def test_logit_dropout_zeroes_logits_in_training_alone() -> None:
     assert (still != 0).all()
 
 
-@pytest.mark.parametrize("name", ["alexnet_cifar", "squeezenet_cifar"])
-def test_input_dropout_is_the_heads_first(name: str) -> None:
-    model = make(name, drop_rate=0.25)
-    assert model.input_dropout().p == 0.25
-    model.input_dropout().p = 0.0
-    x = images()
-    still, _ = seen_by(model, AFTER_DROPOUT[name], x)
-    trained, _ = seen_by(model.train(), AFTER_DROPOUT[name], x)
-    assert torch.equal(trained, still)
-
-
 # --- torchvision ---
 
 

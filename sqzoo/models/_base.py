@@ -154,11 +154,6 @@ class ZooModel(nn.Module):
         return nn.Linear(width, num_classes, **dd) if cls.linear_head else nn.Conv2d(width, num_classes, 1, **dd)
 
     @torch.jit.ignore
-    def input_dropout(self) -> nn.Dropout | None:
-        """Return the dropout that the head applies to the trunk's features first of all, if it has one."""
-        return None
-
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return patterns that group parameters by depth, for layer-wise learning rates; the head comes last.
 

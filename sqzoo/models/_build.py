@@ -71,6 +71,9 @@ def build(
         )
     theirs = any((pretrained_cfg_overlay or {}).get(key) for key in _SOURCES)
     ours = pretrained and not theirs and (pretrained_cfg is None or isinstance(pretrained_cfg, str))
+    if ours or isinstance(pretrained_cfg, str):  # a tag's own arguments, unless the caller gives others
+        tag = get_weights(f"{architecture}.{pretrained_cfg}" if pretrained_cfg else architecture)
+        args = tag.recipe["model_args"] | args
     factory: Callable[..., nn.Module] = cls
     if ours:
         factory = _loading_factory(cls, f"{architecture}.{pretrained_cfg}" if pretrained_cfg else architecture)

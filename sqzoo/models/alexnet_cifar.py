@@ -78,10 +78,6 @@ class AlexNetCifar(ZooModel):
                 x = layer(x)
         return x
 
-    @torch.jit.ignore
-    def input_dropout(self) -> nn.Dropout:
-        return self.classifier[0]  # type: ignore[return-value]
-
 
 default_cfgs = configs(AlexNetCifar, "alexnet_cifar", min_input_size=(3, 63, 63))
 

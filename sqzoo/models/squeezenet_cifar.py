@@ -53,10 +53,6 @@ class SqueezeNetCifar(ZooModel):
             x = self.classifier(x)
         return self.global_pool(x)
 
-    @torch.jit.ignore
-    def input_dropout(self) -> nn.Dropout:
-        return self.classifier[0]  # type: ignore[return-value]
-
 
 default_cfgs = configs(SqueezeNetCifar, "squeezenet_cifar")
 

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from sqzoo.errors import ArgumentError, DataError
+from sqzoo.errors import ArgumentError, BusyError, DataError
 from sqzoo.hashing import tensors_sha256
 from sqzoo.train.evaluate import Metrics
 
@@ -109,12 +109,12 @@ def _seal(run: str, tensors: dict[str, torch.Tensor]) -> str:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Hold the run folder's lock; raise `ArgumentError` where another process trains there."""
+    """Hold the run folder's lock; raise `BusyError` where another process trains there."""
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout as e:
-        raise ArgumentError(f"Another process is training in {folder}; wait for it, or give another folder.") from e
+        raise BusyError(f"Another process is training in {folder}; wait for it, or give another folder.") from e
     try:
         yield
     finally:
