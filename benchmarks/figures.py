@@ -4,8 +4,8 @@
 
 Prints the plan with the time it will take, trains what is not recorded yet, and draws each figure (PNG, SVG) with its
 table (CSV) in results/figures/. It may be stopped at any time and started again. Several machines share the work where
-each is given the same `--storage` (a database that Optuna knows) and its own `--work` folder; their records are joined
-by copying results/figures/runs.json lines. The experiments are in experiments.yaml.
+each is given the same `--storage` (a database that Optuna knows); `--join` then adds the others' runs.json to one's
+own. The experiments are in experiments.yaml.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import torch
 from expected import report
 from experiments import Experiment, Pass, experiments, passes
 from plots import csv_text, draw
-from records import outcomes, recorded
+from records import join, outcomes, recorded
 from sweep import Place, missing, run
 
 from sqzoo import SqzooError
@@ -39,6 +39,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that share the work")
     parser.add_argument("--plan", action="store_true", help="print the plan alone")
     parser.add_argument("--draw", action="store_true", help="draw from the records, train nothing")
+    parser.add_argument("--join", metavar="FILE", help="add the records of another machine, then draw")
     parser.add_argument("--work", default="runs/figures", help="folder for run folders and the journal")
     parser.add_argument("--cache", help="folder for trunk features (default: in --work)")
     parser.add_argument("--storage", help="Optuna database (default: SQLite in --work)")
@@ -56,7 +57,11 @@ def main() -> int:
                 f"Unknown experiment {name!r}.{did_you_mean(name, known)} There are: {', '.join(known)}."
             )
     chosen = [known[name] for name in names]
-    if not arguments.draw:
+    if arguments.join:
+        if not Path(arguments.join).is_file():
+            raise ArgumentError(f"No file {arguments.join!r} to join; give another machine's figures/runs.json.")
+        join(RECORDS, recorded(Path(arguments.join)))
+    elif not arguments.draw:
         train(passes(chosen, arguments.epochs), arguments)
     if not arguments.plan and not os.environ.get(CHILD):
         render(chosen, arguments.seeds)

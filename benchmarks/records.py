@@ -10,6 +10,7 @@ from typing import Any
 from experiments import Experiment, Setting
 from filelock import FileLock
 
+from sqzoo.errors import DataError
 from sqzoo.train.checkpoint import write_text
 
 COLUMNS = ("train_loss", "held_out_loss", "held_out_top1", "test_loss", "test_top1")
@@ -24,28 +25,45 @@ def recorded(records: Path) -> dict[str, Any]:
 
 def record(records: Path, results: dict[str, dict[str, Any]]) -> None:
     """Add results of training to the records; several processes may do so at once."""
+    runs, environments = {}, {}
+    for name, result in results.items():
+        environment = json.dumps(result["environment"], sort_keys=True)
+        key = hashlib.sha256(environment.encode()).hexdigest()[:8]
+        environments[key] = result["environment"]
+        data = {k: result[k] for k in ("train_digest", "test_digest")}
+        runs[name] = {
+            "recipe": result["recipe"],
+            "params": result["params"],
+            "environment": key,
+            "training_seconds": result["training_seconds"],
+            "log": [
+                [round(v, 5) for v in (row["train_loss"], *_metrics(row["held_out"]), *_metrics(row["test"]))]
+                for row in result["log"]
+            ],
+        }
+    join(records, {"runs": runs, "environments": environments, "data": data})
+
+
+def join(records: Path, others: dict[str, Any]) -> None:
+    """Add records, of another machine say; of two of the same run the longer stays.
+
+    Raises `DataError` where they are of other data.
+    """
     records.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(records.with_name(f".{records.name}.lock")):
         known = recorded(records)
-        for name, result in results.items():
-            environment = json.dumps(result["environment"], sort_keys=True)
-            key = hashlib.sha256(environment.encode()).hexdigest()[:8]
-            known["environments"][key] = result["environment"]
-            known["data"] = {k: result[k] for k in ("train_digest", "test_digest")}
-            known["runs"][name] = {
-                "recipe": result["recipe"],
-                "params": result["params"],
-                "environment": key,
-                "training_seconds": result["training_seconds"],
-                "log": [
-                    [round(v, 5) for v in (row["train_loss"], *_metrics(row["held_out"]), *_metrics(row["test"]))]
-                    for row in result["log"]
-                ],
-            }
-        used = {r["environment"] for r in known["runs"].values()}
-        known["environments"] = {k: v for k, v in sorted(known["environments"].items()) if k in used}
-        known["runs"] = dict(sorted(known["runs"].items()))
-        write_text(records, _text(known))
+        if known["data"] not in ({}, others["data"]):
+            raise DataError(f"{records} holds runs on other images ({known['data']}); keep them in another folder.")
+        runs = known["runs"]
+        runs |= {n: r for n, r in others["runs"].items() if n not in runs or len(r["log"]) > len(runs[n]["log"])}
+        environments = known["environments"] | others["environments"]
+        used = {r["environment"] for r in runs.values()}
+        whole = {
+            "runs": dict(sorted(runs.items())),
+            "environments": {k: v for k, v in sorted(environments.items()) if k in used},
+            "data": others["data"],
+        }
+        write_text(records, _text(whole))
 
 
 def _metrics(metrics: dict[str, Any]) -> tuple[float, float]:
