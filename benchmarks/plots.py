@@ -12,6 +12,7 @@ from records import PROTOCOLS, Outcome
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 # Okabe and Ito's colours, which the colour-blind tell apart.
 BLUE, ORANGE, GREEN, PURPLE, SKY, RED, BLACK = (
@@ -28,9 +29,17 @@ NAMES = {
     "pool2": "Pooling_2", "pool3": "Pooling_3", "global_pool": "final pooling", "case": "",
 }  # fmt: skip
 STYLE = {
-    "figure.dpi": 100, "savefig.dpi": 150, "font.size": 10, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False, "svg.hashsalt": "sqzoo", "svg.fonttype": "none",
-}  # fmt: skip
+    "figure.dpi": 100,
+    "savefig.dpi": 150,
+    "figure.constrained_layout.use": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "sqzoo",
+}
 
 
 def draw(experiment: Experiment, found: dict[Any, Outcome], epochs: int, seeds: int, folder: Path) -> list[Path]:
@@ -45,7 +54,6 @@ def draw(experiment: Experiment, found: dict[Any, Outcome], epochs: int, seeds: 
             experiment, found
         )
         figure.suptitle(f"{experiment.title}\n{seeds} seeds, {epochs} epochs", fontsize=10)
-        figure.tight_layout()
         files = [folder / f"{experiment.name}.{kind}" for kind in ("png", "svg")]
         for file in files:  # without dates, so that the same records give the same bytes
             figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else {"Software": None})
@@ -138,7 +146,8 @@ def _cases(experiment: Experiment, found: dict[Any, Outcome]) -> Any:
         panel.set_yticks(range(len(found)), names)
         panel.set(xlabel=AXES[measure])
     panels[0].invert_yaxis()
-    panels[0].legend(fontsize=8)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=3)
     return figure
 
 
@@ -166,6 +175,7 @@ def _curves(experiment: Experiment, found: dict[Any, Outcome]) -> Any:
     for _, value in experiment.paper.get("top1", []):
         panel.axhline(value, color=BLACK, ls=":", lw=1, label=f"paper's best, {value:.1f}")
     panel.set(xlabel="epoch", ylabel=AXES["top1"])
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.legend(fontsize=8, title=NAMES[next(iter(found))[0][0]])
     return figure
 
