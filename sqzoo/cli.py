@@ -47,7 +47,55 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--device", default="cpu")
     p.add_argument("--set", dest="changes", action="append", default=[], metavar="FIELD=JSON", help="change the recipe")
     p.set_defaults(run=_train)
+
+    p = commands.add_parser("push", help="upload a weights tag, or a saved model's folder, to the Hugging Face Hub")
+    p.add_argument("model", help="weights tag, such as sq1.ft_cifar10, or a folder that save_pretrained wrote")
+    p.add_argument("--repo", required=True, help="ORG/NAME; made if it is not there")
+    p.add_argument("--private", action="store_true", help="make the repository private")
+    p.add_argument("--revision", help="branch (default: main)")
+    p.add_argument("--token", help="access token (default: $HF_TOKEN or that of `hf auth login`)")
+    p.add_argument("--trunk", help="file or folder with the ImageNet trunk, for tags stored as a head")
+    p.set_defaults(run=_push)
+
+    p = commands.add_parser("cache", help="list, verify or remove what is kept on this machine")
+    p.add_argument(
+        "--verify", action="store_true", help="read and hash everything; exit code 1 where something is damaged"
+    )
+    p.add_argument("--remove", metavar="NAME", help="remove a trunk or Hub model from the cache")
+    p.set_defaults(run=_cache)
     return parser
+
+
+def _push(arguments: argparse.Namespace) -> int:
+    from sqzoo.hub import from_pretrained, push
+
+    folder = Path(arguments.model).is_dir()
+    commit = push(
+        from_pretrained(arguments.model) if folder else arguments.model,
+        arguments.repo,
+        token=arguments.token,
+        private=arguments.private,
+        revision=arguments.revision,
+        trunk=arguments.trunk,
+    )
+    print(f"{arguments.model} is at {arguments.repo}, commit {commit}")
+    return 0
+
+
+def _cache(arguments: argparse.Namespace) -> int:
+    from sqzoo.cache import kept, remove
+
+    if arguments.remove:
+        gone = remove(arguments.remove)
+        print(f"removed {gone.name}, {gone.size / 1e6:.2f} MB, from {gone.path}")
+        return 0
+    damaged = 0
+    for each in kept():
+        wrong = each.damage() if arguments.verify else None
+        damaged += wrong is not None
+        state = f"  {wrong or 'undamaged'}" if arguments.verify else ""
+        print(f"{each.kind:8} {each.name:32} {each.size / 1e6:8.2f} MB  {each.path}{state}")
+    return 1 if damaged else 0
 
 
 def _list(arguments: argparse.Namespace) -> int:

@@ -5,11 +5,12 @@ from typing import Any, Literal
 
 import timm
 import torch.nn as nn
-from timm.models import model_entrypoint
+from timm.models import PretrainedCfg, model_entrypoint
 
 from sqzoo import models as _models  # registers the architectures
 from sqzoo.errors import ArgumentError, UnknownModelError, did_you_mean
 from sqzoo.weights import load_trunk, trunk_source
+from sqzoo.weights.remote import Source, parse, read_config, read_weights
 
 _MODULES = {getattr(_models, name).__module__ for name in _models.__all__}
 
@@ -27,9 +28,16 @@ def create_model(
     in_chans: int | None = None,
     init: Literal["random", "imagenet"] = "random",
     trunk: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    force_download: bool = False,
     **model_args: Any,
 ) -> nn.Module:
-    """Return a model by name (`sq1`) or weights tag (`sq1.paper_cifar10`).
+    """Return a model by name (`sq1`), weights tag (`sq1.paper_cifar10`), or from the Hub or a folder.
+
+    "hf-hub:ORG/NAME", "hf-hub:ORG/NAME@REVISION" and "local-dir:FOLDER" name a model that `sqzoo.hub` or timm saved, of
+    one of our architectures; its weights are loaded, checked and strict.
 
     pretrained: load the tag's weights, verified by SHA-256, and return the model in evaluation mode.
     num_classes: classes of the last layer; another number than the weights' leaves that layer fresh; 0 removes it.
@@ -37,6 +45,8 @@ def create_model(
     init: "imagenet" starts an untrained model from torchvision's ImageNet trunk.
     trunk: file or folder with that trunk, for `init="imagenet"` and for tags stored as a head alone; without it the
     environment variable SQZOO_TRUNKS, torch.hub's cache and torchvision's download are tried.
+    revision, token, cache_dir, force_download: as in huggingface_hub, for "hf-hub:" names. What is in the cache is used
+    without a network call, until `force_download` or another revision asks for more.
     model_args: the architecture's own arguments, and timm's (`features_only`, `out_indices`, `drop_rate`, ...).
 
     Raises `UnknownModelError`, `UnknownArgumentError`, `ArgumentError` or `WeightsError`.
@@ -47,11 +57,33 @@ def create_model(
         raise ArgumentError(
             "init='imagenet' needs the whole model, not features_only=True; take its forward_intermediates instead."
         )
+    options = {"revision": revision, "token": token, "force_download": force_download}
+    source = parse(name, cache_dir=None if cache_dir is None else str(cache_dir), **options)
+    if source:
+        return _from_source(source, num_classes, in_chans, model_args)
     check_name(name)
     with trunk_source(trunk):
         model: nn.Module = timm.create_model(name, pretrained, num_classes=num_classes, in_chans=in_chans, **model_args)
         if init == "imagenet" and not pretrained:
             start_from_imagenet(model, name.partition(".")[0])
+    return model
+
+
+def _from_source(source: Source, num_classes: int | None, in_chans: int | None, args: dict[str, Any]) -> nn.Module:
+    """Build the model that a source's configuration describes, and load its weights."""
+    config, source = read_config(source)
+    architecture = config["architecture"]
+    if architecture not in list_models():
+        raise UnknownModelError(
+            f"{source.where} holds a model {architecture!r}, which is not ours; load it with timm.create_model."
+        )
+    built = {"num_classes": config["num_classes"]} | dict(config.get("model_args") or {})
+    tensors = read_weights(source, config, timm.create_model(architecture, device="meta", **built).state_dict())
+    known = {k: v for k, v in config["pretrained_cfg"].items() if k in PretrainedCfg.__dataclass_fields__}
+    own = known | {"num_classes": config["num_classes"], "state_dict": tensors, "architecture": architecture}
+    asked = {k: v for k, v in {"num_classes": num_classes, "in_chans": in_chans}.items() if v is not None}
+    model: nn.Module = timm.create_model(architecture, True, pretrained_cfg=own, **(built | args | asked))
+    model.pretrained_cfg.pop("state_dict")  # type: ignore[operator, union-attr]  # or the weights would stay in memory
     return model
 
 

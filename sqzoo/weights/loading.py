@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping
 
 import torch
 import torch.nn as nn
-from safetensors import SafetensorError
 from safetensors.torch import load
 from timm.models import adapt_input_conv
 
 from sqzoo.errors import WeightsError
-from sqzoo.weights.manifest import Entry
+from sqzoo.weights.header import compare, declared
+from sqzoo.weights.manifest import Entry, organisation
+from sqzoo.weights.remote import Source, fetch
 from sqzoo.weights.trunks import load_trunk
 
 _logger = logging.getLogger("sqzoo")
@@ -22,20 +23,31 @@ def read_verified(entry: Entry) -> dict[str, torch.Tensor]:
 
     The bytes that were hashed are the bytes that are parsed. Raises `WeightsError` where they differ.
     """
+    data = _from_the_hub(entry) if entry.hub else _from_the_package(entry)
+    declared(data, entry.hub or str(entry.path))
+    return load(data)
+
+
+def _from_the_hub(entry: Entry) -> bytes:
+    data, _ = fetch(
+        Source(f"{organisation()}/{entry.hub}", revision=entry.commit), entry.file, entry.size, entry.sha256
+    )
+    return data
+
+
+def _from_the_package(entry: Entry) -> bytes:
     try:
-        data = entry.path.read_bytes()
+        size = entry.path.stat().st_size
+        data = entry.path.read_bytes() if size == entry.size else b""
     except OSError as e:
         raise WeightsError(f"Cannot read {entry.path} ({e.strerror}); reinstall sqzoo to restore {entry.tag}.") from e
     found = hashlib.sha256(data).hexdigest()
-    if len(data) != entry.size or found != entry.sha256:
+    if size != entry.size or found != entry.sha256:
         raise WeightsError(
-            f"{entry.path} is damaged: expected {entry.size} bytes with SHA-256 {entry.sha256}, found {len(data)} "
-            f"bytes with SHA-256 {found}; reinstall sqzoo to restore {entry.tag}."
+            f"{entry.path} is damaged: expected {entry.size} bytes with SHA-256 {entry.sha256}, found {size} bytes"
+            f"{f' with SHA-256 {found}' if data else ''}; reinstall sqzoo to restore {entry.tag}."
         )
-    try:
-        return load(data)
-    except SafetensorError as e:
-        raise WeightsError(f"{entry.path} is not a safetensors file ({e}); reinstall sqzoo.") from e
+    return data
 
 
 def load_state(entry: Entry, wanted: Iterable[str]) -> dict[str, torch.Tensor]:
@@ -67,26 +79,5 @@ def fit(model: nn.Module, tensors: Mapping[str, torch.Tensor], name: str, classi
     stem = f"{first_conv}.weight"
     if stem in state and stem in own and state[stem].dim() == 4 and state[stem].shape[1] == 3 != own[stem].shape[1]:
         state[stem] = adapt_input_conv(own[stem].shape[1], state[stem])
-    _compare(state, own, name)
+    compare(state, own, name)
     model.load_state_dict(state, strict=True)
-
-
-def _compare(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], name: str) -> None:
-    missing, extra = [k for k in own if k not in state], sorted(state.keys() - own.keys())
-    if missing or extra:
-        raise WeightsError(
-            f"{name} does not fit the model: missing tensors: {_some(missing)}; unexpected tensors: {_some(extra)}; "
-            "use the arguments that the weights were trained with, or pretrained=False."
-        )
-    for key, tensor in own.items():
-        if state[key].shape != tensor.shape or state[key].is_floating_point() != tensor.is_floating_point():
-            raise WeightsError(
-                f"{name} does not fit the model: {key} is {list(state[key].shape)} {state[key].dtype} in the file, "
-                f"{list(tensor.shape)} {tensor.dtype} in the model; use the arguments that the weights were trained "
-                "with, or pretrained=False."
-            )
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return (", ".join(names[:3]) or "none") + more

@@ -1,6 +1,7 @@
 """The manifest of weights: `manifest.json` beside this file is the only source of tags, hashes and figures."""
 
 import json
+import os
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,8 @@ class Entry:
     """One weights tag: which file, how to prepare images for it, how it was made and what was measured.
 
     `holds` is "complete" (the file is the whole network) or "head" (it is joined with the ImageNet trunk `trunk`).
-    `size` is in bytes, `sha256` that of the whole file; `metrics` names the result file of each figure.
+    `size` is in bytes, `sha256` that of the whole file; `metrics` names the result file of each figure. The file lies
+    in the package or, where `hub` is given, in the organisation's Hub repository of that name at the commit `commit`.
     """
 
     tag: str
@@ -39,6 +41,8 @@ class Entry:
     recipe: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
+    hub: str | None = None
+    commit: str | None = None
 
     @property
     def architecture(self) -> str:
@@ -49,6 +53,11 @@ class Entry:
     def path(self) -> Path:
         """Where the file lies in the package."""
         return FOLDER / self.file
+
+
+def organisation() -> str:
+    """Return the Hub organisation that holds our repositories: SQZOO_HUB_ORG, or "sqzoo"."""
+    return os.environ.get("SQZOO_HUB_ORG", "sqzoo")
 
 
 @cache

@@ -1,0 +1,95 @@
+"""What sqzoo keeps on this machine, and whether it is undamaged: the package's weights, ImageNet trunks, Hub models.
+
+The places are those of torch.hub (TORCH_HOME) and huggingface_hub (HF_HOME); sqzoo has no cache of its own.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sqzoo.errors import ArgumentError, SqzooError, did_you_mean
+from sqzoo.registry import list_models
+from sqzoo.weights.loading import read_verified
+from sqzoo.weights.manifest import read_manifest
+from sqzoo.weights.remote import CONFIG, WEIGHTS, is_undamaged
+from sqzoo.weights.trunks import TRUNKS, load_trunk
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A file or Hub model on this machine; `commits` are the Hub revisions that are there."""
+
+    kind: str  # "package", "trunk" or "hub"
+    name: str
+    path: Path
+    size: int
+    commits: tuple[str, ...] = ()
+
+    def damage(self) -> str | None:
+        """Return what is wrong with it after reading and hashing all of it, or None."""
+        try:
+            if self.kind == "package":
+                read_verified(read_manifest()[self.name])
+            elif self.kind == "trunk":
+                load_trunk(self.name, self.path)
+            else:
+                for commit in self.commits:
+                    if not is_undamaged(self.path / "snapshots" / commit):
+                        return f"{self.name} at {commit} is damaged; remove it, and the next use fetches it again."
+        except SqzooError as e:
+            return str(e)
+        return None
+
+
+def kept() -> list[Kept]:
+    """Return all that is kept, the package's files first."""
+    package = [Kept("package", e.tag, e.path, e.size) for e in read_manifest().values() if not e.hub]
+    return [*package, *_trunks(), *_hub_models()]
+
+
+def remove(name: str) -> Kept:
+    """Remove a trunk or Hub model from the cache and return what it was. Raises `ArgumentError` for another name."""
+    there = {k.name: k for k in kept() if k.kind != "package"}
+    if name not in there:
+        known = ", ".join(there) or "none"
+        raise ArgumentError(f"Nothing named {name!r} is in the cache.{did_you_mean(name, there)} There are: {known}.")
+    found = there[name]
+    if found.kind == "trunk":
+        found.path.unlink(missing_ok=True)
+    else:
+        from huggingface_hub import scan_cache_dir
+
+        scan_cache_dir().delete_revisions(*found.commits).execute()
+    return found
+
+
+def _trunks() -> Iterator[Kept]:
+    for trunk in TRUNKS.values():
+        file = Path(torch.hub.get_dir()) / "checkpoints" / trunk.url.rpartition("/")[2]
+        if file.is_file():
+            yield Kept("trunk", trunk.name, file, file.stat().st_size)
+
+
+def _hub_models() -> Iterator[Kept]:
+    from huggingface_hub import CacheNotFound, scan_cache_dir
+
+    try:
+        repositories = scan_cache_dir().repos
+    except (CacheNotFound, OSError):
+        return
+    for repository in sorted(repositories, key=lambda r: r.repo_id):
+        commits = []
+        for revision in repository.revisions:
+            files = {f.file_name: f.file_path for f in revision.files}
+            try:
+                ours = json.loads(files[CONFIG].read_text(encoding="utf-8"))["architecture"] in list_models()
+            except (KeyError, OSError, ValueError, TypeError):
+                continue
+            if ours and WEIGHTS in files:
+                commits.append(revision.commit_hash)
+        if commits:
+            size = repository.size_on_disk
+            yield Kept("hub", repository.repo_id, repository.repo_path, size, tuple(sorted(commits)))

@@ -1,0 +1,91 @@
+"""A safetensors file's header, checked before any tensor is made: what it declares must be what the model has."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from sqzoo.errors import WeightsError
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_LONGEST = 1 << 20  # bytes of header: ours have a few thousand
+
+
+def declared(data: bytes, name: str) -> dict[str, torch.Tensor]:
+    """Return the tensors that a file's bytes declare, on the meta device: shapes and dtypes, no memory.
+
+    Raises `WeightsError` unless the header is well formed and its tensors cover the rest of the file exactly, once.
+    """
+    try:
+        length = int.from_bytes(data[:8], "little")
+        if len(data) < 8 or length > min(_LONGEST, len(data) - 8):
+            raise ValueError("its first 8 bytes are not the length of a header")
+        header: dict[str, Any] = json.loads(data[8 : 8 + length], object_pairs_hook=_once)
+        header.pop("__metadata__", None)
+        spans = sorted((*_span(entry), key) for key, entry in header.items())
+        end = 0
+        for start, stop, key in spans:
+            if start != end:
+                raise ValueError(f"{key} begins at byte {start}, not {end}")
+            end = stop
+        if end != len(data) - 8 - length:
+            raise ValueError(f"its tensors take {end} bytes, {len(data) - 8 - length} follow the header")
+        return {k: torch.empty(e["shape"], dtype=_DTYPES[e["dtype"]], device="meta") for k, e in header.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, RecursionError) as e:
+        reason = " ".join(str(e).split())[:200]
+        raise WeightsError(f"{name} is not an undamaged safetensors file ({reason}); fetch it again.") from e
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands in the header twice")
+    return found
+
+
+def _span(entry: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the bytes of a tensor, from and to, if they are as many as its shape and dtype take."""
+    if set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"a tensor has the fields {sorted(entry)}")
+    start, stop = entry["data_offsets"]
+    if not all(type(n) is int and 0 <= n < 1 << 40 for n in (start, stop, *entry["shape"])):
+        raise ValueError("a size is no whole number")
+    size = _DTYPES[entry["dtype"]].itemsize
+    for n in entry["shape"]:
+        size *= n
+    if stop - start != size:
+        raise ValueError(f"a tensor of shape {entry['shape']} has {stop - start} bytes, not {size}")
+    return start, stop
+
+
+def compare(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], name: str) -> None:
+    """Raise `WeightsError` unless two state dicts have the same names and shapes, and dtypes of the same kind."""
+    missing, extra = [k for k in own if k not in state], sorted(state.keys() - own.keys())
+    if missing or extra:
+        raise WeightsError(
+            f"{name} does not fit the model: missing tensors: {_some(missing)}; unexpected tensors: {_some(extra)}; "
+            "use the arguments that the weights were trained with, or pretrained=False."
+        )
+    for key, tensor in own.items():
+        if state[key].shape != tensor.shape or state[key].is_floating_point() != tensor.is_floating_point():
+            raise WeightsError(
+                f"{name} does not fit the model: {key} is {list(state[key].shape)} {state[key].dtype} in the file, "
+                f"{list(tensor.shape)} {tensor.dtype} in the model; use the arguments that the weights were trained "
+                "with, or pretrained=False."
+            )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return (", ".join(names[:3]) or "none") + more

@@ -1,0 +1,199 @@
+"""Models on the Hugging Face Hub, or in a folder laid out like a repository there: fetched, verified, never pickled.
+
+A model is config.json, in timm's form, and model.safetensors. Ours state the SHA-256 of the weights in the
+configuration; a file from the Hub is also compared with the hash that the Hub gave for it. A file that is in the cache
+is used without a network call.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load
+
+from sqzoo.errors import WeightsError
+from sqzoo.weights.header import compare, declared
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_CONFIG_LIMIT, _HEADER_LIMIT = 1 << 20, 1 << 20  # bytes
+_logger = logging.getLogger("sqzoo")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model lies: a folder, or a Hub repository "ORG/NAME" at a revision (None: the main branch)."""
+
+    where: str
+    folder: bool = False
+    revision: str | None = None
+    token: str | bool | None = None
+    cache_dir: str | None = None
+    force_download: bool = False
+
+
+def parse(name: str, **options: Any) -> Source | None:
+    """Return the source in a name: "hf-hub:ORG/NAME", "hf-hub:ORG/NAME@REVISION" or "local-dir:FOLDER"; else None."""
+    kind, _, where = name.partition(":")
+    if kind == "local-dir":
+        return Source(where, folder=True)
+    if kind != "hf-hub":
+        return None
+    where, _, revision = where.partition("@")
+    source = Source(where, **options)
+    return replace(source, revision=revision) if revision else source
+
+
+def read_config(source: Source) -> tuple[dict[str, Any], Source]:
+    """Return a model's configuration, and the source fixed to the commit that it is of."""
+    name = f"{source.where}/{CONFIG}"
+    if source.folder:
+        data = _read_folder(source, CONFIG, _CONFIG_LIMIT)
+    else:
+        data, commit = fetch(source, CONFIG, _CONFIG_LIMIT)
+        source = replace(source, revision=commit)
+    try:
+        config = json.loads(data)
+        architecture, classes, rest = (config[k] for k in ("architecture", "num_classes", "pretrained_cfg"))
+        if not (isinstance(architecture, str) and isinstance(classes, int) and isinstance(rest, dict)):
+            raise TypeError("a field is of another type")
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
+        raise WeightsError(
+            f"{name} is not a model's configuration ({type(e).__name__}: {e}); name what sqzoo or timm saved."
+        ) from e
+    return dict(config), source
+
+
+def read_weights(source: Source, config: Mapping[str, Any], own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return a model's tensors, whose names, shapes and dtypes are those of `own`, its state dict (on meta, say).
+
+    The size of the file, its hashes and its header are checked before a tensor is made. Raises `WeightsError`.
+    """
+    name, stated = f"{source.where}/{WEIGHTS}", config.get("sha256")
+    limit = sum(t.numel() * t.itemsize for t in own.values()) + _HEADER_LIMIT
+    if not source.folder:
+        data, _ = fetch(source, WEIGHTS, limit, stated)
+    else:
+        data = _read_folder(source, WEIGHTS, limit)
+        if stated is not None and (found := hashlib.sha256(data).hexdigest()) != stated:
+            raise WeightsError(
+                f"{name} is damaged: its configuration states SHA-256 {stated}, found {found}; save the model again."
+            )
+    if stated is None:
+        _logger.warning("%s states no SHA-256: sqzoo checks its names, shapes and dtypes, not its values.", name)
+    compare(declared(data, name), own, name)
+    return load(data)
+
+
+def fetch(source: Source, file: str, limit: int, sha256: str | None = None) -> tuple[bytes, str]:
+    """Return a Hub file's bytes and its commit: from the cache if it is there, else downloaded.
+
+    A cached file that is not what the Hub or `sha256` says is removed and fetched once more. Raises `WeightsError`
+    where it cannot be had, is larger than `limit` bytes, or is again another.
+    """
+    found = "none"
+    for again in (False, True):
+        path = _download(replace(source, force_download=again or source.force_download), file)
+        try:
+            data = _read(path, f"{source.where}/{file}", limit)
+        except FileNotFoundError:  # another process has found it damaged, and removed it
+            continue
+        found = hashlib.sha256(data).hexdigest()
+        if sha256 in (None, found) and _is_what_the_hub_sent(path, data):
+            return data, path.parent.name
+        for each in (path.resolve(), path):
+            each.unlink(missing_ok=True)
+    raise WeightsError(
+        f"{_url(source, file)} is not what it should be: expected SHA-256 {sha256 or 'of the Hub (ETag)'}, found "
+        f"{found}, downloaded twice; it was not kept: name another revision, or tell its owner."
+    )
+
+
+def is_undamaged(snapshot: Path) -> bool:
+    """Whether a cached snapshot's configuration and weights are what the Hub sent and the configuration states."""
+    try:
+        files = {name: (snapshot / name, (snapshot / name).read_bytes()) for name in (CONFIG, WEIGHTS)}
+        stated = json.loads(files[CONFIG][1]).get("sha256")
+    except (OSError, ValueError, AttributeError):
+        return False
+    found = hashlib.sha256(files[WEIGHTS][1]).hexdigest()
+    return stated in (None, found) and all(_is_what_the_hub_sent(path, data) for path, data in files.values())
+
+
+def _download(source: Source, file: str) -> Path:
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
+
+    try:
+        if not source.force_download:
+            there = try_to_load_from_cache(source.where, file, source.cache_dir, source.revision)
+            if isinstance(there, str):
+                return Path(there)
+        return Path(
+            hf_hub_download(
+                source.where,
+                file,
+                revision=source.revision,
+                token=source.token,
+                cache_dir=source.cache_dir,
+                force_download=source.force_download and not constants.is_offline_mode(),
+            )
+        )
+    except HFValidationError as e:
+        raise WeightsError(f"{source.where!r} is no Hub repository ({e}); give ORG/NAME.") from e
+    except RepositoryNotFoundError as e:
+        advice = "correct the name, or give the token of an account that may read it"
+        raise WeightsError(f"There is no {_url(source, file)} for this account; {advice}.") from e
+    except EntryNotFoundError as e:
+        if constants.is_offline_mode():
+            raise WeightsError(
+                f"{_url(source, file)} is not in the cache, and HF_HUB_OFFLINE is set; unset it to download it once."
+            ) from e
+        raise WeightsError(f"Could not get {_url(source, file)} ({_reason(e)}); correct it, or try again.") from e
+    except Exception as e:  # whatever network, disk and client raise
+        raise WeightsError(
+            f"Could not download {_url(source, file)} ({_reason(e)}); check the network, the token and the disk."
+        ) from e
+
+
+def _read_folder(source: Source, file: str, limit: int) -> bytes:
+    path = Path(source.where) / file
+    try:
+        return _read(path, str(path), limit)
+    except OSError as e:
+        raise WeightsError(f"Cannot read {path} ({e.strerror}); name a folder that save_pretrained wrote.") from e
+
+
+def _read(path: Path, name: str, limit: int) -> bytes:
+    """Return a file's bytes if they are no more than `limit`."""
+    size = path.stat().st_size
+    if size > limit:
+        raise WeightsError(f"{name} has {size:,} bytes, at most {limit:,} are expected; it is not this model's file.")
+    return path.read_bytes()
+
+
+def _is_what_the_hub_sent(path: Path, data: bytes) -> bool:
+    """Compare with the ETag that the cache names the file by: SHA-256 of a large file, Git's SHA-1 of a small one.
+
+    A cache without symbolic links keeps no ETag; there the configuration's or the manifest's hash must do.
+    """
+    etag = path.resolve().name
+    if len(etag) == 64:
+        return hashlib.sha256(data).hexdigest() == etag
+    if len(etag) == 40:
+        return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == etag
+    return True
+
+
+def _url(source: Source, file: str) -> str:
+    from huggingface_hub import constants
+
+    return f"{constants.ENDPOINT}/{source.where}/resolve/{source.revision or 'main'}/{file}"
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
