@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import faults
 import huggingface_hub
 import numpy as np
 import pytest
@@ -45,6 +46,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServe
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub cache é"))
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
         monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
         monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 1)
         # The client waits up to 8 seconds between its tries.
@@ -457,3 +459,13 @@ def test_mutated_files_are_refused(files: dict[str, bytes], tmp_path: Path) -> N
         (tmp_path / WEIGHTS).write_bytes(wrong)
         with pytest.raises(WeightsError):
             remote.read_weights(source, config, own)
+
+
+def test_recorded_faults_broke_no_promise() -> None:
+    results = json.loads((ROOT / "benchmarks" / "results" / "faults.json").read_text(encoding="utf-8"))
+    assert faults.broken_promises(results) == []
+    assert results["mutations"]["files"] >= 10_000 and sum(results["injections"]["faults"].values()) >= 1000
+    killed = sum(part["killed"] for part in results["kills"].values() if isinstance(part, dict))
+    assert killed >= 60  # the others were done before the kill
+    wrong = results | {"injections": results["injections"] | {"wrong": 1}}
+    assert faults.broken_promises(wrong) == ["broken: wrong tensors were loaded"]

@@ -1,0 +1,435 @@
+"""Faults against weights: what a hostile or failing world does to files, downloads, uploads and trainings.
+
+    python benchmarks/faults.py [--mutations 10000] [--injections 1000] [--kills 100]
+
+- mutations: safetensors files with flipped bits, cut ends, edited and huge headers, other models' files, zip and pickle
+  files under their name. None may load, none may crash; the longest time and the most memory of a refusal are noted.
+- injections: eight processes load a model from a Hub on loopback (tests/hub_server.py, the real client) that fails in
+  every way it knows, on one cache. Each load must end in the right tensors or in one clear error, and no file under its
+  final name may be half-written.
+- kills: SIGKILL at random moments of downloading, pushing, saving and training. The next run must work, nothing lost.
+- network: with every file cached, a process that may open no socket loads everything.
+
+Writes results/faults.json. Everything runs on loopback and in temporary folders. Linux only (fork).
+"""
+
+import argparse
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import sys
+import tempfile
+import time
+import traceback
+import tracemalloc
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import torch
+
+import sqzoo
+from sqzoo import hub
+from sqzoo.data import Dataset
+from sqzoo.environment import environment
+from sqzoo.train import Recipe, train
+from sqzoo.weights import read_manifest
+from sqzoo.weights.remote import WEIGHTS, Source, read_weights
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+from hub_server import Fault, HubServer  # noqa: E402
+
+RESULT = ROOT / "benchmarks" / "results" / "faults.json"
+REPO = "org/sq1"
+PROCESSES = 8
+Forked = multiprocessing.get_context("fork")
+
+
+# Mutated files
+
+
+def mutations(rng: random.Random, originals: list[bytes], count: int) -> Iterator[tuple[str, bytes]]:
+    """Yield (kind, file) for so many damaged, edited or foreign files, the kinds in turn."""
+    kinds: dict[str, Callable[[bytes], bytes]] = {
+        "flipped bit": lambda d: _flip(rng, d, 0, len(d)),
+        "flipped bit in the header": lambda d: _flip(rng, d, 0, 8 + int.from_bytes(d[:8], "little")),
+        "cut": lambda d: d[: rng.randrange(len(d))],
+        "longer": lambda d: d + rng.randbytes(rng.randrange(1, 100)),
+        "edited header": lambda d: _edit(rng, d),
+        "huge header": lambda d: rng.randrange(1 << 20, 1 << 63).to_bytes(8, "little") + d[8:],
+        "deep header": lambda d: _headed(b"[" * 100_000, d),
+        "another model's file": lambda d: rng.choice([o for o in originals if o != d]),
+        "zip": lambda d: _zip(d),
+        "pickle": lambda d: _pickle(),
+        "random": lambda d: rng.randbytes(rng.randrange(100_000)),
+    }
+    for number in range(count):
+        kind = list(kinds)[number % len(kinds)]
+        yield kind, kinds[kind](originals[0])
+
+
+def _flip(rng: random.Random, data: bytes, low: int, high: int) -> bytes:
+    place = rng.randrange(low, high)
+    return data[:place] + bytes([data[place] ^ 1 << rng.randrange(8)]) + data[place + 1 :]
+
+
+def _headed(header: bytes, data: bytes) -> bytes:
+    old = 8 + int.from_bytes(data[:8], "little")
+    return len(header).to_bytes(8, "little") + header + data[old:]
+
+
+def _edit(rng: random.Random, data: bytes) -> bytes:
+    """Change one thing in the header: a name, a shape, a dtype, an offset; drop, double or add a tensor."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    key = rng.choice([k for k in header if k != "__metadata__"])
+    entry = header[key]
+    match rng.randrange(7):
+        case 0:
+            header[key + "x"] = header.pop(key)
+        case 1:
+            entry["shape"] = [*entry["shape"], rng.choice([0, 1, -1, 1 << 40, 2.5, "1", None])]
+        case 2:
+            entry["dtype"] = rng.choice([d for d in ("F16", "F64", "I8", "Q", "", None) if d != entry["dtype"]])
+        case 3:
+            entry["data_offsets"][rng.randrange(2)] += rng.choice([-1 << 40, -4, 4, 1 << 40])
+        case 4:
+            del header[key]
+        case 5:
+            header["extra"] = entry
+        case 6:
+            entry["extra"] = 1
+    return _headed(json.dumps(header).encode(), data)
+
+
+def _zip(data: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("model/data.pkl", data[:1000])
+    return buffer.getvalue()
+
+
+def _pickle() -> bytes:
+    buffer = io.BytesIO()
+    torch.save({"fc2.bias": torch.zeros(10)}, buffer)
+    return buffer.getvalue()
+
+
+def run_mutations(count: int, seed: int) -> dict[str, Any]:
+    """Offer mutated files as a model, with and without a stated hash; return what happened."""
+    rng = random.Random(seed)
+    entries = [e for e in read_manifest().values() if e.holds == "complete"]
+    originals = [e.path.read_bytes() for e in sorted(entries, key=lambda e: e.architecture != "sq1")]
+    own = sqzoo.create_model("sq1", device="meta").state_dict()
+    stated = {"sha256": hashlib.sha256(originals[0]).hexdigest()}
+    outcome: Counter[str] = Counter()
+    slowest, most = 0.0, 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        source = Source(folder, folder=True)
+        for number, (kind, data) in enumerate(mutations(rng, originals, count)):
+            (Path(folder) / WEIGHTS).write_bytes(data)
+            # Values alone may differ without a hash; names, shapes and sizes may not.
+            config = {} if kind not in ("flipped bit", "flipped bit in the header") and number % 2 else stated
+            traced = number % 50 == 7  # tracing memory takes time, so these are not timed
+            if traced:
+                tracemalloc.start()
+            began = time.perf_counter()
+            try:
+                read_weights(source, config, own)
+                outcome["accepted"] += 1
+            except sqzoo.SqzooError as e:
+                outcome["refused" if "\n" not in str(e) and str(e).endswith(".") else "unclear"] += 1
+            except Exception:
+                outcome["crashed"] += 1
+                traceback.print_exc()
+            if traced:
+                most = max(most, tracemalloc.get_traced_memory()[1] / len(originals[0]))
+                tracemalloc.stop()
+            else:
+                slowest = max(slowest, time.perf_counter() - began)
+    return {
+        "files": count,
+        **{k: outcome[k] for k in ("refused", "accepted", "crashed", "unclear")},
+        "slowest_ms": round(slowest * 1000, 2),
+        "most_memory_in_file_sizes": round(most, 2),
+    }
+
+
+# Faults of the wire
+
+
+def random_fault(rng: random.Random, done: Counter[str], wanted: int) -> Callable[[str, str], Fault | None]:
+    """Return a function that gives two requests in three a fault, until so many are done."""
+
+    def choose(method: str, path: str) -> Fault | None:
+        if sum(done.values()) >= wanted or rng.random() < 1 / 3:
+            return None
+        after, wait = rng.choice([None, 0, 100, 100_000]), rng.uniform(1.5, 3)
+        fault = rng.choice(
+            [
+                Fault("cut", after=after),
+                Fault("reset", after=after),
+                Fault("stall", after=rng.choice([0, 100]), seconds=wait),
+                Fault("length", by=rng.choice([-1000, -1, 1, 1000])),
+                Fault("flip"),
+                Fault("status", status=rng.choice([429, 500, 502, 503]), retry_after=rng.choice([None, 0])),
+                Fault("redirect"),
+            ]
+        )
+        if not fault.strikes(method, path):
+            return None
+        fault.times = 1
+        done[fault.kind] += 1
+        return fault
+
+    return choose
+
+
+def use_hub(url: str, cache: Path) -> None:
+    """Point this process's client at a server, with short timeouts and without its waits between tries."""
+    constants = huggingface_hub.constants
+    constants.ENDPOINT = url
+    constants.HUGGINGFACE_CO_URL_TEMPLATE = url + "/{repo_id}/resolve/{revision}/{filename}"
+    constants.HF_HUB_CACHE = str(cache)
+    constants.HF_HUB_DOWNLOAD_TIMEOUT = constants.HF_HUB_ETAG_TIMEOUT = 1
+    constants.HF_HUB_DISABLE_XET = constants.HF_HUB_DISABLE_TELEMETRY = True
+    huggingface_hub.utils.disable_progress_bars()
+    huggingface_hub.utils.logging.set_verbosity_error()
+    huggingface_hub.utils._http.time = SimpleNamespace(sleep=lambda _: time.sleep(0.01), time=time.time)  # type: ignore[attr-defined]
+
+
+def _load_again_and_again(url: str, cache: Path, expected: str, stop: Any, results: Any, seed: int) -> None:
+    use_hub(url, cache)
+    rng = random.Random(seed)
+    found: Counter[str] = Counter()
+    while not stop.is_set():
+        try:
+            model = sqzoo.create_model(f"hf-hub:{REPO}", force_download=rng.random() < 0.5)
+            found["right" if digest(model) == expected else "wrong"] += 1
+        except sqzoo.SqzooError as e:
+            found["refused" if "\n" not in str(e) and str(e).endswith(".") else "unclear"] += 1
+        except Exception:
+            found["crashed"] += 1
+            traceback.print_exc()
+    results.put(dict(found))
+
+
+def digest(model: torch.nn.Module) -> str:
+    """Return the SHA-256 of a model's tensors."""
+    whole = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        whole.update(name.encode() + tensor.numpy().tobytes())
+    return whole.hexdigest()
+
+
+def run_injections(count: int, seed: int) -> dict[str, Any]:
+    """Load from a failing Hub in eight processes on one cache; return what happened."""
+    done: Counter[str] = Counter()
+    outcome: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as folder, HubServer(token="secret") as server:
+        cache = Path(folder) / "cache"
+        model = sqzoo.create_model("sq1", pretrained=True)
+        hub.save_pretrained(model, Path(folder) / "saved")
+        files = {f.name: f.read_bytes() for f in (Path(folder) / "saved").iterdir()}
+        server.put(REPO, files)
+        server.fault = random_fault(random.Random(seed), done, count)
+        stop, results = Forked.Event(), Forked.Queue()
+        arguments = (server.url, cache, digest(model), stop, results)
+        workers = [Forked.Process(target=_load_again_and_again, args=(*arguments, i)) for i in range(PROCESSES)]
+        for worker in workers:
+            worker.start()
+        while sum(done.values()) < count and any(w.is_alive() for w in workers):
+            time.sleep(0.2)
+            half_written = [str(f) for f in _final(cache) if not _whole(f, files)]
+            outcome["half_written"] += len(half_written)
+        stop.set()
+        for _ in workers:
+            outcome.update(results.get(timeout=120))
+        for worker in workers:
+            worker.join()
+        use_hub(server.url, cache)
+        after = digest(sqzoo.create_model(f"hf-hub:{REPO}")) == digest(model)
+    keys = ("right", "wrong", "refused", "unclear", "crashed", "half_written")
+    counts = {k: outcome[k] for k in keys}
+    return {"faults": dict(sorted(done.items())), "processes": PROCESSES, **counts, "works_after": after}
+
+
+def _final(cache: Path) -> list[Path]:
+    return [f for f in cache.rglob("*") if "snapshots" in f.parts and f.is_file()]
+
+
+def _whole(file: Path, files: dict[str, bytes]) -> bool:
+    """Whether a file under its final name has its full length (flipped bytes are found as it loads)."""
+    with contextlib.suppress(FileNotFoundError):
+        return file.stat().st_size == len(files[file.name])
+    return True
+
+
+# Kills
+
+
+def run_kills(count: int, seed: int) -> dict[str, Any]:
+    """Kill downloads, pushes, saves and trainings; return how often, and what the next run found."""
+    rng = random.Random(seed)
+    outcome: dict[str, Counter[str]] = {}
+    with tempfile.TemporaryDirectory() as name, HubServer(token="secret") as server:
+        folder = Path(name)
+        model = sqzoo.create_model("sq1", pretrained=True)
+        hub.save_pretrained(model, folder / "saved")
+        files = {f.name: f.read_bytes() for f in (folder / "saved").iterdir()}
+        server.put(REPO, files)
+        use_hub(server.url, folder / "cache")
+        plan, data = _small_training()
+        whole = train(plan, *data, folder / "whole", progress=False)
+
+        def download(number: int) -> bool:
+            loaded = sqzoo.create_model(f"hf-hub:{REPO}", force_download=number % 2 == 0)
+            return digest(loaded) == digest(model)
+
+        def push(number: int) -> bool:
+            hub.push(model, f"org/pushed{number}", token="secret")
+            return True
+
+        def save(number: int) -> bool:
+            hub.save_pretrained(model, folder / f"saved{number}")
+            return digest(hub.from_pretrained(folder / f"saved{number}")) == digest(model)
+
+        def training(number: int) -> bool:
+            result = train(plan, *data, folder / f"run{number}", progress=False)
+            return result["test"] == whole["test"] and _same(folder / f"run{number}", folder / "whole")
+
+        for number in range(count):
+            job = (download, push, save, training)[number % 4]
+            usual = {"download": 0.15, "push": 0.25, "save": 0.05, "training": 0.6}[job.__name__]
+            found = outcome.setdefault(job.__name__, Counter())
+            found["killed" if _kill(lambda job=job, n=number: job(n), rng.uniform(0, usual)) else "too_late"] += 1
+            if job is push:  # the server is this process's: whole or nothing may be there
+                with contextlib.suppress(KeyError):
+                    there = {k: v for k, v in server.files(f"org/pushed{number}").items() if k in files}
+                    found["half_pushed"] += there not in ({}, files)
+                hub.push(model, f"org/pushed{number}", token="secret")
+                ok = {k: v for k, v in server.files(f"org/pushed{number}").items() if k in files} == files
+            else:
+                ok = job(number)
+            found["next_run_right" if ok else "next_run_wrong"] += 1
+    return {k: dict(sorted(v.items())) for k, v in outcome.items()}
+
+
+def _small_training() -> tuple[Recipe, tuple[Dataset, Dataset]]:
+    rng = np.random.default_rng(0)
+    sets = [Dataset(rng.integers(0, 256, (n, 32, 32, 3), np.uint8), np.arange(n) % 10) for n in (100, 40)]
+    plan = Recipe("sq1", sizes=((32, 4),), crop_pct=1.0, hold_out=20, select="held_out", batch_size=8)
+    return plan, (sets[0], sets[1])
+
+
+def _same(first: Path, second: Path) -> bool:
+    names = ("best.safetensors", "recipe.json")
+    return all((first / n).read_bytes() == (second / n).read_bytes() for n in names)
+
+
+def _kill(job: Callable[[], Any], after: float) -> bool:
+    """Run a job in a forked process and kill it after so many seconds; return whether it was still at it."""
+    process = Forked.Process(target=job)
+    process.start()
+    process.join(after)
+    running = process.is_alive()
+    if running and process.pid:
+        os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    return running
+
+
+# No network
+
+
+def run_network() -> dict[str, Any]:
+    """Cache a model, then load it, and every complete tag, where a socket that connects is an error."""
+    with tempfile.TemporaryDirectory() as name, HubServer(token="secret") as server:
+        folder = Path(name)
+        model = sqzoo.create_model("sq1", pretrained=True)
+        hub.save_pretrained(model, folder / "saved")
+        server.put(REPO, {f.name: f.read_bytes() for f in (folder / "saved").iterdir()})
+        use_hub(server.url, folder / "cache")
+        sqzoo.create_model(f"hf-hub:{REPO}")
+        calls, opened, loaded = len(server.requests), 0, 0
+        connect = socket.socket.connect
+
+        def refuse(*_: Any) -> None:
+            nonlocal opened
+            opened += 1
+            raise OSError("no network")
+
+        socket.socket.connect = refuse  # type: ignore[method-assign, assignment]
+        try:
+            tags = [t for t, e in read_manifest().items() if e.holds == "complete"]
+            for each in (f"hf-hub:{REPO}", f"local-dir:{folder / 'saved'}", *tags):
+                sqzoo.create_model(each, pretrained=True)
+                loaded += 1
+        finally:
+            socket.socket.connect = connect  # type: ignore[method-assign]
+        return {"models_loaded": loaded, "sockets_opened": opened, "requests": len(server.requests) - calls}
+
+
+def main() -> int:
+    """Run all, print, record; return 1 where a promise is broken."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mutations", type=int, default=10_000)
+    parser.add_argument("--injections", type=int, default=1000)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    logging.getLogger("sqzoo").setLevel(logging.ERROR)  # or each file without a stated hash has its line
+    parts = {
+        "network": run_network,
+        "mutations": lambda: run_mutations(arguments.mutations, arguments.seed),
+        "kills": lambda: run_kills(arguments.kills, arguments.seed),
+        "injections": lambda: run_injections(arguments.injections, arguments.seed),
+    }
+    results: dict[str, Any] = {"environment": environment(), "seed": arguments.seed}
+    for name, part in parts.items():
+        began = time.perf_counter()
+        results[name] = part()
+        results[name]["seconds"] = round(time.perf_counter() - began, 1)
+        print(name, json.dumps(results[name]), flush=True)
+    RESULT.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    broken = broken_promises(results)
+    print(*broken, sep="\n")
+    return 1 if broken else 0
+
+
+def broken_promises(results: dict[str, Any]) -> list[str]:
+    """Return a line for each promise of the README that the results do not keep."""
+    mutations_, injections, network = results["mutations"], results["injections"], results["network"]
+    wrong_after_kill = sum(v.get("next_run_wrong", 0) for v in results["kills"].values() if isinstance(v, dict))
+    promises = {
+        "a mutated file was accepted": mutations_["accepted"],
+        "a mutated file crashed the reader": mutations_["crashed"],
+        "a refusal took 50 ms": mutations_["slowest_ms"] >= 50,
+        "a refusal took more memory than two files": mutations_["most_memory_in_file_sizes"] > 2,
+        "wrong tensors were loaded": injections["wrong"],
+        "a file was half-written": injections["half_written"],
+        "a fault ended in no clear sentence": injections["unclear"] + injections["crashed"] + mutations_["unclear"],
+        "the model did not load after the faults": not injections["works_after"],
+        "a run after a kill was wrong": wrong_after_kill,
+        "half a push was there": results["kills"]["push"].get("half_pushed", 0),
+        "a cached model used the network": network["sockets_opened"] + network["requests"],
+    }
+    return [f"broken: {text}" for text, wrong in promises.items() if wrong]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
