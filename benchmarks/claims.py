@@ -279,12 +279,15 @@ def independent(evidence: Evidence, protocol: str) -> Verdict:
     file = RESULTS / "search.json"
     if not file.is_file():
         return "", OPEN
-    found = json.loads(file.read_text(encoding="utf-8"))["comparison"]
+    searched = json.loads(file.read_text(encoding="utf-8"))
+    found, spent = searched["comparison"], searched["epochs_spent"]
     ours, theirs = found["joint"], found["one_factor"]
     gap = ours["mean"] - theirs["mean"]
     means = (f"{name} {c['mean']:.2f} ± {c['sd']:.2f} %" for name, c in (("joint", ours), ("one at a time", theirs)))
     text = f"{', '.join(means)}, p = {found['p']:.2g}"
-    return text, NOT if found["p"] < LEVEL and gap > 0 else HOLDS
+    short = spent["joint"] < spent["one_factor_a_seed"]
+    early = f"so far ({spent['joint']} of {spent['one_factor_a_seed']} epochs searched): " if short else ""
+    return text, early + (NOT if found["p"] < LEVEL and gap > 0 else HOLDS)
 
 
 CLAIMS = [
