@@ -24,8 +24,6 @@ FILE = RESULTS / "claims.md"
 LEVEL = 0.05  # of the tests, one-sided
 ALIKE = 0.5  # points of top-1 within which settings count as alike: one and a half standard errors of 10,000 images
 
-GAINING = 0.1  # points of a setting's mean accuracy in the last epoch above all before: it has not converged
-
 HOLDS, NOT, NOISE, OPEN = "holds", "does not hold", "within noise", "not measured"
 Verdict = tuple[str, str]  # what was measured, and the verdict
 Label = dict[str, Any]
@@ -58,14 +56,9 @@ class Evidence:
         return found if len(found) == self.sizes[name] else None
 
     def so_far(self, source: str) -> str:
-        """Return "so far, " and the epochs for a figure whose runs are shorter than planned and still gaining."""
-        name = source.lower().replace("figure ", "fig").replace(" ", "")
-        trained, planned = self.epochs.get(name, (0, 0))
-        if not 2 <= trained < planned:
-            return ""
-        means = [[statistics.fmean(c) for c in zip(*o.curves, strict=True)] for o in self.sweeps[name].values()]
-        gaining = any(mean[-1] - max(mean[:-1]) > GAINING for mean in means)
-        return f"so far ({trained} of {planned} epochs): " if gaining else ""
+        """Return "so far" and the epochs for a figure whose runs are shorter than planned; else nothing."""
+        trained, planned = self.epochs.get(source.lower().replace("figure ", "fig").replace(" ", ""), (0, 0))
+        return f"so far ({trained} of {planned} epochs): " if trained < planned else ""
 
     def spread(self, name: str, measure: str, protocol: str) -> tuple[float, int]:
         """Return the standard deviation between seeds, pooled over a figure's settings, and its degrees of freedom."""
@@ -377,8 +370,8 @@ def render(evidence: Evidence) -> str:
         lines.append(f"- {', '.join(numbers)}: {globals()[name].__doc__.strip()}")
     lines += [
         "",
-        '"So far": the runs are shorter than planned and were still gaining, so a verdict may change when they are '
-        "lengthened (`python benchmarks/figures.py`).",
+        '"So far": the runs are shorter than planned, so a verdict may change when they are lengthened '
+        "(`python benchmarks/figures.py`).",
         "",
         f"Means count as alike within {ALIKE} points. Deviations between seeds are pooled over a figure's settings. A "
         "test on one figure does not allow for the many that are made: of twenty, one misleads.",
