@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from sqzoo.registry import create_model
 from sqzoo.weights.remote import CONFIG, WEIGHTS
 
 CARD = "README.md"
+_CARDS = Path(__file__).parents[1] / "MODEL_CARDS"  # beside the package in a checkout; a wheel has none
 
 
 def save_pretrained(model: nn.Module, folder: str | os.PathLike[str], card: str | None = None) -> None:
@@ -83,13 +85,16 @@ def push(
     """
     from huggingface_hub import HfApi
 
-    card = None
+    card, plot = None, _CARDS / "none"
     if isinstance(model, str):
-        card = _packaged_card(model)
+        file, plot = (_CARDS / f"{model}.{kind}" for kind in ("md", "svg"))
+        card = file.read_text(encoding="utf-8") if file.is_file() else None
         message = message or f"{model} by sqzoo"
         model = create_model(model, pretrained=True, trunk=trunk)
     with tempfile.TemporaryDirectory() as folder:
         save_pretrained(model, folder, card)
+        if plot.is_file():
+            shutil.copy(plot, folder)
         api = HfApi(token=token)
         try:
             api.create_repo(repo, private=private, exist_ok=True)
@@ -102,12 +107,6 @@ def push(
                 f"Could not push to {repo} ({reason}); check the name ORG/NAME, the token's rights and the network."
             ) from e
     return str(commit.oid)
-
-
-def _packaged_card(tag: str) -> str | None:
-    """Return the card of a tag from MODEL_CARDS beside the package, which a checkout has and a wheel has not."""
-    file = Path(__file__).parents[1] / "MODEL_CARDS" / f"{tag}.md"
-    return file.read_text(encoding="utf-8") if file.is_file() else None
 
 
 def _card(model: nn.Module) -> str:

@@ -115,6 +115,7 @@ def test_a_tag_is_pushed_whole_with_its_card(server: HubServer, trunks: Path) ->
     tensors = load(stored[WEIGHTS])
     assert tensors.keys() == expected.state_dict().keys() and any(k.startswith("features.") for k in tensors)
     assert stored["README.md"].decode() == (ROOT / "MODEL_CARDS" / "sq1.paper_cifar10.md").read_text(encoding="utf-8")
+    assert stored["sq1.paper_cifar10.svg"] == (ROOT / "MODEL_CARDS" / "sq1.paper_cifar10.svg").read_bytes()
     assert same(sqzoo.create_model(f"hf-hub:{REPO}"), expected)
 
 
