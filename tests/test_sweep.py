@@ -129,7 +129,7 @@ def test_killed_at_random_it_loses_at_most_the_epoch_under_way(tmp_path: Path, t
     while True:
         process = start(tmp_path / "killed", trunks)
         try:
-            code = process.wait(timeout=7 + 3 * rng.random() + 3 * kills)  # 6 seconds are imports; more room each time
+            code = process.wait(timeout=3 + 2 * rng.random() + 2 * kills)  # 3 seconds are imports; more room each time
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
@@ -226,10 +226,8 @@ def test_claims_are_those_of_the_records() -> None:
     done = subprocess.run([sys.executable, "benchmarks/claims.py", "--check"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     text = (ROOT / "benchmarks" / "results" / "claims.md").read_text(encoding="utf-8")
-    judged = re.findall(
-        r"\*\*(holds|does not hold|within noise)\*\* \| .* \*\*(?:holds|does not hold|within noise)", text
-    )
-    assert len(judged) >= 15
+    verdict = r"\*\*(?:so far \([^)]*\): )?(?:holds|does not hold|within noise)\*\*"
+    assert len(re.findall(rf"^\|.*{verdict} \| .* \| {verdict} \|$", text, re.MULTILINE)) >= 15
 
 
 # The tests of the claims
