@@ -29,6 +29,10 @@ class Setting:
         fields = json.loads(self.fields)
         return Recipe(self.model, sizes=((fields.pop("side"), epochs),), seed=seed, **fields)
 
+    def run(self, seed: int) -> str:
+        """Return the name of its run with a seed: its run folder, and its key in the records."""
+        return f"{self.name},seed={seed}"
+
     @property
     def frozen(self) -> bool:
         """Whether the head alone is trained."""

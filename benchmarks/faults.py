@@ -44,6 +44,7 @@ import sqzoo
 from sqzoo import hub
 from sqzoo.data import Dataset
 from sqzoo.environment import environment
+from sqzoo.hashing import tensors_sha256
 from sqzoo.train import Recipe, train
 from sqzoo.weights import read_manifest
 from sqzoo.weights.remote import WEIGHTS, Source, read_weights
@@ -218,21 +219,13 @@ def _load_again_and_again(url: str, cache: Path, expected: str, stop: Any, resul
     while not stop.is_set():
         try:
             model = sqzoo.create_model(f"hf-hub:{REPO}", force_download=rng.random() < 0.5)
-            found["right" if digest(model) == expected else "wrong"] += 1
+            found["right" if tensors_sha256(model.state_dict()) == expected else "wrong"] += 1
         except sqzoo.SqzooError as e:
             found["refused" if "\n" not in str(e) and str(e).endswith(".") else "unclear"] += 1
         except Exception:
             found["crashed"] += 1
             traceback.print_exc()
     results.put(dict(found))
-
-
-def digest(model: torch.nn.Module) -> str:
-    """Return the SHA-256 of a model's tensors."""
-    whole = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        whole.update(name.encode() + tensor.numpy().tobytes())
-    return whole.hexdigest()
 
 
 def run_injections(count: int, seed: int) -> dict[str, Any]:
@@ -247,7 +240,7 @@ def run_injections(count: int, seed: int) -> dict[str, Any]:
         server.put(REPO, files)
         server.fault = random_fault(random.Random(seed), done, count)
         stop, results = Forked.Event(), Forked.Queue()
-        arguments = (server.url, cache, digest(model), stop, results)
+        arguments = (server.url, cache, tensors_sha256(model.state_dict()), stop, results)
         workers = [Forked.Process(target=_load_again_and_again, args=(*arguments, i)) for i in range(PROCESSES)]
         for worker in workers:
             worker.start()
@@ -261,7 +254,7 @@ def run_injections(count: int, seed: int) -> dict[str, Any]:
         for worker in workers:
             worker.join()
         use_hub(server.url, cache)
-        after = digest(sqzoo.create_model(f"hf-hub:{REPO}")) == digest(model)
+        after = tensors_sha256(sqzoo.create_model(f"hf-hub:{REPO}").state_dict()) == tensors_sha256(model.state_dict())
     keys = ("right", "wrong", "refused", "unclear", "crashed", "half_written")
     counts = {k: outcome[k] for k in keys}
     return {"faults": dict(sorted(done.items())), "processes": PROCESSES, **counts, "works_after": after}
@@ -288,6 +281,7 @@ def run_kills(count: int, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name, HubServer(token="secret") as server:
         folder = Path(name)
         model = sqzoo.create_model("sq1", pretrained=True)
+        expected = tensors_sha256(model.state_dict())
         hub.save_pretrained(model, folder / "saved")
         files = {f.name: f.read_bytes() for f in (folder / "saved").iterdir()}
         server.put(REPO, files)
@@ -297,7 +291,7 @@ def run_kills(count: int, seed: int) -> dict[str, Any]:
 
         def download(number: int) -> bool:
             loaded = sqzoo.create_model(f"hf-hub:{REPO}", force_download=number % 2 == 0)
-            return digest(loaded) == digest(model)
+            return tensors_sha256(loaded.state_dict()) == expected
 
         def push(number: int) -> bool:
             hub.push(model, f"org/pushed{number}", token="secret")
@@ -305,7 +299,9 @@ def run_kills(count: int, seed: int) -> dict[str, Any]:
 
         def save(number: int) -> bool:
             hub.save_pretrained(model, folder / f"saved{number}")
-            return digest(hub.from_pretrained(folder / f"saved{number}")) == digest(model)
+            return tensors_sha256(hub.from_pretrained(folder / f"saved{number}").state_dict()) == tensors_sha256(
+                model.state_dict()
+            )
 
         def training(number: int) -> bool:
             result = train(plan, *data, folder / f"run{number}", progress=False)

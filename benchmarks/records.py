@@ -112,12 +112,12 @@ def outcomes(experiment: Experiment, known: dict[str, Any], seeds: int) -> tuple
     if not logs:
         return {}, 0
     epochs = min(experiment.epochs, *(len(log) for found in logs.values() for log in found))
-    params = {label: known["runs"][f"{experiment.settings[label].name},seed=0"]["params"] for label in logs}
+    params = {label: known["runs"][experiment.settings[label].run(0)]["params"] for label in logs}
     return {label: _outcome([log[:epochs] for log in found], params[label]) for label, found in logs.items()}, epochs
 
 
 def _logs(setting: Setting, known: dict[str, Any], seeds: int) -> list[list[list[float]]]:
-    found = [known["runs"].get(f"{setting.name},seed={seed}") for seed in range(seeds)]
+    found = [known["runs"].get(setting.run(seed)) for seed in range(seeds)]
     return [r["log"] for r in found] if all(found) else []
 
 

@@ -113,7 +113,7 @@ def compare(
     found: dict[str, list[float]] = {name: [] for name in both}
     for seed in range(FRESH, FRESH + seeds):
         for name, chosen in both.items():
-            run = folder / "compare" / f"{chosen.name},seed={seed}"
+            run = folder / "compare" / chosen.run(seed)
             result = train(chosen.recipe(seed, epochs), *data, run, **where)
             record(RECORDS, {run.name: result})
             found[name].append(result["test"]["top1"])

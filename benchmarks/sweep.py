@@ -37,7 +37,7 @@ class Place:
 
 def missing(one: Pass, seed: int, runs: dict[str, Any]) -> Pass:
     """Return the pass without the settings that are recorded for this seed and as many epochs."""
-    epochs = {s: len(runs.get(f"{s.name},seed={seed}", {"log": []})["log"]) for s in one.settings}
+    epochs = {s: len(runs.get(s.run(seed), {"log": []})["log"]) for s in one.settings}
     return Pass(one.name, {s: e for s, e in one.settings.items() if epochs[s] < e})
 
 
@@ -102,14 +102,14 @@ def _train(one: Pass, seeds: int, data: tuple[Dataset, Dataset], place: Place) -
             results = train_together(
                 [s.recipe(seed, epochs) for s, epochs in left.items()],
                 *data,
-                [place.folder / "runs" / f"{s.name},seed={seed}" for s in left],
+                [place.folder / "runs" / s.run(seed) for s in left],
                 trunk=place.trunk,
                 cache=cache,
                 device=place.device,
                 progress=place.progress,
             )
-            record(place.records, {f"{s.name},seed={seed}": r for s, r in zip(left, results, strict=True)})
+            record(place.records, {s.run(seed): r for s, r in zip(left, results, strict=True)})
     if not one.any.ordinary_trunk:
         shutil.rmtree(cache, ignore_errors=True)  # gigabytes that no other pass reads
     runs = recorded(place.records)["runs"]
-    return max(max(e[2] for e in runs[f"{s.name},seed={k}"]["log"]) for s in one.settings for k in range(seeds))
+    return max(max(e[2] for e in runs[s.run(k)]["log"]) for s in one.settings for k in range(seeds))

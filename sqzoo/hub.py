@@ -14,7 +14,7 @@ from timm.models._hub import save_config_for_hf  # private in timm, same place i
 
 from sqzoo.errors import ArgumentError, WeightsError
 from sqzoo.registry import create_model
-from sqzoo.weights.remote import CONFIG, WEIGHTS
+from sqzoo.weights.remote import CONFIG, WEIGHTS, reason
 
 CARD = "README.md"
 _CARDS = Path(__file__).parents[1] / "MODEL_CARDS"  # beside the package in a checkout; a wheel has none
@@ -102,9 +102,8 @@ def push(
                 repo_id=repo, folder_path=folder, revision=revision, commit_message=message or "sqzoo model"
             )
         except Exception as e:  # whatever network and client raise
-            reason = f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
             raise WeightsError(
-                f"Could not push to {repo} ({reason}); check the name ORG/NAME, the token's rights and the network."
+                f"Could not push to {repo} ({reason(e)}); check the name ORG/NAME, the token's rights and the network."
             ) from e
     return str(commit.oid)
 

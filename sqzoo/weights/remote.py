@@ -153,10 +153,10 @@ def _download(source: Source, file: str) -> Path:
             raise WeightsError(
                 f"{_url(source, file)} is not in the cache, and HF_HUB_OFFLINE is set; unset it to download it once."
             ) from e
-        raise WeightsError(f"Could not get {_url(source, file)} ({_reason(e)}); correct it, or try again.") from e
+        raise WeightsError(f"Could not get {_url(source, file)} ({reason(e)}); correct it, or try again.") from e
     except Exception as e:  # whatever network, disk and client raise
         raise WeightsError(
-            f"Could not download {_url(source, file)} ({_reason(e)}); check the network, the token and the disk."
+            f"Could not download {_url(source, file)} ({reason(e)}); check the network, the token and the disk."
         ) from e
 
 
@@ -195,5 +195,6 @@ def _url(source: Source, file: str) -> str:
     return f"{constants.ENDPOINT}/{source.where}/resolve/{source.revision or 'main'}/{file}"
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """Return what went wrong with a client's call, in a line for our own error."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
