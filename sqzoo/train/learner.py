@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn as nn
@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from sqzoo.data import Dataset
 from sqzoo.environment import environment
-from sqzoo.errors import ArgumentError
+from sqzoo.errors import ArgumentError, WeightsError
 from sqzoo.hashing import file_sha256
 from sqzoo.registry import create_model, start_from_imagenet
 from sqzoo.train.batches import FrozenBatches, ImageBatches
@@ -24,7 +24,7 @@ from sqzoo.train.checkpoint import resume, same_run_or_raise, write_tensors, wri
 from sqzoo.train.evaluate import Metrics, score
 from sqzoo.train.recipe import Recipe
 from sqzoo.train.shared import SharedTrunk
-from sqzoo.weights import load_trunk, trunk_source
+from sqzoo.weights import get_weights, load_trunk, read_manifest, read_verified, trunk_source
 
 
 class Learner:
@@ -34,7 +34,7 @@ class Learner:
         self,
         recipe: Recipe,
         train_set: Dataset,
-        test_set: Dataset,
+        test_set: Dataset | None,
         folder: Path,
         trunk: str | os.PathLike[str] | None,
         device: str,
@@ -43,7 +43,7 @@ class Learner:
         self.about = {
             "recipe": recipe.to_json(),
             "train_digest": train_set.digest,
-            "test_digest": test_set.digest,
+            "test_digest": test_set.digest if test_set else None,
         }
         if recipe.start != "imagenet":
             self.about["start_sha256"] = _start_sha256(recipe.start)
@@ -51,7 +51,7 @@ class Learner:
         if self.finished:
             return
         self.environment = environment()  # now, while the commit is that of the code in memory
-        self.model = _model(recipe, trunk).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = initial_model(recipe, trunk).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.forward: Callable[[Any], torch.Tensor] = self.model
         frozen = recipe.trunk == "frozen"
         if frozen:
@@ -70,6 +70,11 @@ class Learner:
         groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, fused=True)  # Adam where weight_decay is 0
         self.state = resume(folder, self.learned, parameters, self.optimizer)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the run has gone on for `patience` epochs without getting better."""
+        return 0 < self.recipe.patience <= self.state.epoch - self.state.best_epoch
 
     def begin(self, epoch: int) -> None:
         """Make ready for an epoch's steps."""
@@ -111,7 +116,7 @@ class Learner:
         logged = self.state.log[self.state.best_epoch - 1]
         result = self.about | {
             "epoch": self.state.best_epoch,
-            "test": logged.get("test") or dataclasses.asdict(score(self.forward, data.test())),
+            "test": logged.get("test") or self._test(data),
             "held_out": logged.get("held_out"),
             "training_seconds": round(self.state.seconds, 1),
             "feature_seconds": round(data.feature_seconds, 1),
@@ -126,8 +131,12 @@ class Learner:
         write_text(self.folder / "result.json", json.dumps(result, indent=1))
         return result
 
+    def _test(self, data: FrozenBatches | ImageBatches) -> dict[str, Any] | None:
+        return dataclasses.asdict(score(self.forward, data.test())) if self.about["test_digest"] else None
 
-def _model(recipe: Recipe, trunk: str | os.PathLike[str] | None) -> nn.Module:
+
+def initial_model(recipe: Recipe, trunk: str | os.PathLike[str] | None) -> nn.Module:
+    """Return the network that a recipe starts from; see `train` for `trunk`."""
     torch.manual_seed(recipe.seed)
     if "+" in recipe.model:
         model: nn.Module = SharedTrunk(recipe.model)
@@ -135,7 +144,8 @@ def _model(recipe: Recipe, trunk: str | os.PathLike[str] | None) -> nn.Module:
             with trunk_source(trunk):
                 start_from_imagenet(model, "sq1")
     else:
-        model = create_model(recipe.model, init="imagenet", trunk=trunk, **recipe.model_args)
+        init: Literal["random", "imagenet"] = "imagenet" if recipe.start == "imagenet" else "random"
+        model = create_model(recipe.model, init=init, trunk=trunk, **recipe.model_args)
     if recipe.head == "last" and recipe.model == "alexnet_cifar":
         whole = model.state_dict() | load_trunk("alexnet", trunk, linear=True)
         model.load_state_dict(whole, strict=True)
@@ -152,6 +162,8 @@ def _scores(
 
 
 def _start_sha256(file: str) -> str:
+    if file in read_manifest():
+        return get_weights(file).sha256
     try:
         return file_sha256(file)
     except OSError as e:
@@ -161,7 +173,9 @@ def _start_sha256(file: str) -> str:
 def _start_from(model: nn.Module, file: str) -> None:
     """Load an all-layers run's trunk, and its head if the names and shapes are this model's."""
     try:
-        start = load_file(file)
+        start = read_verified(get_weights(file)) if file in read_manifest() else load_file(file)
+    except WeightsError:
+        raise
     except Exception as e:  # whatever a foreign or damaged file makes safetensors raise
         raise ArgumentError(f"start={file!r} is not a safetensors file ({e}); give a run's best.safetensors.") from e
     own = model.state_dict()
@@ -171,7 +185,7 @@ def _start_from(model: nn.Module, file: str) -> None:
     if missing:
         raise ArgumentError(
             f"start={file!r} lacks {len(missing)} tensors of the trunk, {missing[0]} first; give the best.safetensors "
-            "of a finetune run."
+            "of a finetune run, or a tag stored as a complete file."
         )
     model.load_state_dict(own | (fitting if fitting.keys() == own.keys() else trunk), strict=True)
 
