@@ -1,6 +1,7 @@
 """A folder of one's own pictures, a class a subfolder, as a data set: found, decoded once, a part held out."""
 
 import hashlib
+import io
 import json
 import os
 import unicodedata
@@ -14,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, Resize
 
-from sqzoo.data import Dataset, holds_cifar10, open_image
+from sqzoo.data import Dataset, open_image
 from sqzoo.errors import ArgumentError, DataError
 
+OWN_PICTURES = "own_pictures"  # the `tag` of a model that was trained on such a folder
 _HELD_OUT_NAMES = ("val", "valid", "validation", "test")  # the first that is there
 _IGNORED = {"thumbs.db", "desktop.ini", "__macosx"}
 
@@ -71,8 +74,6 @@ def find_pictures(folder: str | os.PathLike[str]) -> Found:
     root = Path(folder)
     if not root.is_dir():
         raise DataError(f"No folder {os.fspath(folder)!r}; give one with a subfolder of pictures for each class.")
-    if holds_cifar10(root):
-        raise DataError(f"{root} holds CIFAR-10, not a folder of pictures for each class; name no class folders there.")
     below = {d.name.casefold(): d for d in _folders(root)}
     held_out = next((below[name] for name in _HELD_OUT_NAMES if name in below), None)
     left_out: dict[str, str] = {}
@@ -162,6 +163,55 @@ def _shown(path: Path, root: Path) -> str:
     return os.fsencode(path.relative_to(root)).decode("utf-8", "replace")
 
 
+def from_hub(name: str, store: str | os.PathLike[str]) -> Path:
+    """Fetch a data set "ORG/NAME" or "ORG/NAME@REVISION" from the Hub by `datasets`; return its folder of pictures.
+
+    The folder lies in `store` and is laid out as `find_pictures` takes it; one that is there already is used as it is.
+    Raises `DataError` where the data set cannot be had or is not one of pictures with a class each.
+    """
+    folder = Path(store) / name.replace("/", "--")
+    if folder.is_dir():
+        return folder
+    try:
+        import datasets
+    except ImportError as e:
+        raise DataError(
+            f"No folder {name!r}, and fetching a data set needs datasets: pip install 'sqzoo[datasets]'."
+        ) from e
+    where, _, revision = name.partition("@")
+    try:
+        splits = datasets.load_dataset(where, revision=revision or None)
+    except Exception as e:  # whatever network, files and client raise
+        raise DataError(
+            f"No folder {name!r}, and no data set of that name could be fetched from the Hub "
+            f"({type(e).__name__}: {' '.join(str(e).split())[:200].rstrip('. ')}); check the name."
+        ) from e
+    held_out = next((n for n in _HELD_OUT_NAMES if n in splits), None)
+    parts = {"train": "train", held_out: "val"} if "train" in splits and held_out else {next(iter(splits)): ""}
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    for split, part in parts.items():
+        data = splits[split]
+        kinds = {type(feature).__name__: column for column, feature in reversed(data.features.items())}
+        if not kinds.keys() >= {"Image", "ClassLabel"}:
+            raise DataError(f"{name} has no column of pictures and one of classes, but {data.features}; name another.")
+        classes = data.features[kinds["ClassLabel"]].names
+        data = data.cast_column(kinds["Image"], datasets.Image(decode=False))
+        for number, row in enumerate(data):
+            picture, label = row[kinds["Image"]], row[kinds["ClassLabel"]]
+            file = temporary / part / classes[label].replace("/", "_") / f"{number:07}.{_suffix(picture['bytes'])}"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(picture["bytes"])
+    temporary.replace(folder)
+    return folder
+
+
+def _suffix(data: bytes) -> str:
+    try:
+        return str(Image.open(io.BytesIO(data)).format).lower()
+    except Exception:  # Pillow's readers raise nearly anything for damaged pictures, which are told of later
+        return "png"
+
+
 def read_pictures(
     found: Found,
     side: int,
@@ -184,7 +234,7 @@ def read_pictures(
     listing = [
         (_shown(f, found.folder), s and (s.st_size, s.st_mtime_ns)) for f, s in zip(found.files, stats, strict=True)
     ]
-    key = hashlib.sha256(json.dumps([listing, side, Image.__version__]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([listing, side, PIL.__version__]).encode()).hexdigest()[:16]
     pixels, notes = (Path(store) / f"pictures-{key}.{kind}" for kind in ("u8", "json"))
     if not notes.is_file():
         _decode(found, side, pixels, notes, progress)
@@ -197,8 +247,8 @@ def read_pictures(
         count, apart = int((labels == label).sum()), int((labels[held] == label).sum())
         if not 0 < apart < count:
             raise DataError(
-                f"Class {name!r} has {count - apart} readable pictures to learn from and {apart} to hold out; give it one "
-                "of each at least."
+                f"Class {name!r} has {count - apart} readable pictures to learn from and {apart} to hold out; give it "
+                "one of each at least."
             )
     images = np.memmap(pixels, np.uint8, "r", shape=(len(labels), side, side, 3))
     kept = tuple(name for name, taken in zip(names, good, strict=True) if taken)

@@ -1,8 +1,9 @@
-"""From a folder of one's own pictures to a ready model: the head on a frozen trunk first, then, if asked, all layers."""
+"""From a folder of one's own pictures to a ready model: the head on a frozen trunk, then, if asked, all layers."""
 
 import json
 import logging
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +11,16 @@ from typing import Any
 
 import torch
 import torch.nn as nn
+from PIL import Image
 from safetensors.torch import load_file
 from tqdm import tqdm
 
 from sqzoo.data import NORMALISATIONS, Dataset
 from sqzoo.errors import ArgumentError, WeightsError
 from sqzoo.hub import save_pretrained
-from sqzoo.pictures import Pictures, find_pictures, read_pictures
+from sqzoo.pictures import OWN_PICTURES, Pictures, find_pictures, from_hub, read_pictures
 from sqzoo.registry import check_name
+from sqzoo.report import report
 from sqzoo.train.checkpoint import alone_in, read_json, write_text
 from sqzoo.train.evaluate import logits
 from sqzoo.train.learner import initial_model
@@ -46,7 +49,7 @@ def train_on_pictures(
 ) -> dict[str, Any]:
     """Train an architecture on a folder of pictures, FOLDER/class/*.jpg; return the result, also `run`/result.json.
 
-    data: see `sqzoo.pictures.find_pictures`. held_out: share of each class that is held out, by the recipe's seed,
+    data: see `sqzoo.pictures.find_pictures`, or the name of a data set on the Hub (`from_hub`). held_out: share of each class that is held out, by the recipe's seed,
     unless the folder has its own such part; it chooses the epoch, and the figures are on it.
     run: becomes a model that `create_model("local-dir:RUN")` and `sqzoo predict --model RUN` take, with a report
     (report.html) and a card (README.md), as soon as the head is trained; head/ and all_layers/ are the two runs, each
@@ -64,10 +67,13 @@ def train_on_pictures(
         raise ArgumentError(
             f"recipe {recipe_name!r} trains the head alone; leave all_layers out, or give another recipe."
         )
-    found = find_pictures(data)
-    folder.mkdir(parents=True, exist_ok=True)
     store = Path(cache) if cache else folder / "cache"
+    on_hub = not Path(data).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", os.fspath(data))
+    if not on_hub:
+        find_pictures(data)  # refused before a folder is made
+    folder.mkdir(parents=True, exist_ok=True)
     with alone_in(folder):
+        found = find_pictures(from_hub(os.fspath(data), store) if on_hub else data)
         side = chosen.sizes[-1][0]
         with tqdm(total=len(found.files), desc="pictures", unit="img", disable=not progress, leave=False) as bar:
             pictures = read_pictures(
@@ -127,7 +133,7 @@ def _start(folder: Path, model: str, trunk: str | os.PathLike[str] | None) -> st
 
 
 def _finished(plan: Recipe, run: Path, trunk: str | os.PathLike[str] | None, classes: tuple[str, ...]) -> nn.Module:
-    """Return a finished run's network, with a configuration that says how to prepare pictures and what the classes are."""
+    """Return a finished run's network, whose configuration says how to prepare pictures and what the classes are."""
     model = initial_model(plan, trunk)
     model.load_state_dict(model.state_dict() | load_file(run / "best.safetensors"), strict=True)
     side = plan.sizes[-1][0]
@@ -141,7 +147,7 @@ def _finished(plan: Recipe, run: Path, trunk: str | os.PathLike[str] | None, cla
         interpolation="bilinear",
         mean=mean,
         std=std,
-        tag="own_pictures",
+        tag=OWN_PICTURES,
     )
     return model.eval()
 
@@ -163,18 +169,30 @@ def _finish(
     result = before | {"stages": stages, "chosen": better}
     if better == name:
         found = _logits(model, plan, pictures)
-        labels = pictures.labels[pictures.held]
+        held = pictures.held
         result |= {
             "model": plan.model,
             "classes": list(pictures.classes),
             "pictures": len(pictures),
             "held_out": stage["held_out"],
-            "by_class": _by_class(found, labels, pictures),
+            "by_class": _by_class(found, pictures),
             "left_out": pictures.left_out,
             "data_digest": pictures.digest,
             "environment": stage["environment"],
         }
         save_pretrained(model, folder, _card(result))
+        logs = [row for s in stages.values() for row in s["log"]]
+        page = report(
+            f"{plan.model} for {len(pictures.classes)} classes, on {len(held)} held-out pictures",
+            pictures.classes,
+            torch.from_numpy(pictures.labels[held]),
+            found,
+            picture=lambda i: Image.fromarray(pictures.images[held[i]]),
+            names=[pictures.names[i] for i in held],
+            log=[row | {"epoch": number} for number, row in enumerate(logs, 1)],
+            facts=_facts(result),
+        )
+        write_text(folder / "report.html", page)
     write_text(folder / "result.json", json.dumps(result, indent=1))
     return result
 
@@ -185,8 +203,22 @@ def _logits(model: nn.Module, plan: Recipe, pictures: Pictures) -> torch.Tensor:
     return torch.cat([logits(model, Dataset(pictures.images[p], pictures.labels[p]), prepare) for p in parts])
 
 
-def _by_class(found: torch.Tensor, labels: Any, pictures: Pictures) -> list[dict[str, Any]]:
-    guesses = found.argmax(1).numpy()
+def _facts(result: dict[str, Any]) -> dict[str, str]:
+    stage = result["stages"][result["chosen"]]
+    plan = stage["recipe"]
+    return {
+        "model": result["model"],
+        "pictures": f"{result['pictures']}, {result['held_out']['images']} of them held out",
+        "trained": f"{result['chosen'].replace('_', ' ')}, from {plan['start']}, epoch {stage['epoch']}",
+        "picture side": f"{plan['sizes'][-1][0]} pixels",
+        "seed": str(plan["seed"]),
+        "left out": "\n".join(f"{name}: {reason}" for name, reason in result["left_out"].items()) or "nothing",
+        "commit": str(result["environment"]["commit"]),
+    }
+
+
+def _by_class(found: torch.Tensor, pictures: Pictures) -> list[dict[str, Any]]:
+    guesses, labels = found.argmax(1).numpy(), pictures.labels[pictures.held]
     rows = []
     for label, name in enumerate(pictures.classes):
         own = labels == label

@@ -110,7 +110,7 @@ def _pictures(model: str, all_layers: bool) -> Recipe:
         # AlexNet's linear layers are large, and from scratch.
         lr = 0.0001 if model == "alexnet_cifar" else 0.001
         return Recipe(model, sizes=((224, 60),), lr=lr, patience=10, **common)
-    rest = {"weight_decay": 0.05, "schedule": "cosine", "warm_up": 0.1, "flip": True, "pad": 28}
+    rest: dict[str, Any] = {"weight_decay": 0.05, "schedule": "cosine", "warm_up": 0.1, "flip": True, "pad": 28}
     return Recipe(model, trunk="trained", sizes=((224, 8),), lr=2e-4, **common, **rest)
 
 
