@@ -122,7 +122,7 @@ def _by_class(root: Path, parts: list[Path], left_out: dict[str, str]) -> Found:
 def _check_classes(root: Path, parts: list[Path], classes: tuple[str, ...], left_out: dict[str, str]) -> None:
     if len(classes) < 2:
         loose = sum(reason == "in no class's folder" for reason in left_out.values())
-        there = f"one class, {classes[0]!r}" if classes else f"no class folders, and {loose} files outside of any"
+        there = f"one class, {classes[0]!r}" if classes else f"no class folders ({loose} files lie outside of any)"
         raise DataError(
             f"{parts[0]} holds {there}; put the pictures of each class into a folder of its name, two at least."
         )
@@ -198,9 +198,10 @@ def from_hub(name: str, store: str | os.PathLike[str]) -> Path:
         data = data.cast_column(kinds["Image"], datasets.Image(decode=False))
         for number, row in enumerate(data):
             picture, label = row[kinds["Image"]], row[kinds["ClassLabel"]]
-            file = temporary / part / classes[label].replace("/", "_") / f"{number:07}.{_suffix(picture['bytes'])}"
+            content = picture["bytes"] or Path(picture["path"]).read_bytes()
+            file = temporary / part / classes[label].replace("/", "_") / f"{number:07}.{_suffix(content)}"
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(picture["bytes"])
+            file.write_bytes(content)
     temporary.replace(folder)
     return folder
 

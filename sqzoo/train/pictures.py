@@ -49,8 +49,9 @@ def train_on_pictures(
 ) -> dict[str, Any]:
     """Train an architecture on a folder of pictures, FOLDER/class/*.jpg; return the result, also `run`/result.json.
 
-    data: see `sqzoo.pictures.find_pictures`, or the name of a data set on the Hub (`from_hub`). held_out: share of each class that is held out, by the recipe's seed,
-    unless the folder has its own such part; it chooses the epoch, and the figures are on it.
+    data: see `sqzoo.pictures.find_pictures`, or the name of a data set on the Hub (`from_hub`).
+    held_out: share of each class that is held out, by the recipe's seed, unless the folder has its own such part; it
+    chooses the epoch, and the figures are on it.
     run: becomes a model that `create_model("local-dir:RUN")` and `sqzoo predict --model RUN` take, with a report
     (report.html) and a card (README.md), as soon as the head is trained; head/ and all_layers/ are the two runs, each
     resumed where it stopped. The better of the two on the held-out pictures is the model.
