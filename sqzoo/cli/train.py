@@ -34,12 +34,14 @@ def run(
     ```
     sqzoo train sq1 --recipe paper
     sqzoo train sq1 --recipe finetune --run runs/mine --set lr=0.001
+    torchrun --nproc-per-node 2 -m sqzoo train sq1 --recipe finetune
     ```
     """
     from sqzoo.data import cifar10
     from sqzoo.registry import check_name
     from sqzoo.train import recipe as make_recipe
     from sqzoo.train import train
+    from sqzoo.train.distributed import rank
 
     for name in model.split("+"):
         check_name(name)
@@ -53,6 +55,8 @@ def run(
         print("\nThe same command goes on from the last finished epoch.", file=sys.stderr)
         raise
     test = result["test"]
+    if rank() > 0:
+        return
     print(f"{place}: epoch {result['epoch']}, test top-1 {test['top1']:.2f} %, loss {test['loss']:.4f}")
 
 
