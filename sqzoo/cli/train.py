@@ -58,6 +58,7 @@ def run(
     sqzoo train sq1 --data photos --all-layers --run runs/photos
     sqzoo train sq1 --recipe paper
     sqzoo train sq1 --recipe finetune --run runs/mine --set lr=0.001
+    torchrun --nproc-per-node 2 -m sqzoo train sq1 --recipe finetune
     ```
     """
     from sqzoo.data import holds_cifar10
@@ -111,6 +112,7 @@ def _cifar10(
     from sqzoo.registry import check_name
     from sqzoo.train import recipe as make_recipe
     from sqzoo.train import train
+    from sqzoo.train.distributed import rank
 
     for name in model.split("+"):
         check_name(name)
@@ -118,6 +120,8 @@ def _cifar10(
     place = Path(folder or f"runs/{plan.model}-{recipe}-{plan.seed}")
     result = train(plan, cifar10("train", data), cifar10("test", data), place, trunk=trunk, cache=cache, device=device)
     test = result["test"]
+    if rank() > 0:
+        return
     print(f"{place}: epoch {result['epoch']}, test top-1 {test['top1']:.2f} %, loss {test['loss']:.4f}")
 
 

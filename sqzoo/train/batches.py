@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from sqzoo.data import Dataset
 from sqzoo.errors import ArgumentError
+from sqzoo.train.distributed import part
 from sqzoo.train.features import FeatureCache, cache_key, trunk_features
 from sqzoo.train.nonzeros import NonZeroMaps
 from sqzoo.train.recipe import Recipe
@@ -76,8 +77,8 @@ class FrozenBatches:
     def _batches(self, name: str, order: np.ndarray) -> Batches:
         features, labels = self.features[name], self.labels[name]
         for low in range(0, len(order), self.batch_size):
-            part = order[low : low + self.batch_size]
-            yield features.batch(part).to(self.device), labels[torch.from_numpy(part)].to(self.device)
+            few = order[low : low + self.batch_size]
+            yield features.batch(few).to(self.device), labels[torch.from_numpy(few)].to(self.device)
 
 
 class ImageBatches:
@@ -103,9 +104,10 @@ class ImageBatches:
 
     def training(self, order: np.ndarray) -> Batches:
         for low in range(0, len(order), self.recipe.batch_size):
-            part = self.train_set[order[low : low + self.recipe.batch_size]]
-            images = augment(torch.from_numpy(part.images), self.recipe.pad, self.recipe.flip)
-            yield self.prepare(images).to(self.device), torch.from_numpy(part.labels).to(self.device)
+            batch = self.train_set[order[low : low + self.recipe.batch_size]]
+            # All of the batch, whatever a process's part of it: so the random numbers are the same for any number.
+            images = augment(torch.from_numpy(batch.images), self.recipe.pad, self.recipe.flip)[part(len(batch))]
+            yield self.prepare(images.to(self.device)), torch.from_numpy(batch.labels).to(self.device)
 
     def held_out(self) -> Batches:
         return self._batches(self.train_set, self.held)
@@ -116,8 +118,11 @@ class ImageBatches:
 
     def _batches(self, data: Dataset, order: np.ndarray) -> Batches:
         for low in range(0, len(order), 32):
-            part = data[order[low : low + 32]]
-            yield self.prepare(part.images).to(self.device), torch.from_numpy(part.labels).to(self.device)
+            few = data[order[low : low + 32]]
+            yield (
+                self.prepare(torch.from_numpy(few.images).to(self.device)),
+                torch.from_numpy(few.labels).to(self.device),
+            )
 
 
 def augment(images: torch.Tensor, pad: int, flip: bool) -> torch.Tensor:
