@@ -21,6 +21,7 @@ from torchvision.transforms import CenterCrop, Compose, Resize
 
 from sqzoo.data import Dataset, open_image
 from sqzoo.errors import ArgumentError, DataError
+from sqzoo.extras import require
 
 OWN_PICTURES = "own_pictures"  # the `tag` of a model that was trained on such a folder
 _HELD_OUT_NAMES = ("val", "valid", "validation", "test")  # the first that is there
@@ -172,12 +173,7 @@ def from_hub(name: str, store: str | os.PathLike[str]) -> Path:
     folder = Path(store) / name.replace("/", "--")
     if folder.is_dir():
         return folder
-    try:
-        import datasets
-    except ImportError as e:
-        raise DataError(
-            f"No folder {name!r}, and fetching a data set needs datasets: pip install 'sqzoo[datasets]'."
-        ) from e
+    datasets = require("datasets", "datasets", f"No folder {name!r}; fetching a data set of that name")
     where, _, revision = name.partition("@")
     try:
         splits = datasets.load_dataset(where, revision=revision or None)
