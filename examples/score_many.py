@@ -1,0 +1,109 @@
+"""Score a folder of pictures of any size into parquet files, on all cores and in constant memory.
+
+    pip install 'sqzoo[datasets]'
+    python examples/score_many.py PICTURES SCORES [--model sq1] [--part 10000] [--workers CORES]
+
+PICTURES is searched at any depth. SCORES gets a file for every `--part` pictures, part-00000-of-00010.parquet and so
+on, with the columns file, label, probability and error (of a file that is no picture). A stopped run goes on behind its
+last whole part when the same command is given again. Hugging Face `datasets` does the work: it keeps the list of files
+on disk, gives each of its processes batches of it, and collects their answers on disk. Read the result with
+`datasets.load_dataset("parquet", data_dir="SCORES")`, or any reader of parquet.
+"""
+
+import argparse
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn as nn
+from datasets import Dataset, Features, Value, disable_progress_bars
+from PIL import Image
+
+from sqzoo import create_model
+from sqzoo.predict import classify
+
+Image.init()
+_SUFFIXES = tuple(s for s, kind in Image.registered_extensions().items() if kind in Image.OPEN)
+_ANSWERS = {"label": "string", "probability": "float32", "error": "string"}
+FEATURES = Features({name: Value(kind) for name, kind in ({"file": "string"} | _ANSWERS).items()})
+
+
+def list_pictures(folder: str) -> Iterator[dict[str, str]]:
+    """Yield the picture files below a folder, by suffix, in the order of their names."""
+    for where, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            if name.lower().endswith(_SUFFIXES):
+                yield {"file": os.path.join(where, name)}
+
+
+class Scorer:
+    """Called by `datasets` with a batch of files in each of its processes; the first call there loads the model."""
+
+    def __init__(self, model: str) -> None:
+        self.name = model
+        self.model: nn.Module | None = None
+
+    def __call__(self, batch: dict[str, list[str]]) -> dict[str, list[Any]]:
+        if self.model is None:
+            torch.set_num_threads(1)  # a process a core
+            self.model = create_model(self.name, pretrained=True).to(memory_format=torch.channels_last)
+        answers: dict[str, list[Any]] = {name: [] for name in _ANSWERS}
+        for answer in classify(self.model, batch["file"], readers=1):
+            best = answer.predictions[0] if answer.predictions else None
+            answers["label"].append(best and best.label)
+            answers["probability"].append(best and best.probability)
+            answers["error"].append(str(answer.error) if answer.error else None)
+        return answers
+
+
+def score_many(pictures: str, scores: str, model: str = "sq1", part: int = 10_000, workers: int | None = None) -> int:
+    """Score all pictures below `pictures` into `scores`; return their number."""
+    out, work = Path(scores), Path(scores) / ".work"
+    out.mkdir(parents=True, exist_ok=True)
+    files = Dataset.from_generator(
+        list_pictures,
+        gen_kwargs={"folder": pictures},
+        cache_dir=str(work),
+        features=Features({"file": Value("string")}),
+    )
+    parts = -(-len(files) // part)
+    for number in range(parts):
+        target = out / f"part-{number:05}-of-{parts:05}.parquet"
+        if target.exists():
+            continue
+        some = files.shard(parts, number, contiguous=True)
+        scored = some.map(
+            Scorer(model),
+            batched=True,
+            batch_size=256,
+            num_proc=min(workers or os.cpu_count() or 1, len(some)),
+            features=FEATURES,
+            cache_file_name=str(work / "part.arrow"),
+            load_from_cache_file=False,
+        )
+        scored.to_parquet(target.with_suffix(".writing"))
+        target.with_suffix(".writing").replace(target)
+        print(f"{target}: {len(scored)} pictures", flush=True)
+    shutil.rmtree(work)
+    return len(files)
+
+
+def main() -> None:
+    """Read the arguments and score."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pictures", help="folder of pictures")
+    parser.add_argument("scores", help="folder for the parquet files; another one for other pictures")
+    parser.add_argument("--model", default="sq1", help="model, weights tag, local-dir:FOLDER or hf-hub:ORG/NAME")
+    parser.add_argument("--part", type=int, default=10_000, help="pictures a parquet file")
+    parser.add_argument("--workers", type=int, help="processes (default: one a core)")
+    arguments = parser.parse_args()
+    disable_progress_bars()
+    score_many(arguments.pictures, arguments.scores, arguments.model, arguments.part, arguments.workers)
+
+
+if __name__ == "__main__":
+    main()
