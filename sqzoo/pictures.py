@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import PIL
 from PIL import Image
-from torchvision.transforms import CenterCrop, Compose, Resize
 
-from sqzoo.data import Dataset, open_image
+from sqzoo.data import Dataset, Preprocessing
 from sqzoo.errors import ArgumentError, DataError
 from sqzoo.extras import require
+from sqzoo.reading import Squares
 
 OWN_PICTURES = "own_pictures"  # the `tag` of a model that was trained on such a folder
 _HELD_OUT_NAMES = ("val", "valid", "validation", "test")  # the first that is there
@@ -253,11 +253,11 @@ def read_pictures(
 
 
 def _decode(found: Found, side: int, pixels: Path, notes: Path, progress: Callable[[int, int], Any]) -> None:
-    square = Compose([Resize(side), CenterCrop(side)])
+    square = Squares(Preprocessing(side, crop_pct=1.0), shrinks=False)
 
     def read(file: Path) -> bytes | str:
         try:
-            return np.asarray(square(open_image(file, least=2 * side))).tobytes()
+            return square(file).tobytes()
         except DataError as e:
             return str(e)
 
