@@ -20,24 +20,19 @@ from typing import Any
 import torch
 import torch.nn as nn
 from datasets import Dataset, Features, Value, disable_progress_bars
-from PIL import Image
 
 from sqzoo import create_model
 from sqzoo.predict import classify
+from sqzoo.reading import pictures_in
 
-Image.init()
-_SUFFIXES = tuple(s for s, kind in Image.registered_extensions().items() if kind in Image.OPEN)
 _ANSWERS = {"label": "string", "probability": "float32", "error": "string"}
 FEATURES = Features({name: Value(kind) for name, kind in ({"file": "string"} | _ANSWERS).items()})
 
 
 def list_pictures(folder: str) -> Iterator[dict[str, str]]:
-    """Yield the picture files below a folder, by suffix, in the order of their names."""
-    for where, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
-            if name.lower().endswith(_SUFFIXES):
-                yield {"file": os.path.join(where, name)}
+    """Yield the picture files below a folder as rows of a data set."""
+    for file in pictures_in(folder):
+        yield {"file": str(file)}
 
 
 class Scorer:
@@ -62,6 +57,8 @@ class Scorer:
 
 def score_many(pictures: str, scores: str, model: str = "sq1", part: int = 10_000, workers: int | None = None) -> int:
     """Score all pictures below `pictures` into `scores`; return their number."""
+    if next(pictures_in(pictures), None) is None:
+        raise SystemExit(f"No pictures in {pictures!r}; give a folder that has some, at any depth.")
     out, work = Path(scores), Path(scores) / ".work"
     out.mkdir(parents=True, exist_ok=True)
     files = Dataset.from_generator(

@@ -7,10 +7,8 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from PIL import Image
 from sqzoo.data import Dataset, Preprocessing
 from sqzoo.errors import ArgumentError, DataError
 from sqzoo.extras import require
-from sqzoo.reading import Squares
+from sqzoo.reading import Squares, read_ahead
 
 OWN_PICTURES = "own_pictures"  # the `tag` of a model that was trained on such a folder
 _HELD_OUT_NAMES = ("val", "valid", "validation", "test")  # the first that is there
@@ -253,28 +251,16 @@ def read_pictures(
 
 
 def _decode(found: Found, side: int, pixels: Path, notes: Path, progress: Callable[[int, int], Any]) -> None:
-    square = Squares(Preprocessing(side, crop_pct=1.0), shrinks=False)
-
-    def read(file: Path) -> bytes | str:
-        try:
-            return square(file).tobytes()
-        except DataError as e:
-            return str(e)
-
     unreadable: dict[str, str] = {}
     pixels.parent.mkdir(parents=True, exist_ok=True)
     temporary = pixels.with_name(f".{pixels.name}.{os.getpid()}")
-    # Pillow releases the interpreter's lock as it decodes. A window, since `map` would hold all results at once.
-    with ThreadPoolExecutor(os.cpu_count()) as pool, temporary.open("wb") as stream:
-        files = iter(found.files)
-        done = 0
-        while window := list(islice(files, 64)):
-            for file, result in zip(window, pool.map(read, window), strict=True):
-                if isinstance(result, bytes):
-                    stream.write(result)
-                else:
-                    unreadable[_shown(file, found.folder)] = result
-            done += len(window)
+    squares = read_ahead(found.files, Squares(Preprocessing(side, crop_pct=1.0), shrinks=False), ahead=64)
+    with temporary.open("wb") as stream:
+        for done, (file, (_, square)) in enumerate(zip(found.files, squares, strict=True), 1):
+            if isinstance(square, DataError):
+                unreadable[_shown(file, found.folder)] = str(square)
+            else:
+                stream.write(square.tobytes())
             progress(done, len(found.files))
     temporary.replace(pixels)
     write = notes.with_name(f".{notes.name}.{os.getpid()}")
