@@ -53,9 +53,7 @@ RUNNERS = {
 
 
 @pytest.mark.parametrize("format", RUNNERS)
-def test_pixels_in_probabilities_out(
-    format: str, model: torch.nn.Module, pixels: np.ndarray, tmp_path: Path
-) -> None:
+def test_pixels_in_probabilities_out(format: str, model: torch.nn.Module, pixels: np.ndarray, tmp_path: Path) -> None:
     file = export(model, tmp_path / f"new/sq1{FORMATS[format]}", format, preprocessing=True, calibration=pixels)
     for count in (1, 5):
         found = RUNNERS[format](file, pixels[:count])
@@ -63,4 +61,6 @@ def test_pixels_in_probabilities_out(
         assert found.shape == (count, 10)
         assert np.allclose(found.sum(1), 1, atol=1e-5)
         assert error < (0.2 if format == "onnx-int8" else TOLERANCE)
-    assert [p.suffix for p in sorted(file.parent.iterdir())] == [".bin", ".xml"] if format == "openvino" else [file.suffix]
+    assert (
+        [p.suffix for p in sorted(file.parent.iterdir())] == [".bin", ".xml"] if format == "openvino" else [file.suffix]
+    )

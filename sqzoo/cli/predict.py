@@ -1,5 +1,6 @@
 """`sqzoo predict`."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -24,6 +25,7 @@ def run(
     from sqzoo.predict import predict
     from sqzoo.registry import create_model
 
-    network = create_model(model, pretrained=True, trunk=trunk)
+    name = f"local-dir:{model}" if Path(model).is_dir() else model
+    network = create_model(name, pretrained=True, trunk=trunk)
     for image, found in zip(images, predict(network, images, top_k=top), strict=True):
         print(f"{image}: " + ", ".join(f"{p.label} {100 * p.probability:.1f} %" for p in found))
