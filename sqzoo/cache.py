@@ -11,8 +11,8 @@ import torch
 
 from sqzoo.errors import ArgumentError, SqzooError, WeightsError, did_you_mean
 from sqzoo.registry import list_models
-from sqzoo.weights.loading import read_verified
 from sqzoo.weights.configuration import read_configuration
+from sqzoo.weights.loading import read_verified
 from sqzoo.weights.manifest import read_manifest
 from sqzoo.weights.reading import CONFIG_LARGEST, read_bytes
 from sqzoo.weights.remote import CONFIG, WEIGHTS, is_undamaged
@@ -67,14 +67,14 @@ def remove(name: str) -> Kept:
         except OSError as e:
             raise WeightsError(f"Cannot remove {found.path} ({e.strerror}); have its owner remove it.") from e
         return found
-    from huggingface_hub import scan_cache_dir
+    from huggingface_hub import constants, scan_cache_dir
 
     root = found.path.resolve()
     for link in found.path.glob("snapshots/*/**/*"):
         # The client removes what a link leads to, and in a cache that others write to that may be any file.
         if root not in link.resolve().parents:
             raise WeightsError(f"{link} leads out of the cache; nothing was removed: remove {found.path} yourself.")
-    scan_cache_dir().delete_revisions(*found.commits).execute()  # which logs and goes on where it may not
+    scan_cache_dir(constants.HF_HUB_CACHE).delete_revisions(*found.commits).execute()  # which logs and goes on where it may not
     if left := [c for c in found.commits if (found.path / "snapshots" / c).exists()]:
         raise WeightsError(f"Cannot remove {found.path} (commit {left[0]} is still there); have its owner remove it.")
     return found
@@ -88,10 +88,10 @@ def _trunks() -> Iterator[Kept]:
 
 
 def _hub_models() -> Iterator[Kept]:
-    from huggingface_hub import CacheNotFound, scan_cache_dir
+    from huggingface_hub import CacheNotFound, constants, scan_cache_dir
 
     try:
-        repositories = scan_cache_dir().repos
+        repositories = scan_cache_dir(constants.HF_HUB_CACHE).repos
     except (CacheNotFound, OSError):
         return
     for repository in sorted((r for r in repositories if r.repo_type == "model"), key=lambda r: r.repo_id):
