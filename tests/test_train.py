@@ -277,6 +277,7 @@ KILLED = {
     "trained": TRAINED,
     # Killed when the trunk has just begun to learn, of which the checkpoint's optimiser knows nothing yet.
     "head first": replace(TRAINED, sizes=((32, 3),), head_epochs=1),
+    "average": replace(TRAINED, ema=0.9, label_smoothing=0.1),
 }
 
 SCRIPT = f"""
@@ -321,6 +322,55 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(name: str, tmp_path: Path, tr
     last = [load_file(folder / "last.safetensors") for folder in (killed, whole)]
     assert last[0].keys() == last[1].keys()
     assert all(torch.equal(last[0][k], last[1][k]) for k in last[0])
+
+
+def test_the_average_is_evaluated_and_kept(tmp_path: Path, trunks: Path, models: list[nn.Module]) -> None:
+    """Averages by hand, from the weights after each step, are what the run evaluates, keeps and resumes from."""
+    plan = replace(TRAINED, ema=0.7, sizes=((32, 2),))
+    steps: list[dict[str, torch.Tensor]] = []
+    step = torch.optim.AdamW.step
+
+    def remember(self: torch.optim.AdamW, *args: Any, **kwargs: Any) -> Any:
+        if not steps:
+            steps.append({n: p.detach().clone() for n, p in models[0].named_parameters()})
+        result = step(self, *args, **kwargs)
+        steps.append({n: p.detach().clone() for n, p in models[0].named_parameters()})
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", remember)
+        result = run(plan, tmp_path, trunks)
+    average = dict(steps[0])
+    for done, weights in enumerate(steps[1:]):
+        decay = min(0.7, (1 + done) / (10 + done))
+        average = {n: decay * a + (1 - decay) * weights[n] for n, a in average.items()}
+    last = load_file(tmp_path / "last.safetensors")
+    for name, tensor in average.items():
+        torch.testing.assert_close(last[f"average.{name}"], tensor)
+        assert torch.equal(last[f"model.{name}"], steps[-1][name])
+    if result["epoch"] == 2:
+        assert all(torch.equal(last[f"best.{n}"], last[f"average.{n}"]) for n in average)
+
+
+def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path, trunks: Path) -> None:
+    """Whose recipe lacks the fields that came later."""
+    before = run(FROZEN, tmp_path, trunks)
+    about = json.loads((tmp_path / "recipe.json").read_text())
+    del about["recipe"]["ema"], about["recipe"]["label_smoothing"]
+    (tmp_path / "recipe.json").write_text(json.dumps(about))
+    assert run(FROZEN, tmp_path, trunks) == before
+    with pytest.raises(ArgumentError):
+        run(replace(FROZEN, label_smoothing=0.1), tmp_path, trunks)
+
+
+def test_label_smoothing_spreads_the_target(tmp_path: Path, trunks: Path) -> None:
+    """No logits are then further apart than the smoothed target asks for, however long the training."""
+    plan = replace(FROZEN, model="fire_next", lr=0.01, sizes=((32, 10),))
+    plain, smooth = (
+        run(replace(plan, label_smoothing=s), tmp_path / str(s), trunks)["log"][-1]["train_loss"] for s in (0.0, 0.5)
+    )
+    # The entropy of a target of 0.55 and nine of 0.05 is 1.68 nats: no smoothed loss lies below it.
+    assert smooth > 1.6 > plain
 
 
 def test_batch_norms_statistics_are_saved(tmp_path: Path, trunks: Path) -> None:
