@@ -75,3 +75,12 @@ def requests(driver: Chrome) -> list[tuple[str, float]]:
             found.append((urls.pop(about["requestId"]), about["encodedDataLength"]))
     found += [(url, 0.0) for url in urls.values()]
     return [(url, size) for url, size in found if urlsplit(url).scheme not in ("blob", "data")]
+
+
+def milliseconds(driver: Chrome) -> dict[str, list[float]]:
+    """Return the page's own measures (performance.measure): "decode", "network", and "answer", all after decoding."""
+    body = "return performance.getEntriesByType('measure').map((e) => [e.name, e.duration])"
+    found: dict[str, list[float]] = {}
+    for name, duration in driver.execute_script(body):
+        found.setdefault(name, []).append(duration)
+    return found

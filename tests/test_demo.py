@@ -6,6 +6,10 @@ import hashlib
 import http.client
 import io
 import json
+import re
+import signal
+import subprocess
+import sys
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -75,9 +79,11 @@ def _give(driver: Chrome, file: Path) -> None:
 def _answer(driver: Chrome) -> dict[str, float]:
     """Probabilities that the page shows, by class."""
     until(driver, lambda d: text_of(d, "verdict"))
-    buttons = driver.find_elements(By.CSS_SELECTOR, "#bars button")
-    words = [b.text.split("\n") for b in buttons]
-    return {name: float(percent.removesuffix(" %")) / 100 for name, percent in words}
+    body = """
+        const read = (b, part) => b.querySelector(part).textContent;
+        return [...document.querySelectorAll("#bars button")].map((b) => [read(b, ".name"), read(b, ".percent")]);
+    """
+    return {name: float(percent.removesuffix(" %")) / 100 for name, percent in driver.execute_script(body)}
 
 
 def _forget(driver: Chrome) -> None:
@@ -490,3 +496,21 @@ def test_a_model_of_ones_own_with_other_classes(tmp_path: Path) -> None:
     entries = json.loads(gzip.decompress(Page([f"local-dir:{tmp_path / 'mine'}"]).assets["/models.json"].packed))
     assert entries[0]["labels"] == ["0", "1", "2"]
     assert entries[0]["pixels"] == 128  # no CIFAR-10 classes, so the picture is not shrunk to 32
+
+
+def test_the_command_serves_the_page_until_it_is_stopped() -> None:
+    words = [sys.executable, "-m", "sqzoo", "demo", "sq1", "--port", "0"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        try:
+            found = re.search(r"http://(127\.0\.0\.1:\d+)/ with sq1\.ft_cifar10;", line)
+            assert found, line
+            connection = http.client.HTTPConnection(found[1])
+            connection.request("GET", "/")
+            assert b"What is in the picture?" in connection.getresponse().read()
+            connection.close()
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(20)
+        assert process.returncode == 0

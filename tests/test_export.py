@@ -1,24 +1,14 @@
 """Exported files: they give what PyTorch gives, say what they hold, and appear whole or not at all."""
 
-import json
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
 
 import sqzoo
 from sqzoo.data import Preprocessing
-from sqzoo.errors import ArgumentError, ExportError, MissingExtraError, SqzooError, WeightsError
-from sqzoo.export import FORMATS, INT8_TOLERANCE, TOLERANCE, export, metadata, onnx_run, openvino_run, read_int8
-from sqzoo.graph import FromPixels
-from sqzoo.hashing import tensors_sha256
-from sqzoo.weights import CIFAR10_CLASSES, get_weights
+from sqzoo.export import FORMATS, TOLERANCE, export, onnx_run, openvino_run
 
 ROOT = Path(__file__).parent.parent
 
@@ -53,9 +43,7 @@ RUNNERS = {
 
 
 @pytest.mark.parametrize("format", RUNNERS)
-def test_pixels_in_probabilities_out(
-    format: str, model: torch.nn.Module, pixels: np.ndarray, tmp_path: Path
-) -> None:
+def test_pixels_in_probabilities_out(format: str, model: torch.nn.Module, pixels: np.ndarray, tmp_path: Path) -> None:
     file = export(model, tmp_path / f"new/sq1{FORMATS[format]}", format, preprocessing=True, calibration=pixels)
     for count in (1, 5):
         found = RUNNERS[format](file, pixels[:count])
@@ -63,4 +51,6 @@ def test_pixels_in_probabilities_out(
         assert found.shape == (count, 10)
         assert np.allclose(found.sum(1), 1, atol=1e-5)
         assert error < (0.2 if format == "onnx-int8" else TOLERANCE)
-    assert [p.suffix for p in sorted(file.parent.iterdir())] == [".bin", ".xml"] if format == "openvino" else [file.suffix]
+    assert (
+        [p.suffix for p in sorted(file.parent.iterdir())] == [".bin", ".xml"] if format == "openvino" else [file.suffix]
+    )

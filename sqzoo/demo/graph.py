@@ -30,6 +30,8 @@ class WithMaps(FromPixels):
     own share in the class. Linear layers behind the pool are applied to each place alone.
     """
 
+    net: Any
+
     def __init__(self, net: nn.Module) -> None:
         super().__init__(copy.deepcopy(net).cpu().float().eval().requires_grad_(False))
         self.pool = self.net.global_pool
@@ -61,13 +63,13 @@ def page_model(name: str) -> PageModel:
 
     Raises `ArgumentError` for a model without class maps, `SqzooError` as `create_model` does.
     """
-    net = create_model(name, pretrained=True)
-    if not net.num_classes or net.in_chans != 3 or net.global_pool.side != 1:  # type: ignore[union-attr]
+    net: Any = create_model(name, pretrained=True)
+    if not net.num_classes or net.in_chans != 3 or net.global_pool.side != 1:
         raise ArgumentError(f"{name!r} has no classes, no colours or no class maps; give a SqueezeNet-based model.")
-    config: dict[str, Any] = net.pretrained_cfg  # type: ignore[assignment]
+    config: dict[str, Any] = net.pretrained_cfg
     labels = config.get("label_names") or ()
     if len(labels) != net.num_classes:
-        labels = [str(i) for i in range(int(net.num_classes))]  # type: ignore[arg-type]
+        labels = [str(i) for i in range(int(net.num_classes))]
     tag = f"{config['architecture']}.{config['tag']}" if config.get("tag") else name
     about = {
         "tag": tag,

@@ -34,17 +34,19 @@ async function run(made, model, pixels) {
   const input = new ort.Tensor("uint8", pixels, [1, model.pixels, model.pixels, 3]);
   const began = performance.now();
   const found = await made.run({ [made.inputNames[0]]: input });
+  const network = performance.measure("network", { start: began }).duration;
   const [scores, maps] = made.outputNames.map((name) => found[name]);
-  return { scores: scores.data, maps: maps.data, size: maps.dims.slice(2), milliseconds: performance.now() - began };
+  return { scores: scores.data, maps: maps.data, size: maps.dims.slice(2), network };
 }
 
 let last = Promise.resolve();
-/** Classify a square canvas by the chosen network; calls wait for each other. */
-function classify(square) {
+/** Classify a picture (bitmap, video or canvas) by the chosen network; calls wait for each other. */
+function classify(picture) {
   last = last.then(async () => {
     const model = models[$("tag").selectedIndex];
     const made = await session(model);
     const began = performance.now();
+    const square = centralSquare(picture);
     const rgba = square.getContext("2d").getImageData(0, 0, square.width, square.width).data;
     const pixels = resized(rgba, square.width, model.pixels);
     const prepared = performance.now() - began;
@@ -52,6 +54,7 @@ function classify(square) {
     const label = shown?.model === model && stream ? shown.label : null; // with the camera the chosen class stays
     shown = { square, model, pixels, prepared, label, ...found };
     show();
+    performance.measure("answer", { start: began });
   }).catch((error) => {
     $("state").textContent = "";
     tell(`The network could not run here (${error.message ?? error}); reload the page, or try another browser.`);
@@ -60,14 +63,14 @@ function classify(square) {
 }
 
 function show() {
-  const { square, model, scores, prepared, milliseconds } = shown;
+  const { square, model, scores, prepared, network } = shown;
   const order = [...scores.keys()].sort((a, b) => scores[b] - scores[a]).slice(0, 10);
   tell("");
   $("answer").hidden = false;
   const verdict = `${model.labels[order[0]]}, ${percent(scores[order[0]])}`;
   if ($("verdict").textContent !== verdict) $("verdict").textContent = verdict;
   $("time").textContent =
-    `${milliseconds.toFixed(1)} ms for the network, ${prepared.toFixed(1)} ms to prepare the picture, on this device.`;
+    `${network.toFixed(1)} ms for the network, ${prepared.toFixed(1)} ms to prepare the picture, on this device.`;
   const view = $("picture").getContext("2d");
   view.imageSmoothingQuality = "high";
   view.drawImage(square, 0, 0, 448, 448);
@@ -152,6 +155,7 @@ function showHeat(label) {
 async function take(file) {
   if (!file) return;
   stopCamera();
+  const began = performance.now();
   let bitmap;
   try {
     bitmap = await createImageBitmap(file);
@@ -159,7 +163,8 @@ async function take(file) {
     tell(`${file.name || "This file"} is no picture that this browser can read; choose a JPEG, PNG or WebP file.`);
     return;
   }
-  await classify(centralSquare(bitmap));
+  performance.measure("decode", { start: began });
+  await classify(bitmap);
   bitmap.close();
 }
 
@@ -179,7 +184,7 @@ async function startCamera() {
   $("camera").setAttribute("aria-pressed", "true");
   const current = stream;
   while (stream === current) {
-    await classify(centralSquare(video));
+    await classify(video);
     await new Promise((resolve) => setTimeout(resolve, 150));
   }
 }
