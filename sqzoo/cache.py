@@ -4,7 +4,6 @@ The places are those of torch.hub (TORCH_HOME) and huggingface_hub (HF_HOME), an
 """
 
 import gzip
-import json
 import os
 import shutil
 import zlib
@@ -14,10 +13,12 @@ from pathlib import Path
 
 import torch
 
-from sqzoo.errors import ArgumentError, SqzooError, did_you_mean
+from sqzoo.errors import ArgumentError, SqzooError, WeightsError, did_you_mean
 from sqzoo.registry import list_models
 from sqzoo.weights.loading import read_verified
+from sqzoo.weights.configuration import read_configuration
 from sqzoo.weights.manifest import read_manifest
+from sqzoo.weights.reading import CONFIG_LARGEST, read_bytes
 from sqzoo.weights.remote import CONFIG, WEIGHTS, is_undamaged
 from sqzoo.weights.trunks import TRUNKS, load_trunk
 
@@ -68,20 +69,34 @@ def kept() -> list[Kept]:
 
 
 def remove(name: str) -> Kept:
-    """Remove a trunk or Hub model from the cache and return what it was. Raises `ArgumentError` for another name."""
+    """Remove a trunk or Hub model from the cache and return what it was.
+
+    Raises `ArgumentError` for another name and `WeightsError` where it cannot be removed.
+    """
     there = {k.name: k for k in kept() if k.kind != "package"}
     if name not in there:
         known = ", ".join(there) or "none"
         raise ArgumentError(f"Nothing named {name!r} is in the cache.{did_you_mean(name, there)} There are: {known}.")
     found = there[name]
     if found.kind == "trunk":
-        found.path.unlink(missing_ok=True)
-    elif found.kind == "page":
+        try:
+            found.path.unlink(missing_ok=True)
+        except OSError as e:
+            raise WeightsError(f"Cannot remove {found.path} ({e.strerror}); have its owner remove it.") from e
+        return found
+    if found.kind == "page":
         shutil.rmtree(found.path, ignore_errors=True)
-    else:
-        from huggingface_hub import scan_cache_dir
+        return found
+    from huggingface_hub import scan_cache_dir
 
-        scan_cache_dir().delete_revisions(*found.commits).execute()
+    root = found.path.resolve()
+    for link in found.path.glob("snapshots/*/**/*"):
+        # The client removes what a link leads to, and in a cache that others write to that may be any file.
+        if root not in link.resolve().parents:
+            raise WeightsError(f"{link} leads out of the cache; nothing was removed: remove {found.path} yourself.")
+    scan_cache_dir().delete_revisions(*found.commits).execute()  # which logs and goes on where it may not
+    if left := [c for c in found.commits if (found.path / "snapshots" / c).exists()]:
+        raise WeightsError(f"Cannot remove {found.path} (commit {left[0]} is still there); have its owner remove it.")
     return found
 
 
@@ -99,13 +114,14 @@ def _hub_models() -> Iterator[Kept]:
         repositories = scan_cache_dir().repos
     except (CacheNotFound, OSError):
         return
-    for repository in sorted(repositories, key=lambda r: r.repo_id):
+    for repository in sorted((r for r in repositories if r.repo_type == "model"), key=lambda r: r.repo_id):
         commits = []
         for revision in repository.revisions:
             files = {f.file_name: f.file_path for f in revision.files}
             try:
-                ours = json.loads(files[CONFIG].read_text(encoding="utf-8"))["architecture"] in list_models()
-            except (KeyError, OSError, ValueError, TypeError):
+                config = read_configuration(read_bytes(files[CONFIG], CONFIG_LARGEST), CONFIG)
+                ours = config["architecture"] in list_models()
+            except (KeyError, OSError, WeightsError):
                 continue
             if ours and WEIGHTS in files:
                 commits.append(revision.commit_hash)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ from sqzoo.train.batches import FrozenBatches, ImageBatches
 from sqzoo.train.checkpoint import resume, same_run_or_raise, write_tensors, write_text
 from sqzoo.train.distributed import first_alone, part, processes, rank, sum_over_processes
 from sqzoo.train.evaluate import Metrics, score
+from sqzoo.train.norms import fold_away, put_in
 from sqzoo.train.recipe import Recipe
 from sqzoo.train.shared import SharedTrunk
 from sqzoo.weights import load_trunk, trunk_source
@@ -54,6 +56,9 @@ class Learner:
             return
         self.environment = environment()  # now, while the commit is that of the code in memory
         self.model = _model(recipe, trunk).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if recipe.trunk_norm:
+            images = torch.from_numpy(np.require(train_set.images[:256], requirements="W")).to(device)
+            put_in(self.model.features, recipe.preprocessing(recipe.sizes[0][0])(images))
         self.forward: Callable[[Any], torch.Tensor] = self.model
         frozen = recipe.trunk == "frozen"
         if frozen:
@@ -100,7 +105,7 @@ class Learner:
             trained = [p for p in self.parameters.values() if p.requires_grad]
             for p in trained:
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-            sum_over_processes(p.grad for p in trained)  # type: ignore[misc]
+            sum_over_processes(p.grad for p in trained)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.images += len(labels)
@@ -119,6 +124,11 @@ class Learner:
     def look(self) -> None:
         """Make ready for evaluation: the average takes the weights' place until the epoch's `end`."""
         self.model.eval()
+        statistics = [b for b in self.model.buffers() if b.is_floating_point()]
+        if statistics:  # each process has seen its part of the images
+            sum_over_processes(statistics)
+            for tensor in statistics:
+                tensor.div_(processes())
         self._exchange()
 
     def _exchange(self) -> None:
@@ -149,10 +159,17 @@ class Learner:
         self.model.eval()
         data.enter_epoch(self.recipe.epochs - 1)
         logged = self.state.log[self.state.best_epoch - 1]
+        if self.recipe.trunk_norm:
+            fold_away(self.model.features)
+            names = self.model.state_dict().keys()
+            self.learned = {n: t for n, t in self.learned.items() if n in names}
+            logged = {}  # to be measured on what is saved, which rounding may set apart by an image
+        looks = {"test": data.test} | ({"held_out": data.held_out} if len(data.held) else {})
+        seen = {n: logged.get(n) or dataclasses.asdict(score(self.forward, look())) for n, look in looks.items()}
         result = self.about | {
             "epoch": self.state.best_epoch,
-            "test": logged.get("test") or dataclasses.asdict(score(self.forward, data.test())),
-            "held_out": logged.get("held_out"),
+            "test": seen["test"],
+            "held_out": seen.get("held_out"),
             "training_seconds": round(self.state.seconds, 1),
             "feature_seconds": round(data.feature_seconds, 1),
             "params": sum(p.numel() for p in self.model.parameters()),

@@ -27,7 +27,8 @@ class Recipe:
     schedule: the learning rate is `lr` throughout, or with "cosine" rises to it over the share `warm_up` of all steps
     and falls along a cosine to zero.
     ema: decay by step, in [0, 1), of a running average of the weights, which is then what is evaluated and kept; 0 is
-    none. label_smoothing: share, in [0, 1), of a target that is spread over all classes.
+    none. label_smoothing: share, in [0, 1), of a target that is spread over all classes. trunk_norm: train with batch
+    norm in the trunk, which is folded away at the end (see `norms.py`).
     """
 
     model: str
@@ -51,6 +52,7 @@ class Recipe:
     pad: int = 0
     ema: float = 0.0
     label_smoothing: float = 0.0
+    trunk_norm: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -75,6 +77,8 @@ class Recipe:
             raise ArgumentError(
                 "several models, and head_epochs, go with trunk='trained'; give one model and no epochs."
             )
+        if self.trunk_norm and self.trunk == "frozen":
+            raise ArgumentError("trunk_norm=True changes the trunk as it learns; give trunk='trained' with it.")
         if self.head == "last" and self.trunk == "trained":
             raise ArgumentError("head='last' trains one layer alone; give trunk='frozen' with it, or head='all'.")
         if self.schedule == "constant" and self.warm_up:
