@@ -15,8 +15,8 @@ import torch
 
 from sqzoo.errors import ArgumentError, SqzooError, WeightsError, did_you_mean
 from sqzoo.registry import list_models
-from sqzoo.weights.loading import read_verified
 from sqzoo.weights.configuration import read_configuration
+from sqzoo.weights.loading import read_verified
 from sqzoo.weights.manifest import read_manifest
 from sqzoo.weights.reading import CONFIG_LARGEST, read_bytes
 from sqzoo.weights.remote import CONFIG, WEIGHTS, is_undamaged
