@@ -1,24 +1,14 @@
 """Exported files: they give what PyTorch gives, say what they hold, and appear whole or not at all."""
 
-import json
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
 
 import sqzoo
 from sqzoo.data import Preprocessing
-from sqzoo.errors import ArgumentError, ExportError, MissingExtraError, SqzooError, WeightsError
-from sqzoo.export import FORMATS, INT8_TOLERANCE, TOLERANCE, export, metadata, onnx_run, openvino_run, read_int8
-from sqzoo.graph import FromPixels
-from sqzoo.hashing import tensors_sha256
-from sqzoo.weights import CIFAR10_CLASSES, get_weights
+from sqzoo.export import FORMATS, TOLERANCE, export, onnx_run, openvino_run
 
 ROOT = Path(__file__).parent.parent
 

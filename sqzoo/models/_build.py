@@ -112,6 +112,8 @@ def source_cfg(cls: type[ZooModel], source: Source, config: Mapping[str, Any]) -
     try:
         if unknown := sorted(built.keys() - known):
             raise ValueError(f"{cls.__name__} has no argument {unknown[0]!r}")
+        if built["num_classes"] != config["num_classes"]:
+            raise ValueError(f"it says {config['num_classes']} and {built['num_classes']} for num_classes")
         own = cls(device="meta", **built).state_dict()  # type: ignore[call-arg]
     except (SqzooError, ValueError, TypeError, RuntimeError, OverflowError) as e:
         raise WeightsError(

@@ -133,7 +133,7 @@ _PAPER = {
     "alexnet_cifar": _paper("alexnet_cifar", 0.0004, 16, head="last"),
 }
 RECIPES = (
-    *("paper", "paper_held_out", "fc", "fc_held_out", "finetune", "finetune_more"),
+    *("paper", "paper_held_out", "fc", "fc_held_out", "finetune", "finetune_more", "finetune_norm"),
     *("pictures", "pictures_all_layers"),
 )
 
@@ -145,6 +145,7 @@ def recipe(name: str, model: str, **changes: Any) -> Recipe:
     the 5,000 held out. fc, fc_held_out: AlexNet's three linear layers from scratch, for want of torchvision's; the
     last layer alone is the paper's. finetune: all layers, AdamW, random crop and flip, growing images. finetune_more:
     another, longer cycle at the last size, from the weights file `start` of a finetune run, on 49,000 images.
+    finetune_norm: a third, up to larger images, from such a file, with batch norm in the trunk and averaged weights.
     pictures: the head alone, for one's own pictures, until the held-out ones gain no more; pictures_all_layers: all
     layers after it. Both are for `train_on_pictures`, which says which images are held out.
     """
@@ -174,10 +175,15 @@ def recipe(name: str, model: str, **changes: Any) -> Recipe:
             flip=True,
             pad=4,
         )
-        if name == "finetune_more":
+        if name != "finetune":
             if "start" not in changes:
-                raise ArgumentError("finetune_more goes on from an earlier run: give its best.safetensors as start.")
-            base = dataclasses.replace(base, sizes=((128, 8),), head_epochs=1, hold_out=1000, lr=4e-4, pad=3)
+                raise ArgumentError(f"{name} goes on from an earlier run: give its best.safetensors as start.")
+            base = dataclasses.replace(base, hold_out=1000)
+        if name == "finetune_more":
+            base = dataclasses.replace(base, sizes=((128, 8),), head_epochs=1, lr=4e-4, pad=3)
+        elif name == "finetune_norm":
+            sizes = ((96, 4), (128, 3), (160, 3))
+            base = dataclasses.replace(base, sizes=sizes, lr=1e-3, trunk_norm=True, ema=0.998)
     else:
         base = _paper(model, 0.0001, 2) if name.startswith("fc") else _PAPER[model]
         if name.endswith("_held_out"):

@@ -95,9 +95,9 @@ def compare(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], 
     for key, tensor in own.items():
         if state[key].shape != tensor.shape or state[key].is_floating_point() != tensor.is_floating_point():
             raise WeightsError(
-                f"{name} does not fit the model: {printable(key)} is {list(state[key].shape)} {state[key].dtype} in the file, "
-                f"{list(tensor.shape)} {tensor.dtype} in the model; use the arguments that the weights were trained "
-                "with, or pretrained=False."
+                f"{name} does not fit the model: {printable(key)} is {list(state[key].shape)} {state[key].dtype} in "
+                f"the file, {list(tensor.shape)} {tensor.dtype} in the model; use the arguments that the weights were "
+                "trained with, or pretrained=False."
             )
 
 

@@ -155,10 +155,13 @@ def _download(source: Source, file: str, limit: int) -> Path:
                 return Path(there)
         if not constants.is_offline_mode():
             url = hf_hub_url(source.where, file, revision=source.revision)
-            size = get_hf_file_metadata(url, token=source.token, timeout=constants.HF_HUB_ETAG_TIMEOUT).size
-            if size is not None and size > limit:
+            told = get_hf_file_metadata(url, token=source.token, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+            for part in (told.etag, told.commit_hash):
+                if part is not None and not re.fullmatch(r"[\w-]{1,100}", part):  # the client makes file names of them
+                    raise WeightsError(f"{_url(source, file)} comes with {part!r} for a hash; do not use that server.")
+            if told.size is not None and told.size > limit:
                 raise WeightsError(
-                    f"{_url(source, file)} has {size:,} bytes, at most {limit:,} are expected; it is not this "
+                    f"{_url(source, file)} has {told.size:,} bytes, at most {limit:,} are expected; it is not this "
                     "model's file, and was not downloaded."
                 )
         return Path(

@@ -136,9 +136,8 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
         tensors = (
             load(data) if file.suffix == ".safetensors" else torch.load(io.BytesIO(data), "cpu", weights_only=True)
         )
-        for key, tensor in tensors.items():
-            if not isinstance(key, str) or not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
-                raise TypeError("not a dictionary of named tensors")
+        if not all(isinstance(k, str) and isinstance(v, torch.Tensor) and _is_plain(v) for k, v in tensors.items()):
+            raise TypeError("not a dictionary of named tensors")
         return dict(tensors)
     except WeightsError:
         raise
@@ -146,3 +145,7 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
         raise WeightsError(
             f"{file} is not a readable weights file ({type(e).__name__}); delete it to fetch it again."
         ) from e
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return tensor.layout == torch.strided and tensor.device.type == "cpu" and tensor.is_floating_point()
