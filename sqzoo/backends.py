@@ -1,7 +1,6 @@
 """Runtimes behind one call: each backend turns a model into a function from images to outputs, both PyTorch tensors."""
 
 import hashlib
-import os
 import threading
 from collections.abc import Callable
 from functools import cached_property, partial
@@ -13,6 +12,7 @@ import torch
 import torch.nn as nn
 
 from sqzoo import __version__
+from sqzoo.cache import folder
 from sqzoo.data import Preprocessing
 from sqzoo.environment import package_version
 from sqzoo.errors import ArgumentError
@@ -25,10 +25,9 @@ from sqzoo.parity import Run
 _SHAPES = 4  # batch sizes that OpenVINO keeps a network for
 
 
-def cache_folder() -> Path:
-    """Return where exported graphs and measured choices are kept: SQZOO_CACHE, or sqzoo in the user's cache folder."""
-    own = os.environ.get("SQZOO_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sqzoo"
+def kept_folder() -> Path:
+    """Return where graphs and measured choices are kept between processes; `sqzoo cache` shows and removes them."""
+    return folder() / "optimize"
 
 
 class Subject:
@@ -95,15 +94,13 @@ class Subject:
 
 def _kept(key: str, make: Callable[[], bytes]) -> bytes:
     """Return a graph from the cache, verified by the SHA-256 in its name, or make it and keep it there."""
-    folder = cache_folder()
-    for file in folder.glob(f"{key}-*.onnx"):
+    for file in kept_folder().glob(f"{key}-*.onnx"):
         data = file.read_bytes()
         if file.stem == f"{key}-{hashlib.sha256(data).hexdigest()}":
             return data
     data = make()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / f"{key}-{hashlib.sha256(data).hexdigest()}.onnx", data)
+        write_whole(kept_folder() / f"{key}-{hashlib.sha256(data).hexdigest()}.onnx", data)
     except OSError:  # a full or read-only disk: it is made again next time
         pass
     return data

@@ -53,13 +53,17 @@ class FromPixels(nn.Module):
         self.register_buffer("shift", -mean / std, persistent=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.net(self.prepare(images)).softmax(1)
+
+    def prepare(self, images: torch.Tensor) -> torch.Tensor:
+        """Turn uint8 (N, H, W, 3) into what the network takes, float32 (N, 3, side, side)."""
         x = images.permute(0, 3, 1, 2).float()
         if self.grows:
             x = torch.floor(x @ self.grow.t() + 0.5)
             x = torch.floor(self.grow @ x + 0.5)
         else:
             x = x[:, :, self.window, self.window]
-        return self.net(x * self.scale + self.shift).softmax(1)
+        return x * self.scale + self.shift
 
 
 def pixels_side(net: nn.Module) -> int:

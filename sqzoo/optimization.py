@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 
-from sqzoo.backends import BACKENDS, Subject, cache_folder
+from sqzoo.backends import BACKENDS, Subject, kept_folder
 from sqzoo.data import Dataset
 from sqzoo.environment import environment, package_version
 from sqzoo.errors import ArgumentError, MissingExtraError, SqzooError, did_you_mean
@@ -37,8 +37,8 @@ class Optimized(nn.Module):
         super().__init__()
         self.model = subject.module
         self.backend, self.milliseconds = backend, milliseconds
-        self.pretrained_cfg = subject.net.pretrained_cfg
-        self.num_classes, self.in_chans = subject.net.num_classes, subject.net.in_chans
+        for name in ("pretrained_cfg", "num_classes", "in_chans", "calibration"):  # what `predict` asks a model for
+            setattr(self, name, getattr(subject.net, name, None))
         self._shape, self._run = subject.shape, run
         self.eval()
 
@@ -78,7 +78,7 @@ def optimize(
     "onnxruntime", "openvino", "openvino-bf16", "onnxruntime-int8", "openvino-int8".
     "auto" measures what is installed, in turns for `seconds` in all, on batches of `batch_size` and as many threads as
     `torch.get_num_threads()`, drops what differs from PyTorch in float32, and remembers the winner in the cache folder
-    ($SQZOO_CACHE, or ~/.cache/sqzoo) until weights, machine or versions change. The batch size stays free in calls.
+    (`sqzoo.cache.folder`) until weights, machine or versions change. The batch size stays free in calls.
     bf16 is tried where the CPU has it, and kept where it is 1.3 times as fast as the best in float32.
     calibration: training images with labels, 1,320 or more. With them "auto" tries int8 too: 320 set its ranges, on
     the others it may lose 0.3 points of accuracy, and it too must be 1.3 times as fast. int8 by name, without
@@ -172,7 +172,7 @@ def _choice_file(subject: Subject, batch_size: int, checks: Dataset | None) -> A
     machine = [facts[k] for k in ("cpu", "cpu_capability", "cores", "threads", "system")]
     versions = [package_version(name) for name in ("sqzoo", "torch", "onnxruntime", "openvino")]
     about = [subject.key, batch_size, machine, versions, checks and checks.digest]
-    return cache_folder() / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()}.json"
+    return kept_folder() / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()}.json"
 
 
 def _remembered(subject: Subject, batch_size: int, checks: Dataset | None) -> Optimized | None:
@@ -189,7 +189,6 @@ def _remembered(subject: Subject, batch_size: int, checks: Dataset | None) -> Op
 def _remember(subject: Subject, batch_size: int, checks: Dataset | None, backend: str, times: dict[str, float]) -> None:
     file = _choice_file(subject, batch_size, checks)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps({"backend": backend, "milliseconds": times}).encode())
     except OSError as e:
         _warn(f"the choice of {backend} is not remembered: cannot write {file} ({e.strerror})")
