@@ -1,12 +1,14 @@
 """Score a folder of 100,000 pictures by examples/score_many.py: throughput against the network's own, and peak memory.
 
-    python benchmarks/score_many.py [--data FOLDER] [--images 100000] [--side 64]
+    python benchmarks/score_many.py [--data FOLDER] [--images 100000] [--side 32]
 
-The pictures are JPEG files in a temporary folder, made of CIFAR-10's test images, no two the same. The network's own
-throughput is that of as many processes, of one thread each, which do nothing but run it on a ready batch, at the best
-batch size; it is measured before and after, and the better counts. The example's is that of the whole command, imports
-and the list of files included. Memory is the peak of all its processes together (proportional set size, which counts a
-shared page once), for all the pictures and for a tenth of them. Writes results/score_many.json at 100,000 images.
+The pictures are JPEG files in a temporary folder, made of CIFAR-10's test images at their own size (larger ones, by
+`--side`, take longer to decode beside the same network), no two the same. The network's own
+throughput is that of as many processes, of one thread each, which do nothing but run it, as `sqzoo.optimize` gives it,
+on a batch of ready pixels, at the best batch size; it is measured before and after, and the better counts. The
+example's is that of the whole command, imports and the list of files included. Memory is the peak of all its processes
+together (proportional set size, which counts a shared page once), for all the pictures and for a tenth of them. Writes
+results/score_many.json, by side, at 100,000 images.
 """
 
 import argparse
@@ -25,9 +27,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sqzoo import create_model
+from sqzoo import create_model, optimize
 from sqzoo.data import Dataset, cifar10
 from sqzoo.environment import environment
+from sqzoo.graph import pixels_side
 from sqzoo.train.checkpoint import write_text
 
 HERE = Path(__file__).resolve().parent
@@ -49,19 +52,19 @@ def make_pictures(data: Dataset, count: int, side: int, folder: Path) -> None:
 
 
 def run_alone(model: str, batch: int, seconds: float) -> float:
-    """Return the images a second of the network on a ready batch, in this process, on one thread."""
+    """Return the images a second of the optimised network on a ready batch, in this process, on one thread."""
     torch.set_num_threads(1)
-    network = create_model(model, pretrained=True).to(memory_format=torch.channels_last)
-    size = network.pretrained_cfg["input_size"]
-    images = torch.rand(batch, *size).to(memory_format=torch.channels_last)
-    with torch.inference_mode():
-        for _ in range(5):
-            network(images)
-        began, count = time.perf_counter(), 0
-        while time.perf_counter() - began < seconds:
-            network(images)
-            count += batch
-        return count / (time.perf_counter() - began)
+    network = create_model(model, pretrained=True)
+    side = pixels_side(network)
+    images = torch.randint(0, 256, (batch, side, side, 3), dtype=torch.uint8)
+    run = optimize(network, batch_size=batch, preprocessing=True)
+    for _ in range(5):
+        run(images)
+    began, count = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        run(images)
+        count += batch
+    return count / (time.perf_counter() - began)
 
 
 def network_alone(model: str, workers: int, seconds: float) -> float:
@@ -105,7 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="CIFAR-10 folder (default: $SQZOO_CIFAR10, else the Hub)")
     parser.add_argument("--images", type=int, default=WHOLE)
-    parser.add_argument("--side", type=int, default=64, help="of the JPEG files, in pixels")
+    parser.add_argument("--side", type=int, default=32, help="of the JPEG files, in pixels")
     parser.add_argument("--model", default="sq1")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
@@ -136,7 +139,8 @@ def main() -> None:
         "environment": environment(),
     }
     if arguments.images >= WHOLE:
-        write_text(RESULT, json.dumps(result, indent=1) + "\n")
+        known = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
+        write_text(RESULT, json.dumps(known | {f"{arguments.side} pixels": result}, indent=1) + "\n")
     print(
         f"{arguments.images} pictures of {arguments.side} pixels by {workers} processes: {rate:.0f} a second, "
         f"{100 * rate / network:.0f} % of the network's own {network:.0f}; peak memory "

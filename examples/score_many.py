@@ -1,9 +1,9 @@
 """Score a folder of pictures of any size into parquet files, on all cores and in constant memory.
 
     pip install 'sqzoo[datasets]'
-    python examples/score_many.py PICTURES SCORES [--model sq1] [--part 10000] [--workers CORES]
+    python examples/score_many.py PICTURES SCORES [--model sq1] [--part 20000] [--workers CORES]
 
-PICTURES is searched at any depth. SCORES gets a file for every `--part` pictures, part-00000-of-00010.parquet and so
+PICTURES is searched at any depth. SCORES gets a file for every `--part` pictures, part-00000-of-00005.parquet and so
 on, with the columns file, label, probability and error (of a file that is no picture). A stopped run goes on behind its
 last whole part when the same command is given again. Hugging Face `datasets` does the work: it keeps the list of files
 on disk, gives each of its processes batches of it, and collects their answers on disk. Read the result with
@@ -17,16 +17,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn as nn
 from datasets import Dataset, Features, Value, disable_progress_bars
+from PIL import Image
 
-from sqzoo import create_model
-from sqzoo.predict import classify
+from sqzoo import create_model, optimize
+from sqzoo.errors import DataError
+from sqzoo.graph import pixels_side
+from sqzoo.optimization import Optimized
+from sqzoo.predict import label_names, squares_for
 from sqzoo.reading import pictures_in
 
-_ANSWERS = {"label": "string", "probability": "float32", "error": "string"}
-FEATURES = Features({name: Value(kind) for name, kind in ({"file": "string"} | _ANSWERS).items()})
+BATCH = 16
+_KINDS = {"file": "string", "label": "string", "probability": "float32", "error": "string"}
+FEATURES = Features({name: Value(kind) for name, kind in _KINDS.items()})
 
 
 def list_pictures(folder: str) -> Iterator[dict[str, str]]:
@@ -40,22 +45,34 @@ class Scorer:
 
     def __init__(self, model: str) -> None:
         self.name = model
-        self.model: nn.Module | None = None
+        self.run: Optimized | None = None
 
     def __call__(self, batch: dict[str, list[str]]) -> dict[str, list[Any]]:
-        if self.model is None:
+        if self.run is None:
             torch.set_num_threads(1)  # a process a core
-            self.model = create_model(self.name, pretrained=True).to(memory_format=torch.channels_last)
-        answers: dict[str, list[Any]] = {name: [] for name in _ANSWERS}
-        for answer in classify(self.model, batch["file"], readers=1):
-            best = answer.predictions[0] if answer.predictions else None
-            answers["label"].append(best and best.label)
-            answers["probability"].append(best and best.probability)
-            answers["error"].append(str(answer.error) if answer.error else None)
-        return answers
+            model = create_model(self.name, pretrained=True)
+            self.labels, self.read, self.side = label_names(model), squares_for(model), pixels_side(model)
+            self.run = optimize(model, batch_size=BATCH, preprocessing=True)
+        answers = [self._answer(file) for file in batch["file"]]
+        read = [answer for answer in answers if "square" in answer]
+        for low in range(0, len(read), BATCH):
+            some = read[low : low + BATCH]
+            best = self.run(torch.from_numpy(np.stack([answer.pop("square") for answer in some]))).max(1)
+            for answer, probability, label in zip(some, best.values.tolist(), best.indices.tolist(), strict=True):
+                answer |= {"label": self.labels[label], "probability": probability}
+        return {name: [answer.get(name) for answer in answers] for name in ("label", "probability", "error")}
+
+    def _answer(self, file: str) -> dict[str, Any]:
+        try:
+            square = self.read(file)
+        except DataError as e:
+            return {"error": str(e)}
+        if len(square) != self.side:  # a picture of fewer pixels, which comes enlarged
+            square = np.asarray(Image.fromarray(square).resize((self.side, self.side), Image.Resampling.BILINEAR))
+        return {"square": square}
 
 
-def score_many(pictures: str, scores: str, model: str = "sq1", part: int = 10_000, workers: int | None = None) -> int:
+def score_many(pictures: str, scores: str, model: str = "sq1", part: int = 20_000, workers: int | None = None) -> int:
     """Score all pictures below `pictures` into `scores`; return their number."""
     if next(pictures_in(pictures), None) is None:
         raise SystemExit(f"No pictures in {pictures!r}; give a folder that has some, at any depth.")
@@ -95,7 +112,7 @@ def main() -> None:
     parser.add_argument("pictures", help="folder of pictures")
     parser.add_argument("scores", help="folder for the parquet files; another one for other pictures")
     parser.add_argument("--model", default="sq1", help="model, weights tag, local-dir:FOLDER or hf-hub:ORG/NAME")
-    parser.add_argument("--part", type=int, default=10_000, help="pictures a parquet file")
+    parser.add_argument("--part", type=int, default=20_000, help="pictures a parquet file")
     parser.add_argument("--workers", type=int, help="processes (default: one a core)")
     arguments = parser.parse_args()
     disable_progress_bars()

@@ -17,7 +17,7 @@ from sqzoo.data import Preprocessing, cifar10
 from sqzoo.errors import ArgumentError
 from sqzoo.extras import require
 from sqzoo.parity import INT8_TOLERANCE, Run, compare
-from sqzoo.weights import CIFAR10_CLASSES
+from sqzoo.reading import knows_cifar10
 
 OPSET = 18
 CALIBRATION, _FEWEST, HELD_BACK = 320, 128, 64  # images
@@ -69,7 +69,7 @@ class FromPixels(nn.Module):
 def pixels_side(net: nn.Module) -> int:
     """Return the side of the pictures that `FromPixels` takes: 32 for CIFAR-10's classes, else before the crop."""
     config: Mapping[str, Any] = net.pretrained_cfg  # type: ignore[assignment]
-    if tuple(config.get("label_names") or ()) == CIFAR10_CLASSES and net.num_classes == len(CIFAR10_CLASSES):
+    if knows_cifar10(net):
         return _CIFAR_SIDE
     return int(config["input_size"][1] / config["crop_pct"])
 

@@ -19,9 +19,9 @@ from PIL import Image
 from sqzoo.data import Dataset, Preprocessing
 from sqzoo.errors import ArgumentError, DataError
 from sqzoo.extras import require
+from sqzoo.files import write_whole
 from sqzoo.reading import Squares, read_ahead
 
-OWN_PICTURES = "own_pictures"  # the `tag` of a model that was trained on such a folder
 _HELD_OUT_NAMES = ("val", "valid", "validation", "test")  # the first that is there
 _IGNORED = {"thumbs.db", "desktop.ini", "__macosx"}
 
@@ -263,9 +263,7 @@ def _decode(found: Found, side: int, pixels: Path, notes: Path, progress: Callab
                 stream.write(square.tobytes())
             progress(done, len(found.files))
     temporary.replace(pixels)
-    write = notes.with_name(f".{notes.name}.{os.getpid()}")
-    write.write_text(json.dumps(unreadable), encoding="utf-8")
-    write.replace(notes)
+    write_whole(notes, json.dumps(unreadable).encode())
 
 
 def _hold_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:

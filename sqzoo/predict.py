@@ -14,10 +14,8 @@ from timm.data import resolve_model_data_config
 
 from sqzoo.data import Preprocessing
 from sqzoo.errors import ArgumentError, DataError
-from sqzoo.pictures import OWN_PICTURES
-from sqzoo.reading import Picture, Squares, read_ahead
+from sqzoo.reading import Picture, Squares, knows_cifar10, read_ahead
 from sqzoo.unsure import score
-from sqzoo.weights import CIFAR10_CLASSES
 
 
 @dataclass(frozen=True)
@@ -86,12 +84,14 @@ def classify(
         raise ArgumentError(f"top_k must be a whole number from 1 to {len(labels)}, not {top_k!r}.")
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ArgumentError(f"batch_size must be a whole number from 1, not {batch_size!r}.")
-    prepare = Preprocessing.of(config)
-    own = model.pretrained_cfg.get("tag") == OWN_PICTURES  # type: ignore[union-attr,operator]
-    read = Squares(prepare, config["interpolation"], shrinks=tuple(labels) == CIFAR10_CLASSES and not own)
-    return _answers(
-        model.eval(), prepare, read_ahead(_each(images), read, 3 * batch_size, readers), labels, top_k, batch_size
-    )
+    prepare, pictures = Preprocessing.of(config), read_ahead(_each(images), squares_for(model), 3 * batch_size, readers)
+    return _answers(model.eval(), prepare, pictures, labels, top_k, batch_size)
+
+
+def squares_for(model: nn.Module) -> Squares:
+    """Return what turns a picture into the uint8 square of a model's preparation, for `sqzoo.optimize`, say."""
+    config: dict[str, Any] = resolve_model_data_config(model)
+    return Squares(Preprocessing.of(config), config["interpolation"], shrinks=knows_cifar10(model))
 
 
 def label_names(model: nn.Module) -> list[str]:

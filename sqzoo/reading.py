@@ -6,20 +6,31 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn as nn
 from PIL import Image
 from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
 from sqzoo.data import Preprocessing, open_image
 from sqzoo.errors import ArgumentError, DataError
+from sqzoo.weights import CIFAR10_CLASSES
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor
 
+OWN_PICTURES = "own_pictures"  # the `tag` of a model that was trained on a folder of someone's pictures
 _CIFAR_SIDE = 32
 # A JPEG is decoded at a half, quarter or eighth where that leaves its short side at five times what is wanted of it.
 _SPARE = 5
+
+
+def knows_cifar10(model: nn.Module) -> bool:
+    """Whether a model was trained on CIFAR-10's images: it has their classes, and not from someone's own pictures."""
+    config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    own = config.get("tag") == OWN_PICTURES or model.num_classes != len(CIFAR10_CLASSES)
+    return tuple(config.get("label_names") or ()) == CIFAR10_CLASSES and not own
 
 
 class Squares:

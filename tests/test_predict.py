@@ -96,7 +96,7 @@ def test_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
         (["list", "resnet*"], "No model matches 'resnet*'"),
         (["train", "sq1", "--set", "lr"], "FIELD=JSON"),
         (["train", "sq1", "--set", "lrr=1"], "Did you mean 'lr'?"),
-        (["train", "sq1", "--data", str(tmp_path)], "No CIFAR-10 train split"),
+        (["train", "sq1", "--data", str(tmp_path)], "holds no class folders"),
     ):
         assert main(words) == 2
         err = capsys.readouterr().err

@@ -18,7 +18,8 @@ from tqdm import tqdm
 from sqzoo.data import NORMALISATIONS, Dataset
 from sqzoo.errors import ArgumentError, WeightsError
 from sqzoo.hub import save_pretrained
-from sqzoo.pictures import OWN_PICTURES, Pictures, find_pictures, from_hub, read_pictures
+from sqzoo.pictures import Pictures, find_pictures, from_hub, read_pictures
+from sqzoo.reading import OWN_PICTURES
 from sqzoo.registry import check_name
 from sqzoo.report import report
 from sqzoo.train.checkpoint import alone_in, read_json, write_text
