@@ -7,7 +7,8 @@ The folder is made of CIFAR-10's test images of five classes, enlarged to JPEG f
 photo's size though not of its sharpness. `sqzoo train sq1 --data FOLDER` runs in a process of its own, then again with
 `--all-layers`; the model that comes of each is measured on 1,000 other test images, which no choice has seen.
 `--starts` compares the starts where nothing of CIFAR-10 helps: which of 17 photographs, in grey, is this a piece of? It
-learns from pieces of their left halves and is asked about the right halves. Writes results/own_pictures.json.
+learns from pieces of their left halves and is asked about the right ones. Writes results/own_pictures.json and, from
+it, the README's table.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from readme import write_into_readme
 
 from sqzoo import create_model
 from sqzoo.data import Dataset, cifar10
@@ -134,6 +136,34 @@ def starts(arguments: argparse.Namespace, base: Path) -> dict[str, Any]:
     return {"runs": results}
 
 
+def render(known: dict[str, Any]) -> str:
+    """Return the README's table of what is recorded."""
+    if not known:
+        return "Not measured yet: `python benchmarks/own_pictures.py`."
+    rows = []
+    if "photos" in known:
+        count, (width, height) = known["photos"]["pictures"], known["photos"]["size"]
+        rows += [
+            f"`sqzoo train sq1` on {count} JPEG files of {width}x{height} in five classes of CIFAR-10, "
+            f"{known['photos']['environment']['cores']} cores:\n",
+            "| trained | seconds | memory | held-out pictures | pictures no choice has seen |\n|---|---|---|---|---|",
+        ]
+        for name, run in known["photos"]["runs"].items():
+            held, fresh = run["held_out"], run["fresh"]
+            rows.append(
+                f"| {name.replace('_', ' ')} | {run['seconds']:.0f} | {run['peak_mb']} MB | {held['top1']:.1f} % of "
+                f"{held['images']} | {fresh['top1']:.1f} % of {fresh['images']} |"
+            )
+    if "starts" in known:
+        found = {start: run["held_out"] for start, run in known["starts"]["runs"].items()}
+        rows.append(
+            "\nPieces of 17 photographs, told apart: "
+            + ", ".join(f"{held['top1']:.1f} % of {held['images']} from {start}" for start, held in found.items())
+            + "."
+        )
+    return "\n".join(rows)
+
+
 def main() -> None:
     """Make the pictures, run the commands, print and record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -147,7 +177,9 @@ def main() -> None:
         found = part(arguments, Path(base)) | {"environment": environment()}
     if not arguments.quick:
         known = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
-        write_text(RESULT, json.dumps(known | {part.__name__: found}, indent=1) + "\n")
+        known |= {part.__name__: found}
+        write_text(RESULT, json.dumps(known, indent=1) + "\n")
+        write_into_readme("own_pictures", render(known))
 
 
 if __name__ == "__main__":

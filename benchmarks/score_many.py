@@ -3,12 +3,12 @@
     python benchmarks/score_many.py [--data FOLDER] [--images 100000] [--side 32]
 
 The pictures are JPEG files in a temporary folder, made of CIFAR-10's test images at their own size (larger ones, by
-`--side`, take longer to decode beside the same network), no two the same. The network's own
-throughput is that of as many processes, of one thread each, which do nothing but run it, as `sqzoo.optimize` gives it,
-on a batch of ready pixels, at the best batch size; it is measured before and after, and the better counts. The
-example's is that of the whole command, imports and the list of files included. Memory is the peak of all its processes
-together (proportional set size, which counts a shared page once), for all the pictures and for a tenth of them. Writes
-results/score_many.json, by side, at 100,000 images.
+`--side`, take longer to decode beside the same network), no two the same. The network's own throughput is that of as
+many processes, of one thread each, which do nothing but run it, as `sqzoo.optimize` gives it, on a batch of ready
+pixels, at the best batch size; it is measured before and after, and the better counts. The example's is that of the
+whole command, imports and the list of files included. Memory is the peak of all its processes together (proportional
+set size, which counts a shared page once), for all the pictures and for a tenth of them. Writes
+results/score_many.json, by side, and the README's sentence, at 100,000 images.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from readme import write_into_readme
 
 from sqzoo import create_model, optimize
 from sqzoo.data import Dataset, cifar10
@@ -103,6 +104,24 @@ def example(pictures: Path, scores: Path, model: str, workers: int) -> dict[str,
     return {"seconds": time.perf_counter() - began, "peak_mb": peak / 1e6}
 
 
+def render(known: dict[str, Any]) -> str:
+    """Return the README's sentences on what is recorded."""
+    if not known:
+        return "Not measured yet: `python benchmarks/score_many.py`."
+    return "\n".join(f"- {summary(result)}" for result in known.values())
+
+
+def summary(result: dict[str, Any]) -> str:
+    """Return what was found, in a sentence."""
+    network, share = max(result["network_images_per_second"].values()), 100 * result["share_of_the_network"]
+    whole, tenth = (result["runs"][name]["peak_mb"] for name in ("all", "tenth"))
+    return (
+        f"{result['images']:,} JPEG files of {result['side']} pixels by {result['workers']} processes: "
+        f"{result['images_per_second']:.0f} a second, {share:.0f} % of the network's own {network:.0f}; peak memory "
+        f"{whole:.0f} MB, {tenth:.0f} MB for a tenth of them."
+    )
+
+
 def main() -> None:
     """Make the pictures, run both, print and record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -140,12 +159,10 @@ def main() -> None:
     }
     if arguments.images >= WHOLE:
         known = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
-        write_text(RESULT, json.dumps(known | {f"{arguments.side} pixels": result}, indent=1) + "\n")
-    print(
-        f"{arguments.images} pictures of {arguments.side} pixels by {workers} processes: {rate:.0f} a second, "
-        f"{100 * rate / network:.0f} % of the network's own {network:.0f}; peak memory "
-        f"{runs['all']['peak_mb']:.0f} MB, {runs['tenth']['peak_mb']:.0f} MB for a tenth of them"
-    )
+        known |= {f"{arguments.side} pixels": result}
+        write_text(RESULT, json.dumps(known, indent=1) + "\n")
+        write_into_readme("score_many", render(known))
+    print(summary(result))
 
 
 if __name__ == "__main__":
