@@ -39,7 +39,7 @@ class Squares:
 
     def __call__(self, picture: Picture) -> np.ndarray:
         """Read it. Raises `DataError` for a file that is no picture and `ArgumentError` for anything else."""
-        image = _as_pil(picture, self._least)
+        image = as_pil(picture, self._least)
         if self._shrinks:
             image = _as_cifar(image)
             if self._grows_later and image.size == (_CIFAR_SIDE, _CIFAR_SIDE):
@@ -94,7 +94,8 @@ def _as_cifar(picture: Image.Image) -> Image.Image:
     return picture.resize((_CIFAR_SIDE, _CIFAR_SIDE), Image.Resampling.BILINEAR, box)
 
 
-def _as_pil(picture: Picture, least: int) -> Image.Image:
+def as_pil(picture: Picture, least: int | None = None) -> Image.Image:
+    """Return any picture as RGB; `least` as in `open_image`. Raises `DataError` or `ArgumentError`."""
     if isinstance(picture, str | os.PathLike):
         return open_image(picture, least)
     if isinstance(picture, Image.Image):
