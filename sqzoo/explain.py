@@ -1,19 +1,15 @@
 """What in a picture a network looked at: Grad-CAM (Selvaraju et al. 2017) on the trunk's last feature maps."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn as nn
 from PIL import Image
-from timm.data import resolve_model_data_config
 
-from sqzoo.data import Preprocessing
 from sqzoo.errors import ArgumentError, did_you_mean
-from sqzoo.predict import Prediction, label_names
-from sqzoo.reading import Picture, Squares, as_pil
-from sqzoo.weights import CIFAR10_CLASSES
+from sqzoo.predict import Prediction
+from sqzoo.reading import Picture, Squares, as_pil, label_names
 
 _STRENGTH = 0.65  # opacity of the hottest spot
 _COLOUR = (220, 30, 0)
@@ -41,9 +37,8 @@ def explain(model: nn.Module, picture: Picture, label: str | None = None) -> Exp
     labels = label_names(model)
     if label is not None and label not in labels:
         raise ArgumentError(f"No class {label!r}.{did_you_mean(label, labels)} There are: {', '.join(labels)}.")
-    config: dict[str, Any] = resolve_model_data_config(model)
-    prepare = Preprocessing.of(config)
-    square = Squares(prepare, config["interpolation"], shrinks=tuple(labels) == CIFAR10_CLASSES)(picture)
+    read = Squares(model)
+    prepare, square = read.prepare, read(picture)
     weight = next(model.parameters())
     model.eval()
     with torch.no_grad():

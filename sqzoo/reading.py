@@ -6,14 +6,19 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn as nn
 from PIL import Image
+from timm.data import resolve_model_data_config
 from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
 from sqzoo.data import Preprocessing, open_image
 from sqzoo.errors import ArgumentError, DataError
+from sqzoo.pictures import OWN_PICTURES
+from sqzoo.weights import CIFAR10_CLASSES
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor
 
@@ -23,19 +28,22 @@ _SPARE = 5
 
 
 class Squares:
-    """Turns a picture into a square of uint8, (32, 32, 3) as CIFAR-10 was made, or (side / crop_pct, ..., 3).
+    """Turns a picture into the square of uint8 that a model's preparation takes, `prepare`.
 
-    shrinks: take the central square and shrink it to 32 pixels, which `Preprocessing` enlarges again. Otherwise the
-    short side is resized to side / crop_pct and the centre taken.
+    A model that was trained on CIFAR-10 gets the central square shrunk to (32, 32, 3), which `prepare` enlarges again.
+    For others the short side is resized to side / crop_pct and the centre taken.
     """
 
-    def __init__(self, prepare: Preprocessing, interpolation: str = "bilinear", *, shrinks: bool) -> None:
-        whole = int(prepare.side / prepare.crop_pct)
-        self._resize = Resize(whole, InterpolationMode(interpolation))
+    def __init__(self, model: nn.Module) -> None:
+        config: dict[str, Any] = resolve_model_data_config(model)
+        self.prepare = Preprocessing.of(config)
+        whole = int(self.prepare.side / self.prepare.crop_pct)
+        self._resize = Resize(whole, InterpolationMode(config["interpolation"]))
         self._crop = CenterCrop(whole)
-        self._shrinks = shrinks
-        self._grows_later = interpolation == "bilinear"  # as `Preprocessing` does
-        self._least = _SPARE * _CIFAR_SIDE if shrinks else 2 * whole
+        own: bool = model.pretrained_cfg.get("tag") == OWN_PICTURES  # type: ignore[union-attr,operator]
+        self._shrinks = tuple(label_names(model)) == CIFAR10_CLASSES and not own
+        self._grows_later = config["interpolation"] == "bilinear"  # as `prepare` does
+        self._least = _SPARE * _CIFAR_SIDE if self._shrinks else 2 * whole
 
     def __call__(self, picture: Picture) -> np.ndarray:
         """Read it. Raises `DataError` for a file that is no picture and `ArgumentError` for anything else."""
@@ -45,6 +53,13 @@ class Squares:
             if self._grows_later and image.size == (_CIFAR_SIDE, _CIFAR_SIDE):
                 return np.asarray(image)
         return np.asarray(self._crop(self._resize(image)))
+
+
+def label_names(model: nn.Module) -> list[str]:
+    """Return the names of a model's classes; their numbers where its configuration has none."""
+    classes = int(model.num_classes)  # type: ignore[arg-type]
+    labels = model.pretrained_cfg.get("label_names") or ()  # type: ignore[union-attr,operator]
+    return list(labels) if len(labels) == classes else [str(i) for i in range(classes)]
 
 
 def read_ahead(

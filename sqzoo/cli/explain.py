@@ -27,11 +27,10 @@ def run(
     """
     from sqzoo.errors import ArgumentError
     from sqzoo.explain import explain
-    from sqzoo.registry import create_model
 
     if output.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise ArgumentError(f"Cannot write {str(output)!r}: its name must end in .png or .jpg.")
-    found = explain(create_model(model, pretrained=True, trunk=trunk), picture, label)
+    found = explain(_options.network(model, trunk), picture, label)
     temporary = output.with_name(f".writing-{output.name}")
     try:
         found.overlay.save(temporary)

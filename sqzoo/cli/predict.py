@@ -59,10 +59,10 @@ def run(
     files = _files(images)
     from tqdm import tqdm
 
-    from sqzoo.predict import classify, label_names
-    from sqzoo.registry import create_model
+    from sqzoo.predict import classify
+    from sqzoo.reading import label_names
 
-    network = create_model(model, pretrained=True, trunk=trunk)
+    network = _options.network(model, trunk)
     answers = classify(network, files, top_k=top, batch_size=batch_size)
     seen = bad = 0
     with _writing(output) as stream:

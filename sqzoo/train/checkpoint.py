@@ -126,7 +126,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-_DEFAULTS = {name: getattr(Recipe, name) for name in ("ema", "label_smoothing")}
+_DEFAULTS = {name: getattr(Recipe, name) for name in ("ema", "label_smoothing", "trunk_norm", "patience")}
 
 
 def same_run_or_raise(folder: Path, about: dict[str, Any]) -> dict[str, Any] | None:

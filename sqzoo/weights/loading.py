@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping
 
 import torch
 import torch.nn as nn
-from safetensors.torch import load
 from timm.models import adapt_input_conv
 
 from sqzoo.errors import WeightsError
-from sqzoo.weights.header import compare, declared
+from sqzoo.weights.header import compare, read_tensors
 from sqzoo.weights.manifest import Entry, organisation
+from sqzoo.weights.reading import read_bytes
 from sqzoo.weights.remote import Source, fetch
 from sqzoo.weights.trunks import load_trunk
 
@@ -24,8 +24,7 @@ def read_verified(entry: Entry) -> dict[str, torch.Tensor]:
     The bytes that were hashed are the bytes that are parsed. Raises `WeightsError` where they differ.
     """
     data = _from_the_hub(entry) if entry.hub else _from_the_package(entry)
-    declared(data, entry.hub or str(entry.path))
-    return load(data)
+    return read_tensors(data, entry.hub or str(entry.path))
 
 
 def _from_the_hub(entry: Entry) -> bytes:
@@ -38,7 +37,7 @@ def _from_the_hub(entry: Entry) -> bytes:
 def _from_the_package(entry: Entry) -> bytes:
     try:
         size = entry.path.stat().st_size
-        data = entry.path.read_bytes() if size == entry.size else b""
+        data = read_bytes(entry.path, entry.size) if size == entry.size else b""
     except OSError as e:
         raise WeightsError(f"Cannot read {entry.path} ({e.strerror}); reinstall sqzoo to restore {entry.tag}.") from e
     found = hashlib.sha256(data).hexdigest()
