@@ -101,13 +101,6 @@ def measure(model: nn.Module, labels: dict[str, np.ndarray], images: dict[str, n
     }
 
 
-def squares(model: nn.Module, pictures: list[Image.Image]) -> np.ndarray:
-    """Return pictures as `predict` shows them to the model, before they are enlarged."""
-    config = model.pretrained_cfg
-    read = Squares(Preprocessing.of(config), config["interpolation"], shrinks=True)  # type: ignore[arg-type,index]
-    return np.stack([read(picture) for picture in pictures])
-
-
 def main() -> int:
     """Fit, measure, record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -129,7 +122,8 @@ def main() -> int:
         rest, held = hold_out(train.labels, count)
         known = rest[:: len(rest) // KNOWN][:KNOWN]
         images = {"held out": train.images[held], "test": test.images, "known": train.images[known]}
-        images |= {name: squares(model, each) for name, (_, each) in pictures.items()}
+        read = Squares.of(model)
+        images |= {name: np.stack([read(picture) for picture in each]) for name, (_, each) in pictures.items()}
         labels = {"held out": train.labels[held], "test": test.labels}
         if arguments.limit:
             spread = {name: slice(None, None, max(1, len(each) // arguments.limit)) for name, each in images.items()}

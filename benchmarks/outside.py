@@ -55,7 +55,7 @@ def sets(folder: Path | None) -> dict[str, tuple[str, list[Image.Image]]]:
 def _stamps(root: Path, folders: tuple[str, ...]) -> list[Image.Image]:
     files = [f for name in folders for f in pictures_in(root / name) if not _CLASSES & set(f.relative_to(root).parts)]
     pictures = [_small(open_image(f)) for f in files if not f.stem.endswith("_mirror")]
-    return [p for p in pictures if min(p.size) >= 32]  # a smaller one is blurred whatever it shows
+    return [p for p in pictures if min(p.size) > 32]  # a smaller one is not shrunk to 32 pixels
 
 
 def _crops(root: Path) -> list[Image.Image]:

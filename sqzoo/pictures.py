@@ -115,7 +115,10 @@ def _by_class(root: Path, parts: list[Path], left_out: dict[str, str]) -> Found:
             files += sorted(some)
             labels += [label] * len(some)
             held += [number == 1] * len(some)
-    return Found(root, classes, files, np.array(labels), np.array(held) if len(parts) > 1 else None, left_out)
+    # The same mixture each time, so that the first few, which may be looked at alone, are of all classes.
+    order = np.random.default_rng(0).permutation(len(files))
+    mixed = [files[i] for i in order]
+    return Found(root, classes, mixed, np.array(labels)[order], np.array(held)[order] if parts[1:] else None, left_out)
 
 
 def _check_classes(root: Path, parts: list[Path], classes: tuple[str, ...], left_out: dict[str, str]) -> None:
@@ -125,6 +128,8 @@ def _check_classes(root: Path, parts: list[Path], classes: tuple[str, ...], left
         raise DataError(
             f"{parts[0]} holds {there}; put the pictures of each class into a folder of its name, two at least."
         )
+    if odd := [name for name in classes if not name.isprintable()]:
+        raise DataError(f"Class {odd[0]!r} has characters in its name that cannot be printed; rename its folder.")
     alike = Counter(unicodedata.normalize("NFC", name).casefold() for name in classes)
     same = [n for n in classes if alike[unicodedata.normalize("NFC", n).casefold()] > 1]
     if same:
@@ -254,7 +259,7 @@ def _decode(found: Found, side: int, pixels: Path, notes: Path, progress: Callab
     unreadable: dict[str, str] = {}
     pixels.parent.mkdir(parents=True, exist_ok=True)
     temporary = pixels.with_name(f".{pixels.name}.{os.getpid()}")
-    squares = read_ahead(found.files, Squares(Preprocessing(side, crop_pct=1.0), shrinks=False), ahead=64)
+    squares = read_ahead(found.files, Squares(Preprocessing(side, crop_pct=1.0)), ahead=64)
     with temporary.open("wb") as stream:
         for done, (file, (_, square)) in enumerate(zip(found.files, squares, strict=True), 1):
             if isinstance(square, DataError):

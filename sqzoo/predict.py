@@ -4,17 +4,15 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn as nn
 from PIL import Image
-from timm.data import resolve_model_data_config
 
 from sqzoo.data import Preprocessing
 from sqzoo.errors import ArgumentError, DataError
-from sqzoo.reading import Picture, Squares, knows_cifar10, read_ahead
+from sqzoo.reading import Picture, Squares, label_names, read_ahead
 from sqzoo.unsure import score
 
 
@@ -54,7 +52,8 @@ def predict(
     images: one or several of: file name, PIL image, uint8 array (H, W, 3), uint8 tensor (3, H, W); several arrays or
     tensors may come as one batch. They are prepared as the model's `pretrained_cfg` says, but a model that was trained
     on CIFAR-10 sees them as CIFAR-10 was made: the central square, shrunk to 32 pixels. It has never seen a sharp
-    picture: of the one in `examples/` it is surer that way.
+    picture: of the one in `examples/` it is surer that way. Large JPEGs are decoded at a half, quarter or eighth of
+    their size, which moves the shrunk pixels by about a level of 255.
     Raises `DataError` for a file that is no picture and `ArgumentError` for anything else.
     """
     results = []
@@ -78,27 +77,14 @@ def classify(
     Arguments as in `predict`. `readers` threads (default: one a core) decode ahead of the network by two batches, so
     that any number of images takes the same memory: `images` may be a generator.
     """
-    config: dict[str, Any] = resolve_model_data_config(model)
     labels = label_names(model)
     if isinstance(top_k, bool) or not isinstance(top_k, int) or not 1 <= top_k <= len(labels):
         raise ArgumentError(f"top_k must be a whole number from 1 to {len(labels)}, not {top_k!r}.")
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ArgumentError(f"batch_size must be a whole number from 1, not {batch_size!r}.")
-    prepare, pictures = Preprocessing.of(config), read_ahead(_each(images), squares_for(model), 3 * batch_size, readers)
-    return _answers(model.eval(), prepare, pictures, labels, top_k, batch_size)
-
-
-def squares_for(model: nn.Module) -> Squares:
-    """Return what turns a picture into the uint8 square of a model's preparation, for `sqzoo.optimize`, say."""
-    config: dict[str, Any] = resolve_model_data_config(model)
-    return Squares(Preprocessing.of(config), config["interpolation"], shrinks=knows_cifar10(model))
-
-
-def label_names(model: nn.Module) -> list[str]:
-    """Return the names of a model's classes; their numbers where its configuration has none."""
-    classes = int(model.num_classes)  # type: ignore[arg-type]
-    labels = model.pretrained_cfg.get("label_names") or ()  # type: ignore[union-attr,operator]
-    return list(labels) if len(labels) == classes else [str(i) for i in range(classes)]
+    read = Squares.of(model)
+    pictures = read_ahead(_each(images), read, 3 * batch_size, readers)
+    return _answers(model.eval(), read.prepare, pictures, labels, top_k, batch_size)
 
 
 def _answers(

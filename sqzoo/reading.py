@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 from PIL import Image
+from timm.data import resolve_model_data_config
 from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
 from sqzoo.data import Preprocessing, open_image
@@ -34,28 +35,42 @@ def knows_cifar10(model: nn.Module) -> bool:
 
 
 class Squares:
-    """Turns a picture into a square of uint8, (32, 32, 3) as CIFAR-10 was made, or (side / crop_pct, ..., 3).
+    """Turns a picture into the square of uint8 that `prepare` takes.
 
-    shrinks: take the central square and shrink it to 32 pixels, which `Preprocessing` enlarges again. Otherwise the
-    short side is resized to side / crop_pct and the centre taken.
+    The short side is resized to side / crop_pct and the centre taken. shrinks: the central square is shrunk to
+    (32, 32, 3) instead, as CIFAR-10 was made, and `prepare` enlarges it again.
     """
 
-    def __init__(self, prepare: Preprocessing, interpolation: str = "bilinear", *, shrinks: bool) -> None:
+    def __init__(self, prepare: Preprocessing, interpolation: str = "bilinear", *, shrinks: bool = False) -> None:
+        self.prepare = prepare
         whole = int(prepare.side / prepare.crop_pct)
         self._resize = Resize(whole, InterpolationMode(interpolation))
         self._crop = CenterCrop(whole)
         self._shrinks = shrinks
-        self._grows_later = interpolation == "bilinear"  # as `Preprocessing` does
+        self._grows_later = interpolation == "bilinear"  # as `prepare` does
         self._least = _SPARE * _CIFAR_SIDE if shrinks else 2 * whole
+
+    @staticmethod
+    def of(model: nn.Module) -> "Squares":
+        """Return those of a model's configuration; a model that was trained on CIFAR-10 shrinks."""
+        config: dict[str, Any] = resolve_model_data_config(model)
+        return Squares(Preprocessing.of(config), config["interpolation"], shrinks=knows_cifar10(model))
 
     def __call__(self, picture: Picture) -> np.ndarray:
         """Read it. Raises `DataError` for a file that is no picture and `ArgumentError` for anything else."""
-        image = _as_pil(picture, self._least)
+        image = as_pil(picture, self._least)
         if self._shrinks:
             image = _as_cifar(image)
             if self._grows_later and image.size == (_CIFAR_SIDE, _CIFAR_SIDE):
                 return np.asarray(image)
         return np.asarray(self._crop(self._resize(image)))
+
+
+def label_names(model: nn.Module) -> list[str]:
+    """Return the names of a model's classes; their numbers where its configuration has none."""
+    classes = int(model.num_classes)  # type: ignore[arg-type]
+    labels = model.pretrained_cfg.get("label_names") or ()  # type: ignore[union-attr,operator]
+    return list(labels) if len(labels) == classes else [str(i) for i in range(classes)]
 
 
 def read_ahead(
@@ -105,7 +120,8 @@ def _as_cifar(picture: Image.Image) -> Image.Image:
     return picture.resize((_CIFAR_SIDE, _CIFAR_SIDE), Image.Resampling.BILINEAR, box)
 
 
-def _as_pil(picture: Picture, least: int) -> Image.Image:
+def as_pil(picture: Picture, least: int | None = None) -> Image.Image:
+    """Return any picture as RGB; `least` as in `open_image`. Raises `DataError` or `ArgumentError`."""
     if isinstance(picture, str | os.PathLike):
         return open_image(picture, least)
     if isinstance(picture, Image.Image):
