@@ -94,7 +94,9 @@ def remove(name: str) -> Kept:
         # The client removes what a link leads to, and in a cache that others write to that may be any file.
         if root not in link.resolve().parents:
             raise WeightsError(f"{link} leads out of the cache; nothing was removed: remove {found.path} yourself.")
-    scan_cache_dir(constants.HF_HUB_CACHE).delete_revisions(*found.commits).execute()  # which logs and goes on where it may not
+    scan_cache_dir(constants.HF_HUB_CACHE).delete_revisions(
+        *found.commits
+    ).execute()  # which logs and goes on where it may not
     if left := [c for c in found.commits if (found.path / "snapshots" / c).exists()]:
         raise WeightsError(f"Cannot remove {found.path} (commit {left[0]} is still there); have its owner remove it.")
     return found

@@ -13,7 +13,8 @@ import torch
 import torch.nn as nn
 from PIL import Image
 from timm.data import resolve_model_data_config
-from torchvision.transforms import CenterCrop, InterpolationMode, Resize
+from timm.data.transforms import str_to_interp_mode
+from torchvision.transforms import CenterCrop, Resize
 
 from sqzoo.data import Preprocessing, open_image
 from sqzoo.errors import ArgumentError, DataError
@@ -38,11 +39,12 @@ class Squares:
         config: dict[str, Any] = resolve_model_data_config(model)
         self.prepare = Preprocessing.of(config)
         whole = int(self.prepare.side / self.prepare.crop_pct)
-        self._resize = Resize(whole, InterpolationMode(config["interpolation"]))
+        way = config["interpolation"]
+        self._resize = Resize(whole, str_to_interp_mode("bilinear" if way == "random" else way))
         self._crop = CenterCrop(whole)
         own: bool = model.pretrained_cfg.get("tag") == OWN_PICTURES  # type: ignore[union-attr,operator]
         self._shrinks = tuple(label_names(model)) == CIFAR10_CLASSES and not own
-        self._grows_later = config["interpolation"] == "bilinear"  # as `prepare` does
+        self._grows_later = way == "bilinear"  # as `prepare` does
         self._least = _SPARE * _CIFAR_SIDE if self._shrinks else 2 * whole
 
     def __call__(self, picture: Picture) -> np.ndarray:
