@@ -13,7 +13,8 @@ import torch
 import torch.nn as nn
 from PIL import Image
 from timm.data import resolve_model_data_config
-from torchvision.transforms import CenterCrop, InterpolationMode, Resize
+from timm.data.transforms import str_to_interp_mode
+from torchvision.transforms import CenterCrop, Resize
 
 from sqzoo.data import Preprocessing, open_image
 from sqzoo.errors import ArgumentError, DataError
@@ -44,7 +45,7 @@ class Squares:
     def __init__(self, prepare: Preprocessing, interpolation: str = "bilinear", *, shrinks: bool = False) -> None:
         self.prepare = prepare
         whole = int(prepare.side / prepare.crop_pct)
-        self._resize = Resize(whole, InterpolationMode(interpolation))
+        self._resize = Resize(whole, str_to_interp_mode("bilinear" if interpolation == "random" else interpolation))
         self._crop = CenterCrop(whole)
         self._shrinks = shrinks
         self._grows_later = interpolation == "bilinear"  # as `prepare` does

@@ -27,9 +27,11 @@ from sqzoo.train.evaluate import logits
 from sqzoo.train.learner import initial_model
 from sqzoo.train.loop import train
 from sqzoo.train.recipe import Recipe, recipe
+from sqzoo.unsure import calibrate
 from sqzoo.weights import get_weights, load_trunk, tags
 
 _HEAD, _ALL = "head", "all_layers"
+_FEWEST = 50  # held-out pictures for a calibration
 _logger = logging.getLogger("sqzoo")
 
 
@@ -172,6 +174,9 @@ def _finish(
     if better == name:
         found = _logits(model, plan, pictures)
         held = pictures.held
+        labels = torch.from_numpy(pictures.labels[held])
+        if len(held) >= _FEWEST and bool((found.argmax(1) != labels).any()):
+            model.calibration = calibrate(found, labels)  # type: ignore[assignment]
         result |= {
             "model": plan.model,
             "classes": list(pictures.classes),
@@ -187,7 +192,7 @@ def _finish(
         page = report(
             f"{plan.model} for {len(pictures.classes)} classes, on {len(held)} held-out pictures",
             pictures.classes,
-            torch.from_numpy(pictures.labels[held]),
+            labels,
             found,
             picture=lambda i: Image.fromarray(pictures.images[held[i]]),
             names=[pictures.names[i] for i in held],
