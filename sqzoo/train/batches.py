@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from sqzoo.data import Dataset
 from sqzoo.errors import ArgumentError
+from sqzoo.train.distributed import part
 from sqzoo.train.features import FeatureCache, cache_key, trunk_features
 from sqzoo.train.nonzeros import NonZeroMaps
 from sqzoo.train.recipe import Recipe
@@ -74,8 +75,8 @@ class FrozenBatches:
 
     def _batches(self, features: FeatureCache, labels: torch.Tensor, order: np.ndarray) -> Batches:
         for low in range(0, len(order), self.batch_size):
-            part = order[low : low + self.batch_size]
-            yield features.batch(part).to(self.device), labels[torch.from_numpy(part)].to(self.device)
+            few = order[low : low + self.batch_size]
+            yield features.batch(few).to(self.device), labels[torch.from_numpy(few)].to(self.device)
 
 
 class ImageBatches:
@@ -101,9 +102,10 @@ class ImageBatches:
 
     def training(self, order: np.ndarray) -> Batches:
         for low in range(0, len(order), self.recipe.batch_size):
-            part = self.train_set[order[low : low + self.recipe.batch_size]]
-            images = augment(torch.from_numpy(part.images), self.recipe.pad, self.recipe.flip)
-            yield self.prepare(images).to(self.device), torch.from_numpy(part.labels).to(self.device)
+            batch = self.train_set[order[low : low + self.recipe.batch_size]]
+            # All of the batch, whatever a process's part of it: so the random numbers are the same for any number.
+            images = augment(torch.from_numpy(batch.images), self.recipe.pad, self.recipe.flip)[part(len(batch))]
+            yield self.prepare(images.to(self.device)), torch.from_numpy(batch.labels).to(self.device)
 
     def held_out(self) -> Batches:
         return self._batches(self.held_set)
@@ -113,8 +115,9 @@ class ImageBatches:
 
     def _batches(self, data: Dataset) -> Batches:
         for low in range(0, len(data), 32):
-            part = data[low : low + 32]
-            yield self.prepare(part.images).to(self.device), torch.from_numpy(part.labels).to(self.device)
+            few = data[low : low + 32]
+            images = torch.from_numpy(np.require(few.images, requirements="W")).to(self.device)
+            yield self.prepare(images), torch.from_numpy(few.labels).to(self.device)
 
 
 def augment(images: torch.Tensor, pad: int, flip: bool) -> torch.Tensor:

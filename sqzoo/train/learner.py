@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -21,7 +22,9 @@ from sqzoo.hashing import file_sha256
 from sqzoo.registry import create_model, start_from_imagenet
 from sqzoo.train.batches import FrozenBatches, ImageBatches
 from sqzoo.train.checkpoint import resume, same_run_or_raise, write_tensors, write_text
+from sqzoo.train.distributed import first_alone, part, processes, rank, sum_over_processes
 from sqzoo.train.evaluate import Metrics, score
+from sqzoo.train.norms import fold_away, put_in
 from sqzoo.train.recipe import Recipe
 from sqzoo.train.shared import SharedTrunk
 from sqzoo.weights import load_trunk, trunk_source
@@ -47,11 +50,15 @@ class Learner:
         }
         if recipe.start != "imagenet":
             self.about["start_sha256"] = _start_sha256(recipe.start)
-        self.finished = same_run_or_raise(folder, self.about)
+        with first_alone():
+            self.finished = same_run_or_raise(folder, self.about)
         if self.finished:
             return
         self.environment = environment()  # now, while the commit is that of the code in memory
         self.model = _model(recipe, trunk).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if recipe.trunk_norm:
+            images = torch.from_numpy(np.require(train_set.images[:256], requirements="W")).to(device)
+            put_in(self.model.features, recipe.preprocessing(recipe.sizes[0][0])(images))
         self.forward: Callable[[Any], torch.Tensor] = self.model
         frozen = recipe.trunk == "frozen"
         if frozen:
@@ -69,7 +76,8 @@ class Learner:
         plain = [p for p in parameters.values() if p.dim() <= 1]
         groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, fused=True)  # Adam where weight_decay is 0
-        self.state = resume(folder, self.learned, parameters, self.optimizer)
+        self.average = {n: t.clone() for n, t in self.learned.items()} if recipe.ema else {}
+        self.state = resume(folder, self.learned, self.average, parameters, self.optimizer)
 
     def begin(self, epoch: int) -> None:
         """Make ready for an epoch's steps."""
@@ -80,25 +88,67 @@ class Learner:
         self.images = 0
 
     def step(self, inputs: Any, labels: torch.Tensor, done: int, steps: int) -> None:
-        """Take one step of the optimiser; `done` of the run's `steps` steps lie behind it."""
+        """Take one step of the optimiser on a batch; `done` of the run's `steps` steps lie behind it.
+
+        Of several processes each gets its part of the batch's inputs and all of its labels.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.recipe, done, steps)
-        logits = self.forward(inputs)
-        loss = F.cross_entropy(logits, labels.repeat(len(logits) // len(labels)))
-        loss.backward()
+        own = labels[part(len(labels))]
+        if len(own):
+            logits = self.forward(inputs)
+            smoothing = self.recipe.label_smoothing
+            loss = F.cross_entropy(logits, own.repeat(len(logits) // len(own)), label_smoothing=smoothing)
+            (loss if processes() == 1 else loss * (len(own) / len(labels))).backward()
+            self.loss_sum += loss.detach() * len(own)
+        if processes() > 1:
+            trained = [p for p in self.parameters.values() if p.requires_grad]
+            for p in trained:
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            sum_over_processes(p.grad for p in trained)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.loss_sum += loss.detach() * len(labels)
         self.images += len(labels)
+        if self.average:
+            # Young averages forget sooner, or they would remember the weights that the run began with.
+            self._move_average(min(self.recipe.ema, (1 + done) / (10 + done)))
+
+    def _move_average(self, decay: float) -> None:
+        with torch.no_grad():
+            for name, average in self.average.items():
+                if average.is_floating_point():
+                    average.lerp_(self.learned[name], 1 - decay)
+                else:  # batch norm's count of batches
+                    average.copy_(self.learned[name])
+
+    def look(self) -> None:
+        """Make ready for evaluation: the average takes the weights' place until the epoch's `end`."""
+        self.model.eval()
+        statistics = [b for b in self.model.buffers() if b.is_floating_point()]
+        if statistics:  # each process has seen its part of the images
+            sum_over_processes(statistics)
+            for tensor in statistics:
+                tensor.div_(processes())
+        self._exchange()
+
+    def _exchange(self) -> None:
+        with torch.no_grad():
+            for name, average in self.average.items():
+                kept = average.clone()
+                average.copy_(self.learned[name])
+                self.learned[name].copy_(kept)
 
     def end(self, epoch: int, side: int, seen: dict[str, Metrics], seconds: float, took: float) -> dict[str, Any]:
         """Write the checkpoint of an epoch and return its row of the log; `seconds` of `took` went into training."""
+        sum_over_processes([self.loss_sum])
         row: dict[str, Any] = {"epoch": epoch + 1, "side": side, "train_loss": self.loss_sum.item() / self.images}
         row |= {name: dataclasses.asdict(m) for name, m in seen.items()}
         row |= {"seconds": round(took, 2), "time": time.strftime("%Y-%m-%dT%H:%M:%S")}
         self.state.seconds += seconds
         self.state.record(epoch + 1, row, seen[self.recipe.select], self.learned)
-        self.state.save(self.folder, self.learned, self.parameters, self.optimizer)
+        self._exchange()
+        if rank() == 0:
+            self.state.save(self.folder, self.learned, self.average, self.parameters, self.optimizer)
         return row
 
     def finish(self, data: FrozenBatches | ImageBatches) -> dict[str, Any]:
@@ -109,10 +159,17 @@ class Learner:
         self.model.eval()
         data.enter_epoch(self.recipe.epochs - 1)
         logged = self.state.log[self.state.best_epoch - 1]
+        if self.recipe.trunk_norm:
+            fold_away(self.model.features)
+            names = self.model.state_dict().keys()
+            self.learned = {n: t for n, t in self.learned.items() if n in names}
+            logged = {}  # to be measured on what is saved, which rounding may set apart by an image
+        looks = {"test": data.test} | ({"held_out": data.held_out} if len(data.held) else {})
+        seen = {n: logged.get(n) or dataclasses.asdict(score(self.forward, look())) for n, look in looks.items()}
         result = self.about | {
             "epoch": self.state.best_epoch,
-            "test": logged.get("test") or dataclasses.asdict(score(self.forward, data.test())),
-            "held_out": logged.get("held_out"),
+            "test": seen["test"],
+            "held_out": seen.get("held_out"),
             "training_seconds": round(self.state.seconds, 1),
             "feature_seconds": round(data.feature_seconds, 1),
             "params": sum(p.numel() for p in self.model.parameters()),
@@ -121,6 +178,8 @@ class Learner:
         }
         if isinstance(self.model, SharedTrunk):
             result["models"] = {n: _scores(self.model.alone(n), data) for n in self.model.depths}
+        if rank() > 0:
+            return result
         write_tensors(self.folder / "best.safetensors", self.learned, {"format": "pt"})
         self.state.write_log(self.folder)  # once more, should the run have been killed between checkpoint and log
         write_text(self.folder / "result.json", json.dumps(result, indent=1))

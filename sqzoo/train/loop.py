@@ -21,6 +21,7 @@ from sqzoo.data import Dataset, hold_out
 from sqzoo.errors import ArgumentError
 from sqzoo.train.batches import FrozenBatches, ImageBatches
 from sqzoo.train.checkpoint import alone_in
+from sqzoo.train.distributed import joined, processes, rank
 from sqzoo.train.evaluate import scores
 from sqzoo.train.learner import Learner
 from sqzoo.train.recipe import Recipe
@@ -44,6 +45,9 @@ def train(
     finished run at a constant learning rate goes on where the recipe has more epochs than it was trained for.
     trunk: file or folder with the ImageNet trunk (see `sqzoo.create_model`). cache: folder for the frozen trunk's
     features; None keeps them in memory.
+
+    Under torchrun an all-layers run is data-parallel: each process takes its part of every batch, and the weights are
+    those of one process up to rounding (see `distributed.py`); device="cuda" gives each process its own GPU.
 
     Held-out images are looked at after every epoch. Test images are, too, where the recipe selects on them (the
     paper's way) or logs them; otherwise once, at the end, with the chosen weights.
@@ -78,7 +82,11 @@ def train_together(
         )
     folders = [Path(run) for run in runs]
     with ExitStack() as locks:
-        for folder in folders:
+        device = locks.enter_context(joined(device))
+        if processes() > 1 and recipes[0].trunk == "frozen":
+            raise ArgumentError("A frozen trunk's heads train in one process; start the same command without torchrun.")
+        progress = progress and rank() == 0
+        for folder in folders if rank() == 0 else ():
             folder.mkdir(parents=True, exist_ok=True)
             locks.enter_context(alone_in(folder))
         learners = [Learner(r, train_set, test_set, f, trunk, device) for r, f in zip(recipes, folders, strict=True)]
@@ -128,7 +136,7 @@ def _train(
         seconds = time.perf_counter() - began
 
         for learner in active:
-            learner.model.eval()
+            learner.look()
         forwards = [learner.forward for learner in active]
         seen = {"held_out": scores(forwards, data.held_out())} if len(held) else {}
         if any(learner.recipe.looks_at_test for learner in active):

@@ -26,6 +26,9 @@ class Recipe:
     paper's own way, which flatters). log_test: look at the test images after every epoch though they choose nothing.
     schedule: the learning rate is `lr` throughout, or with "cosine" rises to it over the share `warm_up` of all steps
     and falls along a cosine to zero.
+    ema: decay by step, in [0, 1), of a running average of the weights, which is then what is evaluated and kept; 0 is
+    none. label_smoothing: share, in [0, 1), of a target that is spread over all classes. trunk_norm: train with batch
+    norm in the trunk, which is folded away at the end (see `norms.py`).
     """
 
     model: str
@@ -47,6 +50,9 @@ class Recipe:
     warm_up: float = 0.0
     flip: bool = False
     pad: int = 0
+    ema: float = 0.0
+    label_smoothing: float = 0.0
+    trunk_norm: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -64,10 +70,15 @@ class Recipe:
             raise ArgumentError(f"sizes must be (side in pixels, epochs) pairs of at least 1, not {self.sizes!r}.")
         if self.batch_size < 1:
             raise ArgumentError(f"batch_size must be at least 1, not {self.batch_size!r}.")
+        for name in ("ema", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ArgumentError(f"{name} must be at least 0 and below 1, not {getattr(self, name)!r}.")
         if self.trunk == "frozen" and ("+" in self.model or self.head_epochs):
             raise ArgumentError(
                 "several models, and head_epochs, go with trunk='trained'; give one model and no epochs."
             )
+        if self.trunk_norm and self.trunk == "frozen":
+            raise ArgumentError("trunk_norm=True changes the trunk as it learns; give trunk='trained' with it.")
         if self.head == "last" and self.trunk == "trained":
             raise ArgumentError("head='last' trains one layer alone; give trunk='frozen' with it, or head='all'.")
         if self.schedule == "constant" and self.warm_up:
