@@ -28,6 +28,8 @@ from sqzoo.weights.coding import Coded, decode, encode
 
 Batches = list[torch.Tensor]
 _BATCH = 16  # images
+_TRUNK_IMAGES = 512  # that a trunk's layers are measured on: each has many places; a head's wide layers have one
+_PLACES = 49  # of a map that a convolution is measured at
 _SAMPLE = 20_000  # weights that a layer's values are found from
 _BLOCK = 64  # columns whose errors are passed on together
 _DAMPING = 0.01  # of the mean variance, as in GPTQ
@@ -107,7 +109,11 @@ def compress(
 
 
 def _layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
-    return {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    found = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    grouped = [n for n, m in found.items() if getattr(m, "groups", 1) > 1]
+    if grouped:
+        raise ArgumentError(f"{grouped[0]} is a grouped convolution, which is not compressed; take separable=False.")
+    return found
 
 
 def _stages(model: ZooModel) -> Iterator[tuple[int, Callable[[torch.Tensor], torch.Tensor], list[str]]]:
@@ -119,8 +125,17 @@ def _stages(model: ZooModel) -> Iterator[tuple[int, Callable[[torch.Tensor], tor
 
 
 def _prepared(model: ZooModel, data: Dataset) -> Batches:
+    return list(_batches(model, data))
+
+
+def _behind_trunk(model: ZooModel, data: Dataset) -> Batches:
+    return [model.features(x) for x in _batches(model, data)]
+
+
+def _batches(model: ZooModel, data: Dataset) -> Iterator[torch.Tensor]:
     prepare = Preprocessing.of(model.pretrained_cfg)  # type: ignore[arg-type]
-    return [prepare(data.images[i : i + _BATCH]) for i in range(0, len(data), _BATCH)]
+    for i in range(0, len(data), _BATCH):
+        yield prepare(data.images[i : i + _BATCH])
 
 
 def _advance(stage: Callable[[torch.Tensor], torch.Tensor], batches: Batches) -> None:
@@ -136,12 +151,14 @@ def _probe(
 ) -> tuple[dict[str, list[Probe]], dict[str, torch.Tensor]]:
     """Return two probes of each layer, at fewer and more bits than the average, and its mean output (channels,)."""
     layers, stages = _layers(model), list(_stages(model))
-    inputs, held = _prepared(model, calibration), _prepared(model, held_out)
+    inputs, held = _prepared(model, calibration[:_TRUNK_IMAGES]), _prepared(model, held_out)
     wanted = F.log_softmax(torch.cat([model(x) for x in held]).double(), 1)
     weights = sum(m.weight.numel() for m in layers.values())
     probes: dict[str, list[Probe]] = {}
     means = {}
     for i, stage, names in stages:
+        if i == len(model.features):
+            inputs = _behind_trunk(model, calibration)
         for name, found in _moments(stage, {n: layers[n] for n in names}, inputs):
             layer, rows = layers[name], _rows(layers[name])
             before = copy.deepcopy(layer.state_dict())
@@ -206,10 +223,12 @@ def _code(
     progress: Callable[[str], Any],
 ) -> tuple[dict[str, Coded], dict[str, torch.Tensor], dict[str, dict[str, Any]]]:
     """Code all layers in turn, each on what the coded ones before it give; return indices and values, biases, rows."""
-    layers, inputs = _layers(model), _prepared(model, calibration)
+    layers, inputs = _layers(model), _prepared(model, calibration[:_TRUNK_IMAGES])
     coded: dict[str, Coded] = {}
     biases, rows = {}, {}
-    for _, stage, names in _stages(model):
+    for i, stage, names in _stages(model):
+        if i == len(model.features):
+            inputs = _behind_trunk(model, calibration)
         for name in names:
             layer = layers[name]
             ((_, found),) = _moments(stage, {name: layer}, inputs)
@@ -256,15 +275,18 @@ class _Sums:
         (x,) = inputs
         if isinstance(layer, nn.Conv2d):
             columns = F.unfold(x, layer.kernel_size, padding=layer.padding, stride=layer.stride)  # type: ignore[arg-type]
-            x = columns.transpose(1, 2).flatten(0, 1)
+            x = columns[:, :, :: -(-columns.shape[2] // _PLACES)].transpose(1, 2).flatten(0, 1)
         self.squares.addmm_(x.T, x)
         self.sum += x.sum(0)
         self.count += len(x)
 
     def moments(self) -> Moments:
         mean = self.sum / self.count
-        covariance = (self.squares / self.count).addr_(mean, mean, alpha=-1)
-        covariance.diagonal().add_(_DAMPING * covariance.diagonal().mean() + 1e-12)
+        covariance = self.squares.div_(self.count).addr_(mean, mean, alpha=-1)
+        # Of few images for many inputs, correlations are in part chance.
+        variances = covariance.diagonal().clone()
+        covariance *= self.count / (self.count + 0.2 * len(mean))
+        covariance.diagonal().copy_(variances + _DAMPING * variances.mean() + 1e-12)
         if len(mean) <= 4096:  # larger ones would take gigabytes
             covariance = covariance.double()
         # With the order turned, Cholesky's lower factor becomes an upper one, whose inverse is the one wanted.
@@ -305,8 +327,9 @@ def _coded(rows: torch.Tensor, found: Moments, step: float) -> tuple[torch.Tenso
             rows[:, j + 1 : high] -= torch.outer(errors[:, j - low], found.spread[j, j + 1 : high])
         rows[:, high:] -= errors @ found.spread[low:high, high:]
         counts += torch.bincount(indices[:, low:high].flatten(), minlength=len(values))
-    used, indices = indices.unique(return_inverse=True)
-    return indices, values[used]
+    counts = torch.bincount(indices.flatten(), minlength=len(values))
+    used = (counts > 0) | (values == 0)
+    return (used.cumsum(0) - 1)[indices], values[used]
 
 
 def _values(rows: torch.Tensor, step: float) -> tuple[torch.Tensor, torch.Tensor]:

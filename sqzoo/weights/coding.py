@@ -1,8 +1,8 @@
 """Coded weights: shared values and entropy-coded indices in a safetensors file, decoded exactly as it loads.
 
-Each coded tensor has a codebook of at most 256 float16 values and an index into it for every weight (weight sharing;
-Han, Mao and Dally, "Deep Compression", 2016). The file holds three tensors for all of them, and the others, biases,
-under their own names:
+Each coded tensor has a codebook of at most 256 float16 values, zero among them, and an index into it for every weight
+(weight sharing; Han, Mao and Dally, "Deep Compression", 2016). The file holds three tensors for all of them, and the
+others, biases, under their own names:
 
 - coded.layers: JSON, deflated: [name, shape, number of values, number of gaps or null] of each coded tensor, in order;
 - coded.values: the codebooks, one after another;
@@ -29,15 +29,16 @@ Coded = tuple[np.ndarray, np.ndarray]  # a tensor's indices, uint8 in its shape,
 def encode(coded: Mapping[str, Coded], others: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the tensors of a file; `others` are kept as they are, floating ones in half precision."""
     layers: list[Any] = []
-    values, symbols = [], []
+    values: list[np.ndarray] = []
+    symbols: list[np.ndarray] = []
     for name, (indices, codebook) in coded.items():
         flat = np.ascontiguousarray(indices, np.uint8).ravel()
-        gaps, kept = _gaps(flat, codebook)
-        dense, sparse = deflate([flat]), deflate([gaps, kept])
-        sparser = len(sparse) < len(dense)
-        layers.append([name, list(indices.shape), len(codebook), len(gaps) if sparser else None])
         values.append(codebook.astype(np.float16))
-        symbols += [gaps, kept] if sparser else [flat]
+        zero = int(np.flatnonzero(values[-1] == 0)[0])
+        gaps, kept = _gaps(flat, zero)
+        sparse = len(deflate([gaps, kept])) < len(deflate([flat]))
+        layers.append([name, list(indices.shape), len(codebook), len(gaps) if sparse else None])
+        symbols += [gaps, kept] if sparse else [flat]
     index = zlib.compress(json.dumps(layers, separators=(",", ":")).encode(), 9)
     tensors = {k: t.half() if t.is_floating_point() else t for k, t in others.items()}
     return tensors | {
@@ -50,20 +51,17 @@ def encode(coded: Mapping[str, Coded], others: Mapping[str, torch.Tensor]) -> di
 def deflate(parts: list[np.ndarray]) -> bytes:
     """Return uint8 arrays as one zlib stream of Huffman codes, with codes of its own for each."""
     stream = zlib.compressobj(9, memLevel=9, strategy=zlib.Z_HUFFMAN_ONLY)
-    return b"".join([b for p in parts for b in (stream.compress(p), stream.flush(zlib.Z_BLOCK))] + [stream.flush()])
+    return b"".join([b for p in parts for b in (stream.compress(p.data), stream.flush(zlib.Z_BLOCK))] + [stream.flush()])
 
 
-def _gaps(flat: np.ndarray, codebook: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distances between a tensor's weights other than zero, and their indices."""
-    zeros = np.flatnonzero(codebook == 0)
-    if len(zeros) != 1:
-        return flat[:0], flat
-    places = np.flatnonzero(flat != zeros[0])
+def _gaps(flat: np.ndarray, zero: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distances between the indices other than `zero`, and those indices."""
+    places = np.flatnonzero(flat != zero)
     distances = np.diff(places, prepend=-1)
     # Each step of 255 that is skipped lands on a zero, which is written as such.
     steps = (distances - 1) // _LARGEST_GAP
     gaps = np.full(len(places) + steps.sum(), _LARGEST_GAP, np.uint8)
-    kept = np.full(len(gaps), zeros[0], np.uint8)
+    kept = np.full(len(gaps), zero, np.uint8)
     ends = np.cumsum(steps + 1) - 1
     gaps[ends] = distances - steps * _LARGEST_GAP
     kept[ends] = flat[places]

@@ -10,6 +10,7 @@ from safetensors.torch import load
 from timm.models import adapt_input_conv
 
 from sqzoo.errors import WeightsError
+from sqzoo.weights.coding import decode
 from sqzoo.weights.header import compare, declared
 from sqzoo.weights.manifest import Entry, organisation
 from sqzoo.weights.remote import Source, fetch
@@ -21,11 +22,14 @@ _logger = logging.getLogger("sqzoo")
 def read_verified(entry: Entry) -> dict[str, torch.Tensor]:
     """Return the tensors of an entry's file after comparing its size and full SHA-256 with the manifest.
 
-    The bytes that were hashed are the bytes that are parsed. Raises `WeightsError` where they differ.
+    The bytes that were hashed are the bytes that are parsed; a coded file is decoded, to no more weights than the
+    manifest states. Raises `WeightsError` where they differ.
     """
     data = _from_the_hub(entry) if entry.hub else _from_the_package(entry)
-    declared(data, entry.hub or str(entry.path))
-    return load(data)
+    name = entry.hub or str(entry.path)
+    declared(data, name)
+    tensors = load(data)
+    return decode(tensors, entry.params, name) if entry.stored == "coded" else tensors
 
 
 def _from_the_hub(entry: Entry) -> bytes:
