@@ -31,6 +31,7 @@ _BATCH = 16  # images
 _TRUNK_IMAGES = 512  # that a trunk's layers are measured on: each has many places; a head's wide layers have one
 _PLACES = 49  # of a map that a convolution is measured at
 _SAMPLE = 20_000  # weights that a layer's values are found from
+_FINEST = 120  # steps from zero to a layer's largest weight: an index is a byte
 _BLOCK = 64  # columns whose errors are passed on together
 _DAMPING = 0.01  # of the mean variance, as in GPTQ
 # Bits against squared error: at fine steps a quantiser's error is step^2 / 12 and falls by 4 a bit.
@@ -86,7 +87,7 @@ def compress(
     weights = sum(m.weight.numel() for m in layers.values())
     others = {k: v for k, v in model.state_dict().items() if k.removesuffix(".weight") not in layers}
     # What the file holds besides: the others in half precision, their names, the codebooks.
-    spare = 2 * sum(t.numel() for t in others.values()) + 100 * len(others) + 100 * len(layers) + 1500
+    spare = 2 * sum(t.numel() for t in others.values()) + 80 * len(others) + 100 * len(layers) + 400
     budget = 8 * (size - spare)
     if budget < 0.1 * weights:
         raise ArgumentError(f"size={size} is too small for {weights:,} weights; give at least {spare + weights // 80}.")
@@ -99,7 +100,7 @@ def compress(
             if len(data) <= size:
                 break
             progress(f"{len(data):,} bytes are too many for {size:,}: once more")
-            budget *= 0.995 * size / len(data)
+            budget -= 10 * (len(data) - size) + 0.005 * budget  # 8 bits a byte, and some more
         else:
             raise ArgumentError(f"size={size} was not reached, {len(data)} bytes were; give more.")
         model.load_state_dict(decode(load(data), weights, "the coded file"), strict=True)
@@ -195,7 +196,7 @@ def _share_out(probes: Mapping[str, list[Probe]], sizes: Mapping[str, int], budg
     def at(worth: float) -> tuple[dict[str, float], float]:
         steps, bits = {}, 0.0
         for name, (fine, coarse) in probes.items():
-            width = coarse.step - fine.step
+            width = max(coarse.step - fine.step, 0.01)
             power = min(max(math.log2(coarse.loss / fine.loss) / width, 0.5), 4.0)
             slope = max((fine.bits - coarse.bits) / width, 0.1)
             loss = worth * sizes[name] * slope / power
@@ -284,9 +285,9 @@ class _Sums:
         mean = self.sum / self.count
         covariance = self.squares.div_(self.count).addr_(mean, mean, alpha=-1)
         # Of few images for many inputs, correlations are in part chance.
-        variances = covariance.diagonal().clone()
+        variances = covariance.diagonal().clamp(min=0)
         covariance *= self.count / (self.count + 0.2 * len(mean))
-        covariance.diagonal().copy_(variances + _DAMPING * variances.mean() + 1e-12)
+        covariance.diagonal().copy_(variances + _DAMPING * variances.mean() + 1e-6 * mean.square().mean() + 1e-12)
         if len(mean) <= 4096:  # larger ones would take gigabytes
             covariance = covariance.double()
         # With the order turned, Cholesky's lower factor becomes an upper one, whose inverse is the one wanted.
@@ -334,7 +335,7 @@ def _coded(rows: torch.Tensor, found: Moments, step: float) -> tuple[torch.Tenso
 
 def _values(rows: torch.Tensor, step: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Return a layer's values, float16 in float32, zero among them, and about how often each is used."""
-    step = max(step, rows.abs().max().item() / 120)
+    step = max(step, rows.abs().max().item() / _FINEST)
     sample = _sample(rows)
     low, high = (math.floor(v.item() / step + 0.5) for v in rows.aminmax())
     values = torch.arange(min(low, 0), max(high, 0) + 1) * step
@@ -356,12 +357,13 @@ def _sample(rows: torch.Tensor) -> torch.Tensor:
 
 def _step(rows: torch.Tensor, bits: float) -> float:
     """Return the step at which evenly spaced values take so many bits a weight."""
-    sample, low, high = _sample(rows), -20.0, 6.0
+    sample, largest = _sample(rows), rows.abs().max().item()
+    low, high = -math.log2(_FINEST), 0.5
     for _ in range(30):
         middle = (low + high) / 2
-        step = rows.std().item() * 2**middle
-        low, high = (middle, high) if _entropy(torch.round(sample / step).long()) > bits else (low, middle)
-    return rows.std().item() * 2**high
+        rounded = torch.round(sample / (largest * 2**middle)).long()
+        low, high = (middle, high) if _entropy(rounded) > bits else (low, middle)
+    return largest * 2**high
 
 
 def _entropy(indices: torch.Tensor) -> float:
