@@ -51,7 +51,8 @@ def encode(coded: Mapping[str, Coded], others: Mapping[str, torch.Tensor]) -> di
 def deflate(parts: list[np.ndarray]) -> bytes:
     """Return uint8 arrays as one zlib stream of Huffman codes, with codes of its own for each."""
     stream = zlib.compressobj(9, memLevel=9, strategy=zlib.Z_HUFFMAN_ONLY)
-    return b"".join([b for p in parts for b in (stream.compress(p.data), stream.flush(zlib.Z_BLOCK))] + [stream.flush()])
+    coded = [stream.compress(part.data) + stream.flush(zlib.Z_BLOCK) for part in parts]
+    return b"".join([*coded, stream.flush()])
 
 
 def _gaps(flat: np.ndarray, zero: int) -> tuple[np.ndarray, np.ndarray]:
