@@ -13,6 +13,7 @@ from safetensors.torch import save
 from timm.models._hub import save_config_for_hf  # private in timm, same place in all of 1.0
 
 from sqzoo.errors import ArgumentError, WeightsError
+from sqzoo.models._base import ZooModel
 from sqzoo.registry import create_model
 from sqzoo.weights.remote import CONFIG, WEIGHTS, reason
 
@@ -27,7 +28,7 @@ def save_pretrained(model: nn.Module, folder: str | os.PathLike[str], card: str 
     configuration comes last, so that a folder with one is complete.
     """
     target = Path(folder)
-    if not hasattr(model, "pretrained_cfg"):
+    if not isinstance(model, ZooModel):
         raise ArgumentError(f"{type(model).__name__} is no model of create_model; give one that it made.")
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     data = save(tensors, {"format": "pt"})

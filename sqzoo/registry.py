@@ -4,15 +4,17 @@ import os
 from typing import Any, Literal
 
 import timm
+import torch
 import torch.nn as nn
-from timm.models import PretrainedCfg, model_entrypoint
+from timm.models import model_entrypoint
 
 from sqzoo import models as _models  # registers the architectures
-from sqzoo.errors import ArgumentError, UnknownModelError, did_you_mean
-from sqzoo.weights import load_trunk, trunk_source
-from sqzoo.weights.remote import Source, parse, read_config, read_weights
+from sqzoo.errors import ArgumentError, UnknownArgumentError, UnknownModelError, did_you_mean
+from sqzoo.models._build import source_cfg
+from sqzoo.weights import Entry, load_trunk, trunk_source
+from sqzoo.weights.remote import Source, parse, read_config
 
-_MODULES = {getattr(_models, name).__module__ for name in _models.__all__}
+_CLASSES = {getattr(_models, name).__module__: getattr(_models, name) for name in _models.__all__}
 
 
 def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
@@ -57,6 +59,10 @@ def create_model(
         raise ArgumentError(
             "init='imagenet' needs the whole model, not features_only=True; take its forward_intermediates instead."
         )
+    if model_args.get("checkpoint_path"):  # timm's own, which reads pickles
+        raise UnknownArgumentError(
+            "checkpoint_path is not taken; save_pretrained the model and name its folder as local-dir:FOLDER."
+        )
     options = {"revision": revision, "token": token, "force_download": force_download}
     source = parse(name, cache_dir=None if cache_dir is None else str(cache_dir), **options)
     if source:
@@ -77,13 +83,10 @@ def _from_source(source: Source, num_classes: int | None, in_chans: int | None, 
         raise UnknownModelError(
             f"{source.where} holds a model {architecture!r}, which is not ours; load it with timm.create_model."
         )
-    built = {"num_classes": config["num_classes"]} | dict(config.get("model_args") or {})
-    tensors = read_weights(source, config, timm.create_model(architecture, device="meta", **built).state_dict())
-    known = {k: v for k, v in config["pretrained_cfg"].items() if k in PretrainedCfg.__dataclass_fields__}
-    own = known | {"num_classes": config["num_classes"], "state_dict": tensors, "architecture": architecture}
+    own = source_cfg(_CLASSES[model_entrypoint(architecture).__module__], source, config)
     asked = {k: v for k, v in {"num_classes": num_classes, "in_chans": in_chans}.items() if v is not None}
+    built = {"num_classes": config["num_classes"]} | config["model_args"]
     model: nn.Module = timm.create_model(architecture, True, pretrained_cfg=own, **(built | args | asked))
-    model.pretrained_cfg.pop("state_dict")  # type: ignore[operator, union-attr]  # or the weights would stay in memory
     return model
 
 
@@ -101,6 +104,16 @@ def check_name(name: str) -> None:
         )
 
 
+def multiply_adds(entry: Entry) -> int:
+    """Return the multiply-adds of a tag's convolutions and linear layers for one image of its own size."""
+    from torch.utils.flop_counter import FlopCounterMode  # slow to import, and only lists ask
+
+    model = create_model(entry.architecture, num_classes=entry.num_classes, device="meta", **entry.recipe["model_args"])
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        model.eval()(torch.empty(1, *entry.input_size, device="meta"))
+    return counter.get_total_flops() // 2
+
+
 def start_from_imagenet(model: nn.Module, architecture: str) -> None:
     """Load torchvision's ImageNet trunk into `model.features`; the head and bypasses stay as they are."""
     tensors = load_trunk("alexnet" if architecture == "alexnet_cifar" else "squeezenet1_1")
@@ -114,4 +127,4 @@ def start_from_imagenet(model: nn.Module, architecture: str) -> None:
 
 def _is_ours(name: str) -> bool:
     # By the module that registered it: a name alone could be timm's or another package's.
-    return model_entrypoint(name.partition(".")[0]).__module__ in _MODULES
+    return model_entrypoint(name.partition(".")[0]).__module__ in _CLASSES

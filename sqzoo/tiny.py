@@ -24,6 +24,8 @@ from sqzoo.train.publish import add, entry_of, read_run
 from sqzoo.weights import get_weights, load_trunk, trunk_source
 from sqzoo.weights.coding import decode
 
+_OF_THE_FILE = ("tag", "file", "sha256", "size", "calibration")  # what a parent's entry says of its own file
+
 
 def make_tiny(
     parent: str,
@@ -41,13 +43,14 @@ def make_tiny(
     """Compress `parent` to at most `size` bytes and put it under `root` (a checkout) as `tag`; return the record.
 
     parent: a weights tag, or the folder of a finished run, of the tag's architecture. images: training images whose
-    activations steer the rounding. held: training images kept apart, the last of each class as in training, on which
+    activations steer the rounding. held: training images, of those that the parent held out if it did, on which
     sensitivity and accuracy are measured. The test images are looked at once, by what came out. The record goes to
     benchmarks/results/tiny. Raises `ArgumentError` or `WeightsError`.
     """
     began, about = time.perf_counter(), environment()
     model, entry = _parent(parent, tag, trunk)
-    kept, apart = hold_out(train_set.labels, held)
+    parents_own = entry["recipe"].get("hold_out", 0)
+    kept, apart = hold_out(train_set.labels, min(held, parents_own or held))
     sensitive = train_set[apart[:: max(1, len(apart) // 250)]]
     made = compress(
         model, train_set[kept[:images]], sensitive, size, metadata={"format": "pt", "tag": tag}, progress=progress
@@ -63,7 +66,7 @@ def make_tiny(
         "parent_sha256": tensors_sha256(model.state_dict()),
         "size": size,
         "images": images,
-        "hold_out": held,
+        "hold_out": parents_own,
     }
     metrics = {
         "test_top1": test["top1"],
@@ -126,7 +129,7 @@ def _parent(name: str, tag: str, trunk: str | os.PathLike[str] | None) -> tuple[
         entry = get_weights(name)
         if entry.architecture != architecture:
             raise ArgumentError(f"{name} is of {entry.architecture}, the tag {tag!r} of {architecture}; correct one.")
-        about = {k: v for k, v in dataclasses.asdict(entry).items() if k not in ("tag", "file", "sha256", "size")}
+        about = {k: v for k, v in dataclasses.asdict(entry).items() if k not in _OF_THE_FILE}
         return create_model(name, pretrained=True, trunk=trunk), {k: v for k, v in about.items() if v is not None}  # type: ignore[return-value]
     result, tensors = read_run(name, architecture)
     about = entry_of(result, tag, name)

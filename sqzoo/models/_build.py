@@ -1,16 +1,20 @@
 """The one builder behind all entry points: timm's, with verified and strict loading of our own weights."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn as nn
-from timm.models import build_model_with_cfg, generate_default_cfgs
+from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs
 
-from sqzoo.errors import UnknownArgumentError, WeightsError, did_you_mean
+from sqzoo.errors import SqzooError, UnknownArgumentError, WeightsError, did_you_mean
 from sqzoo.models._base import ZooModel
-from sqzoo.weights import CIFAR10_CLASSES, fit, get_weights, load_state, tags
+from sqzoo.weights import CIFAR10_CLASSES, fit, get_weights, load_state, read_manifest, read_verified, tags
+from sqzoo.weights.header import read_tensors
+from sqzoo.weights.reading import LARGEST, printable, read_bytes
+from sqzoo.weights.remote import CONFIG, Source, parse, read_config, read_weights
 
 # What timm's builder itself takes; anything else must be an argument of the model.
 _TIMM_ARGUMENTS = {"features_only", "out_indices", "feature_cls", "cache_dir", "pretrained_model_args"}
@@ -62,7 +66,7 @@ def build(
     """Build a model, with the weights of a tag where `pretrained`, which puts it in evaluation mode.
 
     `pretrained_cfg` is a tag (a string: ours, from the manifest) or a timm configuration (the caller's own file or
-    Hub repository, which timm reads and we compare with the model).
+    Hub repository, which we read, as safetensors, and compare with the model).
     """
     known = [*inspect.signature(cls).parameters]
     for name in args.keys() - set(known) - _TIMM_ARGUMENTS:
@@ -75,6 +79,10 @@ def build(
         tag = get_weights(f"{architecture}.{pretrained_cfg}" if pretrained_cfg else architecture)
         args = tag.recipe["model_args"] | args
     factory: Callable[..., nn.Module] = cls
+    if pretrained and not ours:
+        pretrained_cfg, pretrained_cfg_overlay = _read_theirs(
+            cls, pretrained_cfg, pretrained_cfg_overlay or {}, args.get("cache_dir")
+        )
     if ours:
         factory = _loading_factory(cls, f"{architecture}.{pretrained_cfg}" if pretrained_cfg else architecture)
     model: nn.Module = build_model_with_cfg(
@@ -88,7 +96,66 @@ def build(
         feature_cfg={"out_indices": tuple(range(len(cls.taps))), "flatten_sequential": True},
         **args,
     )
-    return model.eval() if pretrained else model
+    if not pretrained:
+        return model
+    model.pretrained_cfg.pop("state_dict", None)  # type: ignore[operator, union-attr]  # or it would stay in memory
+    return model.eval()
+
+
+def source_cfg(cls: type[ZooModel], source: Source, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return timm's configuration of a model on the Hub or in a folder, its tensors, verified, as `state_dict`.
+
+    `config` is what `read_config` gave. Raises `WeightsError` where it describes no model of this class.
+    """
+    built = {"num_classes": config["num_classes"]} | config["model_args"]
+    known = inspect.signature(cls).parameters.keys() - {"device", "dtype"}
+    try:
+        if unknown := sorted(built.keys() - known):
+            raise ValueError(f"{cls.__name__} has no argument {unknown[0]!r}")
+        if built["num_classes"] != config["num_classes"]:
+            raise ValueError(f"it says {config['num_classes']} and {built['num_classes']} for num_classes")
+        own = cls(device="meta", **built).state_dict()  # type: ignore[call-arg]
+    except (SqzooError, ValueError, TypeError, RuntimeError, OverflowError) as e:
+        raise WeightsError(
+            f"{source.where}/{CONFIG} describes no model of ours ({printable(e)}); name what sqzoo or timm saved."
+        ) from e
+    layers = {"first_conv": _FIRST_CONV, "classifier": cls.classifier_name}
+    about = {"num_classes": config["num_classes"], "architecture": config["architecture"]}
+    return config["pretrained_cfg"] | layers | about | {"state_dict": read_weights(source, config, own)}
+
+
+def _read_theirs(
+    cls: type[ZooModel], cfg: Any, overlay: dict[str, Any], cache_dir: str | Path | None
+) -> tuple[Any, dict[str, Any]]:
+    """Return timm's configuration and overlay with the tensors in place of the file or repository that holds them.
+
+    timm's own reader would take a pickle, too, and the header of any file at its word.
+    """
+    given = cfg.to_dict() if isinstance(cfg, PretrainedCfg) else dict(cfg) if isinstance(cfg, Mapping) else {}
+    if any(overlay.get(key) for key in _SOURCES):
+        given = overlay
+    file, where = given.get("file"), given.get("hf_hub_id")
+    source = None
+    if given.get("source") == "local-dir":
+        source = Source(str(file), folder=True)
+    elif given.get("source") == "hf-hub" or (where and not file and not given.get("state_dict")):
+        source = parse(f"hf-hub:{where}", cache_dir=None if cache_dir is None else str(cache_dir))
+    if source:
+        config, source = read_config(source)
+        return source_cfg(cls, source, config), {k: v for k, v in overlay.items() if k not in _SOURCES}
+    if given.get("state_dict"):
+        return cfg, overlay
+    if not file:
+        raise WeightsError(
+            f"Weights are not read from {given.get('url') or 'nowhere'}; download the safetensors file and give it as "
+            "file, or name a tag."
+        )
+    packaged = next((e for e in read_manifest().values() if str(e.path) == str(file)), None)
+    try:
+        tensors = read_verified(packaged) if packaged else read_tensors(read_bytes(Path(file), LARGEST), str(file))
+    except OSError as e:
+        raise WeightsError(f"Cannot read {file} ({e.strerror}); name a safetensors file.") from e
+    return cfg, overlay | {"file": None, "state_dict": tensors}
 
 
 def complete_or_raise(state: dict[str, torch.Tensor], model: ZooModel) -> dict[str, torch.Tensor]:
@@ -116,6 +183,8 @@ def _loading_factory(cls: type[ZooModel], tag: str) -> Callable[..., nn.Module]:
     def construct(**args: Any) -> nn.Module:
         model = cls(**args)
         fit(model, load_state(entry, model.state_dict()), entry.tag, cls.classifier_name, _FIRST_CONV)
+        if entry.calibration and model.num_classes == entry.num_classes:
+            model.calibration = {key: entry.calibration[key] for key in ("temperature", "threshold")}
         return model
 
     return construct

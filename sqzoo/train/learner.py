@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from sqzoo.data import Dataset
 from sqzoo.environment import environment
-from sqzoo.errors import ArgumentError
+from sqzoo.errors import ArgumentError, WeightsError
 from sqzoo.hashing import file_sha256
 from sqzoo.registry import create_model, start_from_imagenet
 from sqzoo.train.batches import FrozenBatches, ImageBatches
@@ -27,7 +27,7 @@ from sqzoo.train.evaluate import Metrics, score
 from sqzoo.train.norms import fold_away, put_in
 from sqzoo.train.recipe import Recipe
 from sqzoo.train.shared import SharedTrunk
-from sqzoo.weights import load_trunk, trunk_source
+from sqzoo.weights import get_weights, load_trunk, read_manifest, read_verified, trunk_source
 
 
 class Learner:
@@ -37,7 +37,7 @@ class Learner:
         self,
         recipe: Recipe,
         train_set: Dataset,
-        test_set: Dataset,
+        test_set: Dataset | None,
         folder: Path,
         trunk: str | os.PathLike[str] | None,
         device: str,
@@ -46,7 +46,7 @@ class Learner:
         self.about = {
             "recipe": recipe.to_json(),
             "train_digest": train_set.digest,
-            "test_digest": test_set.digest,
+            "test_digest": test_set.digest if test_set else None,
         }
         if recipe.start != "imagenet":
             self.about["start_sha256"] = _start_sha256(recipe.start)
@@ -55,7 +55,7 @@ class Learner:
         if self.finished:
             return
         self.environment = environment()  # now, while the commit is that of the code in memory
-        self.model = _model(recipe, trunk).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = initial_model(recipe, trunk).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if recipe.trunk_norm:
             images = torch.from_numpy(np.require(train_set.images[:256], requirements="W")).to(device)
             put_in(self.model.features, recipe.preprocessing(recipe.sizes[0][0])(images))
@@ -78,6 +78,11 @@ class Learner:
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, fused=True)  # Adam where weight_decay is 0
         self.average = {n: t.clone() for n, t in self.learned.items()} if recipe.ema else {}
         self.state = resume(folder, self.learned, self.average, parameters, self.optimizer)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the run has gone on for `patience` epochs without getting better."""
+        return 0 < self.recipe.patience <= self.state.epoch - self.state.best_epoch
 
     def begin(self, epoch: int) -> None:
         """Make ready for an epoch's steps."""
@@ -164,11 +169,12 @@ class Learner:
             names = self.model.state_dict().keys()
             self.learned = {n: t for n, t in self.learned.items() if n in names}
             logged = {}  # to be measured on what is saved, which rounding may set apart by an image
-        looks = {"test": data.test} | ({"held_out": data.held_out} if len(data.held) else {})
+        looks = {"test": data.test} if self.about["test_digest"] else {}
+        looks |= {"held_out": data.held_out} if len(data.held) else {}
         seen = {n: logged.get(n) or dataclasses.asdict(score(self.forward, look())) for n, look in looks.items()}
         result = self.about | {
             "epoch": self.state.best_epoch,
-            "test": seen["test"],
+            "test": seen.get("test"),
             "held_out": seen.get("held_out"),
             "training_seconds": round(self.state.seconds, 1),
             "feature_seconds": round(data.feature_seconds, 1),
@@ -186,7 +192,8 @@ class Learner:
         return result
 
 
-def _model(recipe: Recipe, trunk: str | os.PathLike[str] | None) -> nn.Module:
+def initial_model(recipe: Recipe, trunk: str | os.PathLike[str] | None) -> nn.Module:
+    """Return the network that a recipe starts from; see `train` for `trunk`."""
     torch.manual_seed(recipe.seed)
     if "+" in recipe.model:
         model: nn.Module = SharedTrunk(recipe.model)
@@ -194,7 +201,8 @@ def _model(recipe: Recipe, trunk: str | os.PathLike[str] | None) -> nn.Module:
             with trunk_source(trunk):
                 start_from_imagenet(model, "sq1")
     else:
-        model = create_model(recipe.model, init="imagenet", trunk=trunk, **recipe.model_args)
+        init: Literal["random", "imagenet"] = "imagenet" if recipe.start == "imagenet" else "random"
+        model = create_model(recipe.model, init=init, trunk=trunk, **recipe.model_args)
     if recipe.head == "last" and recipe.model == "alexnet_cifar":
         whole = model.state_dict() | load_trunk("alexnet", trunk, linear=True)
         model.load_state_dict(whole, strict=True)
@@ -211,6 +219,8 @@ def _scores(
 
 
 def _start_sha256(file: str) -> str:
+    if file in read_manifest():
+        return get_weights(file).sha256
     try:
         return file_sha256(file)
     except OSError as e:
@@ -220,7 +230,9 @@ def _start_sha256(file: str) -> str:
 def _start_from(model: nn.Module, file: str) -> None:
     """Load an all-layers run's trunk, and its head if the names and shapes are this model's."""
     try:
-        start = load_file(file)
+        start = read_verified(get_weights(file)) if file in read_manifest() else load_file(file)
+    except WeightsError:
+        raise
     except Exception as e:  # whatever a foreign or damaged file makes safetensors raise
         raise ArgumentError(f"start={file!r} is not a safetensors file ({e}); give a run's best.safetensors.") from e
     own = model.state_dict()
@@ -230,7 +242,7 @@ def _start_from(model: nn.Module, file: str) -> None:
     if missing:
         raise ArgumentError(
             f"start={file!r} lacks {len(missing)} tensors of the trunk, {missing[0]} first; give the best.safetensors "
-            "of a finetune run."
+            "of a finetune run, or a tag stored as a complete file."
         )
     model.load_state_dict(own | (fitting if fitting.keys() == own.keys() else trunk), strict=True)
 

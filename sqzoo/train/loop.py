@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from sqzoo.data import Dataset, hold_out
+from sqzoo.data import Dataset
 from sqzoo.errors import ArgumentError
 from sqzoo.train.batches import FrozenBatches, ImageBatches
 from sqzoo.train.checkpoint import alone_in
@@ -30,7 +30,7 @@ from sqzoo.train.recipe import Recipe
 def train(
     recipe: Recipe,
     train_set: Dataset,
-    test_set: Dataset,
+    test_set: Dataset | None,
     run: str | os.PathLike[str],
     *,
     trunk: str | os.PathLike[str] | None = None,
@@ -50,7 +50,8 @@ def train(
     those of one process up to rounding (see `distributed.py`); device="cuda" gives each process its own GPU.
 
     Held-out images are looked at after every epoch. Test images are, too, where the recipe selects on them (the
-    paper's way) or logs them; otherwise once, at the end, with the chosen weights.
+    paper's way) or logs them; otherwise once, at the end, with the chosen weights. Without a test set the result's
+    "test" is None.
     """
     where: dict[str, Any] = {"trunk": trunk, "cache": cache, "device": device, "progress": progress}
     return train_together([recipe], train_set, test_set, [run], **where)[0]
@@ -59,7 +60,7 @@ def train(
 def train_together(
     recipes: Sequence[Recipe],
     train_set: Dataset,
-    test_set: Dataset,
+    test_set: Dataset | None,
     runs: Sequence[str | os.PathLike[str]],
     *,
     trunk: str | os.PathLike[str] | None = None,
@@ -80,6 +81,8 @@ def train_together(
             "Recipes trained together need frozen trunks and the same seed, batch_size, hold_out, side, crop_pct and "
             "normalisation; train the others by themselves."
         )
+    if test_set is None and any(r.looks_at_test for r in recipes):
+        raise ArgumentError("This recipe looks at test images and there are none; give select='held_out'.")
     folders = [Path(run) for run in runs]
     with ExitStack() as locks:
         device = locks.enter_context(joined(device))
@@ -97,10 +100,15 @@ def train_together(
 
 
 def _train(
-    learners: list[Learner], train_set: Dataset, test_set: Dataset, cache: Path | None, device: str, progress: bool
+    learners: list[Learner],
+    train_set: Dataset,
+    test_set: Dataset | None,
+    cache: Path | None,
+    device: str,
+    progress: bool,
 ) -> None:
     recipe = learners[0].recipe
-    kept, held = hold_out(train_set.labels, recipe.hold_out)
+    kept, held = train_set.split(recipe.hold_out)
     data: FrozenBatches | ImageBatches
     if recipe.trunk == "frozen":
         models = [learner.model for learner in learners]
@@ -112,7 +120,9 @@ def _train(
 
     for epoch in range(min(learner.state.epoch for learner in learners), epochs):
         # Others have this epoch behind them: fewer epochs in their recipe, or a kill between two checkpoints.
-        active = [learner for learner in learners if learner.state.epoch == epoch < learner.recipe.epochs]
+        active = [ln for ln in learners if ln.state.epoch == epoch < ln.recipe.epochs and not ln.stopped]
+        if not active:
+            continue
         began = time.perf_counter()
         side = data.enter_epoch(epoch)
         torch.manual_seed(recipe.seed * 1_000_003 + epoch)
@@ -153,7 +163,10 @@ def _train(
         learner.finished = learner.finish(data)
 
 
-_OWN = ("model", "model_args", "head", "sizes", "select", "log_test", "lr", "weight_decay", "schedule", "warm_up")
+_OWN = (
+    *("model", "model_args", "head", "sizes", "select", "log_test", "lr", "weight_decay", "schedule", "warm_up"),
+    "patience",
+)
 
 
 def _common(recipe: Recipe) -> str:

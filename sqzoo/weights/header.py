@@ -1,12 +1,14 @@
 """A safetensors file's header, checked before any tensor is made: what it declares must be what the model has."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
 
 from sqzoo.errors import WeightsError
+from sqzoo.weights.reading import parse_json, printable
 
 _DTYPES = {
     "F64": torch.float64,
@@ -19,7 +21,22 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-_LONGEST = 1 << 20  # bytes of header: ours have a few thousand
+LONGEST = 1 << 20  # bytes of header: ours have a few thousand
+_DIMENSIONS = 8  # ours have four at most; a product of a hundred thousand sizes would take minutes
+
+
+def read_tensors(data: bytes, name: str, own: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+    """Return the tensors of a safetensors file's bytes, once its header is found sound, and that of `own` if given.
+
+    Raises `WeightsError`, which calls the file `name`.
+    """
+    found = declared(data, name)
+    if own is not None:
+        compare(found, own, name)
+    try:
+        return load(data)
+    except SafetensorError as e:  # it reads the header by stricter rules in places, such as its metadata
+        raise _damaged(name, e) from e
 
 
 def declared(data: bytes, name: str) -> dict[str, torch.Tensor]:
@@ -29,9 +46,9 @@ def declared(data: bytes, name: str) -> dict[str, torch.Tensor]:
     """
     try:
         length = int.from_bytes(data[:8], "little")
-        if len(data) < 8 or length > min(_LONGEST, len(data) - 8):
+        if len(data) < 8 or length > min(LONGEST, len(data) - 8):
             raise ValueError("its first 8 bytes are not the length of a header")
-        header: dict[str, Any] = json.loads(data[8 : 8 + length], object_pairs_hook=_once)
+        header: dict[str, Any] = parse_json(data[8 : 8 + length])
         header.pop("__metadata__", None)
         spans = sorted((*_span(entry), key) for key, entry in header.items())
         end = 0
@@ -42,16 +59,12 @@ def declared(data: bytes, name: str) -> dict[str, torch.Tensor]:
         if end != len(data) - 8 - length:
             raise ValueError(f"its tensors take {end} bytes, {len(data) - 8 - length} follow the header")
         return {k: torch.empty(e["shape"], dtype=_DTYPES[e["dtype"]], device="meta") for k, e in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, RecursionError) as e:
-        reason = " ".join(str(e).split())[:200]
-        raise WeightsError(f"{name} is not an undamaged safetensors file ({reason}); fetch it again.") from e
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as e:
+        raise _damaged(name, e) from e
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name stands in the header twice")
-    return found
+def _damaged(name: str, e: Exception) -> WeightsError:
+    return WeightsError(f"{name} is not an undamaged safetensors file ({printable(e)}); fetch it again.")
 
 
 def _span(entry: Mapping[str, Any]) -> tuple[int, int]:
@@ -59,6 +72,8 @@ def _span(entry: Mapping[str, Any]) -> tuple[int, int]:
     if set(entry) != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"a tensor has the fields {sorted(entry)}")
     start, stop = entry["data_offsets"]
+    if len(entry["shape"]) > _DIMENSIONS:
+        raise ValueError(f"a tensor has {len(entry['shape'])} dimensions")
     if not all(type(n) is int and 0 <= n < 1 << 40 for n in (start, stop, *entry["shape"])):
         raise ValueError("a size is no whole number")
     size = _DTYPES[entry["dtype"]].itemsize
@@ -80,12 +95,12 @@ def compare(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], 
     for key, tensor in own.items():
         if state[key].shape != tensor.shape or state[key].is_floating_point() != tensor.is_floating_point():
             raise WeightsError(
-                f"{name} does not fit the model: {key} is {list(state[key].shape)} {state[key].dtype} in the file, "
-                f"{list(tensor.shape)} {tensor.dtype} in the model; use the arguments that the weights were trained "
-                "with, or pretrained=False."
+                f"{name} does not fit the model: {printable(key)} is {list(state[key].shape)} {state[key].dtype} in "
+                f"the file, {list(tensor.shape)} {tensor.dtype} in the model; use the arguments that the weights were "
+                "trained with, or pretrained=False."
             )
 
 
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return (", ".join(names[:3]) or "none") + more
+    return (", ".join(map(printable, names[:3])) or "none") + more

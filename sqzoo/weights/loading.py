@@ -6,13 +6,17 @@ from collections.abc import Iterable, Mapping
 
 import torch
 import torch.nn as nn
-from safetensors.torch import load
 from timm.models import adapt_input_conv
 
 from sqzoo.errors import WeightsError
+<<<<<<< HEAD
 from sqzoo.weights.coding import decode
 from sqzoo.weights.header import compare, declared
+=======
+from sqzoo.weights.header import compare, read_tensors
+>>>>>>> 187147986cb2b7f8db02e97b59800deb2cf22f71
 from sqzoo.weights.manifest import Entry, organisation
+from sqzoo.weights.reading import read_bytes
 from sqzoo.weights.remote import Source, fetch
 from sqzoo.weights.trunks import load_trunk
 
@@ -26,10 +30,14 @@ def read_verified(entry: Entry) -> dict[str, torch.Tensor]:
     manifest states. Raises `WeightsError` where they differ.
     """
     data = _from_the_hub(entry) if entry.hub else _from_the_package(entry)
+<<<<<<< HEAD
     name = entry.hub or str(entry.path)
     declared(data, name)
     tensors = load(data)
     return decode(tensors, entry.params, name) if entry.stored == "coded" else tensors
+=======
+    return read_tensors(data, entry.hub or str(entry.path))
+>>>>>>> 187147986cb2b7f8db02e97b59800deb2cf22f71
 
 
 def _from_the_hub(entry: Entry) -> bytes:
@@ -42,7 +50,7 @@ def _from_the_hub(entry: Entry) -> bytes:
 def _from_the_package(entry: Entry) -> bytes:
     try:
         size = entry.path.stat().st_size
-        data = entry.path.read_bytes() if size == entry.size else b""
+        data = read_bytes(entry.path, entry.size) if size == entry.size else b""
     except OSError as e:
         raise WeightsError(f"Cannot read {entry.path} ({e.strerror}); reinstall sqzoo to restore {entry.tag}.") from e
     found = hashlib.sha256(data).hexdigest()

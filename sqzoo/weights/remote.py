@@ -6,21 +6,22 @@ is used without a network call.
 """
 
 import hashlib
-import json
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load
 
-from sqzoo.errors import WeightsError
-from sqzoo.weights.header import compare, declared
+from sqzoo.errors import ArgumentError, WeightsError
+from sqzoo.weights.configuration import read_configuration
+from sqzoo.weights.header import LONGEST, read_tensors
+from sqzoo.weights.reading import CONFIG_LARGEST, LARGEST, read_bytes
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-_CONFIG_LIMIT, _HEADER_LIMIT = 1 << 20, 1 << 20  # bytes
+_REVISION = re.compile(r"\w[\w.+/-]{0,199}")
 _logger = logging.getLogger("sqzoo")
 
 
@@ -37,35 +38,34 @@ class Source:
 
 
 def parse(name: str, **options: Any) -> Source | None:
-    """Return the source in a name: "hf-hub:ORG/NAME", "hf-hub:ORG/NAME@REVISION" or "local-dir:FOLDER"; else None."""
+    """Return the source in a name: "hf-hub:ORG/NAME", "hf-hub:ORG/NAME@REVISION" or "local-dir:FOLDER"; else None.
+
+    Raises `ArgumentError` for a revision that is none, since the client makes a file of its name.
+    """
     kind, _, where = name.partition(":")
     if kind == "local-dir":
+        if not where:
+            raise ArgumentError("local-dir: names no folder; give one that save_pretrained wrote.")
         return Source(where, folder=True)
     if kind != "hf-hub":
         return None
     where, _, revision = where.partition("@")
     source = Source(where, **options)
-    return replace(source, revision=revision) if revision else source
+    source = replace(source, revision=revision) if revision else source
+    given = source.revision
+    if given is not None and not (isinstance(given, str) and _REVISION.fullmatch(given) and ".." not in given):
+        raise ArgumentError(f"{given!r} is no revision; give a branch, a tag or a commit's hash.")
+    return source
 
 
 def read_config(source: Source) -> tuple[dict[str, Any], Source]:
-    """Return a model's configuration, and the source fixed to the commit that it is of."""
-    name = f"{source.where}/{CONFIG}"
+    """Return a model's configuration (see `read_configuration`), and the source fixed to the commit that it is of."""
     if source.folder:
-        data = _read_folder(source, CONFIG, _CONFIG_LIMIT)
+        data = _read_folder(source, CONFIG, CONFIG_LARGEST)
     else:
-        data, commit = fetch(source, CONFIG, _CONFIG_LIMIT)
+        data, commit = fetch(source, CONFIG, CONFIG_LARGEST)
         source = replace(source, revision=commit)
-    try:
-        config = json.loads(data)
-        architecture, classes, rest = (config[k] for k in ("architecture", "num_classes", "pretrained_cfg"))
-        if not (isinstance(architecture, str) and isinstance(classes, int) and isinstance(rest, dict)):
-            raise TypeError("a field is of another type")
-    except (ValueError, KeyError, TypeError, RecursionError) as e:
-        raise WeightsError(
-            f"{name} is not a model's configuration ({type(e).__name__}: {e}); name what sqzoo or timm saved."
-        ) from e
-    return dict(config), source
+    return read_configuration(data, f"{source.where}/{CONFIG}"), source
 
 
 def read_weights(source: Source, config: Mapping[str, Any], own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -74,19 +74,20 @@ def read_weights(source: Source, config: Mapping[str, Any], own: Mapping[str, to
     The size of the file, its hashes and its header are checked before a tensor is made. Raises `WeightsError`.
     """
     name, stated = f"{source.where}/{WEIGHTS}", config.get("sha256")
-    limit = sum(t.numel() * t.itemsize for t in own.values()) + _HEADER_LIMIT
+    size = sum(t.numel() * t.itemsize for t in own.values())
+    if size > LARGEST:
+        raise WeightsError(f"{source.where} describes a model of {size:,} bytes, at most {LARGEST:,} are taken.")
     if not source.folder:
-        data, _ = fetch(source, WEIGHTS, limit, stated)
+        data, _ = fetch(source, WEIGHTS, size + LONGEST, stated)
     else:
-        data = _read_folder(source, WEIGHTS, limit)
+        data = _read_folder(source, WEIGHTS, size + LONGEST)
         if stated is not None and (found := hashlib.sha256(data).hexdigest()) != stated:
             raise WeightsError(
                 f"{name} is damaged: its configuration states SHA-256 {stated}, found {found}; save the model again."
             )
     if stated is None:
         _logger.warning("%s states no SHA-256: sqzoo checks its names, shapes and dtypes, not its values.", name)
-    compare(declared(data, name), own, name)
-    return load(data)
+    return read_tensors(data, name, own)
 
 
 def fetch(source: Source, file: str, limit: int, sha256: str | None = None) -> tuple[bytes, str]:
@@ -97,16 +98,17 @@ def fetch(source: Source, file: str, limit: int, sha256: str | None = None) -> t
     """
     found = "none"
     for again in (False, True):
-        path = _download(replace(source, force_download=again or source.force_download), file)
+        path = _download(replace(source, force_download=again or source.force_download), file, limit)
         try:
-            data = _read(path, f"{source.where}/{file}", limit)
+            data = read_bytes(path, limit, f"{source.where}/{file}")
         except FileNotFoundError:  # another process has found it damaged, and removed it
             continue
+        except OSError as e:
+            raise WeightsError(f"Cannot read {path} ({e.strerror}); have its owner mend the cache.") from e
         found = hashlib.sha256(data).hexdigest()
         if sha256 in (None, found) and _is_what_the_hub_sent(path, data):
             return data, path.parent.name
-        for each in (path.resolve(), path):
-            each.unlink(missing_ok=True)
+        _remove(path)
     raise WeightsError(
         f"{_url(source, file)} is not what it should be: expected SHA-256 {sha256 or 'of the Hub (ETag)'}, found "
         f"{found}, downloaded twice; it was not kept: name another revision, or tell its owner."
@@ -115,17 +117,35 @@ def fetch(source: Source, file: str, limit: int, sha256: str | None = None) -> t
 
 def is_undamaged(snapshot: Path) -> bool:
     """Whether a cached snapshot's configuration and weights are what the Hub sent and the configuration states."""
+    limits = {CONFIG: CONFIG_LARGEST, WEIGHTS: LARGEST}
     try:
-        files = {name: (snapshot / name, (snapshot / name).read_bytes()) for name in (CONFIG, WEIGHTS)}
-        stated = json.loads(files[CONFIG][1]).get("sha256")
-    except (OSError, ValueError, AttributeError):
+        files = {name: (snapshot / name, read_bytes(snapshot / name, limit)) for name, limit in limits.items()}
+        stated = read_configuration(files[CONFIG][1], CONFIG)["sha256"]
+    except (OSError, WeightsError):
         return False
     found = hashlib.sha256(files[WEIGHTS][1]).hexdigest()
     return stated in (None, found) and all(_is_what_the_hub_sent(path, data) for path, data in files.values())
 
 
-def _download(source: Source, file: str) -> Path:
-    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+def _remove(path: Path) -> None:
+    """Remove a damaged file of the client's cache, ORG/NAME's folder/snapshots/COMMIT/FILE, and the blob it links to.
+
+    Only what lies in that folder: in a cache that others write to, the link may lead anywhere.
+    """
+    blob = path.resolve()
+    inside = path.parents[2].resolve() in blob.parents
+    try:
+        for each in (blob, path) if inside else (path,):
+            each.unlink(missing_ok=True)
+    except OSError as e:
+        raise WeightsError(
+            f"{path} is damaged and cannot be removed ({e.strerror}); have its owner remove it, or name another cache "
+            "in HF_HOME or cache_dir."
+        ) from e
+
+
+def _download(source: Source, file: str, limit: int) -> Path:
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
 
     try:
@@ -133,6 +153,17 @@ def _download(source: Source, file: str) -> Path:
             there = try_to_load_from_cache(source.where, file, source.cache_dir, source.revision)
             if isinstance(there, str):
                 return Path(there)
+        if not constants.is_offline_mode():
+            url = hf_hub_url(source.where, file, revision=source.revision)
+            told = get_hf_file_metadata(url, token=source.token, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+            for part in (told.etag, told.commit_hash):
+                if part is not None and not re.fullmatch(r"[\w-]{1,100}", part):  # the client makes file names of them
+                    raise WeightsError(f"{_url(source, file)} comes with {part!r} for a hash; do not use that server.")
+            if told.size is not None and told.size > limit:
+                raise WeightsError(
+                    f"{_url(source, file)} has {told.size:,} bytes, at most {limit:,} are expected; it is not this "
+                    "model's file, and was not downloaded."
+                )
         return Path(
             hf_hub_download(
                 source.where,
@@ -143,6 +174,8 @@ def _download(source: Source, file: str) -> Path:
                 force_download=source.force_download and not constants.is_offline_mode(),
             )
         )
+    except WeightsError:
+        raise
     except HFValidationError as e:
         raise WeightsError(f"{source.where!r} is no Hub repository ({e}); give ORG/NAME.") from e
     except RepositoryNotFoundError as e:
@@ -163,17 +196,9 @@ def _download(source: Source, file: str) -> Path:
 def _read_folder(source: Source, file: str, limit: int) -> bytes:
     path = Path(source.where) / file
     try:
-        return _read(path, str(path), limit)
+        return read_bytes(path, limit)
     except OSError as e:
         raise WeightsError(f"Cannot read {path} ({e.strerror}); name a folder that save_pretrained wrote.") from e
-
-
-def _read(path: Path, name: str, limit: int) -> bytes:
-    """Return a file's bytes if they are no more than `limit`."""
-    size = path.stat().st_size
-    if size > limit:
-        raise WeightsError(f"{name} has {size:,} bytes, at most {limit:,} are expected; it is not this model's file.")
-    return path.read_bytes()
 
 
 def _is_what_the_hub_sent(path: Path, data: bytes) -> bool:

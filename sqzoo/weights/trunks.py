@@ -1,5 +1,6 @@
 """The ImageNet trunks: torchvision's weights from a local file, torch.hub's cache or a download, verified."""
 
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,10 +10,11 @@ from http.client import HTTPException
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load
 
 from sqzoo.errors import ArgumentError, WeightsError, did_you_mean
 from sqzoo.hashing import tensors_sha256
+from sqzoo.weights.reading import LARGEST, read_bytes
 
 _FOLDER_VARIABLE = "SQZOO_TRUNKS"
 _LINEAR = {
@@ -129,11 +131,21 @@ def _hub_file(trunk: Trunk) -> Path:
 
 def _read(file: Path) -> dict[str, torch.Tensor]:
     try:
-        tensors = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
-        if not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in tensors.items()):
+        # Not mapped from the file: what another process writes there later would be in the tensors.
+        data = read_bytes(file, LARGEST)
+        tensors = (
+            load(data) if file.suffix == ".safetensors" else torch.load(io.BytesIO(data), "cpu", weights_only=True)
+        )
+        if not all(isinstance(k, str) and isinstance(v, torch.Tensor) and _is_plain(v) for k, v in tensors.items()):
             raise TypeError("not a dictionary of named tensors")
         return dict(tensors)
+    except WeightsError:
+        raise
     except Exception as e:  # whatever a damaged or foreign file makes its reader raise
         raise WeightsError(
             f"{file} is not a readable weights file ({type(e).__name__}); delete it to fetch it again."
         ) from e
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return tensor.layout == torch.strided and tensor.device.type == "cpu" and tensor.is_floating_point()

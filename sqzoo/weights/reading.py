@@ -1,0 +1,66 @@
+"""Files that may be hostile: read once and no further than expected; JSON that has one meaning."""
+
+import json
+import math
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from sqzoo.errors import WeightsError
+
+LARGEST = 1 << 30  # bytes of one file of tensors: our largest network takes 228 MB
+CONFIG_LARGEST = 1 << 20  # bytes of config.json: ours have some two thousand
+
+
+def read_bytes(file: Path, limit: int, name: str | None = None) -> bytes:
+    """Return a regular file's bytes; what is checked later are these bytes, whatever becomes of the file.
+
+    Raises `OSError` where it cannot be read or is a pipe or device, and `WeightsError`, which calls the file `name`,
+    where it has more than `limit` bytes.
+    """
+    # Without O_NONBLOCK a pipe would wait for its writer.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        descriptor = os.open(file, flags)
+    except ValueError as e:  # a path with a NUL, or with half a surrogate pair
+        raise OSError(0, f"{e}") from e
+    with open(descriptor, "rb") as stream:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(0, "it is no regular file")
+        if status.st_size > limit:
+            raise WeightsError(
+                f"{name or file} has {status.st_size:,} bytes, at most {limit:,} are expected; it is not this model's "
+                "file."
+            )
+        return stream.read(status.st_size)
+
+
+def parse_json(data: bytes) -> Any:
+    """Return what JSON in UTF-8 says; raise `ValueError` for a name that stands twice and for NaN and infinity."""
+    try:
+        return json.loads(data.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number, parse_float=_finite)
+    except RecursionError as e:
+        raise ValueError("it is nested too deeply") from e
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands in it twice")
+    return found
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number")
+
+
+def _finite(text: str) -> float:
+    return value if math.isfinite(value := float(text)) else _no_number(text)
+
+
+def printable(text: object) -> str:
+    """Return a foreign text so that it fits in a line of ours: no control characters, 120 characters at most."""
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text)[:200])
+    return line if len(line) <= 120 else f"{line[:117]}..."
