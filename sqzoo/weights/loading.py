@@ -9,12 +9,8 @@ import torch.nn as nn
 from timm.models import adapt_input_conv
 
 from sqzoo.errors import WeightsError
-<<<<<<< HEAD
 from sqzoo.weights.coding import decode
-from sqzoo.weights.header import compare, declared
-=======
 from sqzoo.weights.header import compare, read_tensors
->>>>>>> 187147986cb2b7f8db02e97b59800deb2cf22f71
 from sqzoo.weights.manifest import Entry, organisation
 from sqzoo.weights.reading import read_bytes
 from sqzoo.weights.remote import Source, fetch
@@ -30,14 +26,9 @@ def read_verified(entry: Entry) -> dict[str, torch.Tensor]:
     manifest states. Raises `WeightsError` where they differ.
     """
     data = _from_the_hub(entry) if entry.hub else _from_the_package(entry)
-<<<<<<< HEAD
     name = entry.hub or str(entry.path)
-    declared(data, name)
-    tensors = load(data)
+    tensors = read_tensors(data, name)
     return decode(tensors, entry.params, name) if entry.stored == "coded" else tensors
-=======
-    return read_tensors(data, entry.hub or str(entry.path))
->>>>>>> 187147986cb2b7f8db02e97b59800deb2cf22f71
 
 
 def _from_the_hub(entry: Entry) -> bytes:
