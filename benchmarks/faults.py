@@ -1,6 +1,6 @@
 """Faults against weights: what a hostile or failing world does to files, downloads, uploads and trainings.
 
-    python benchmarks/faults.py [--mutations 10000] [--coded 3000] [--injections 1000] [--kills 100]
+    python benchmarks/faults.py [--mutations 10000] [--coded 3000] [--injections 1000] [--kills 100] [--only PART]
 
 - mutations: safetensors files with flipped bits, cut ends, edited and huge headers, other models' files, zip and pickle
   files under their name. None may load, none may crash; the longest time and the most memory of a refusal are noted.
@@ -484,6 +484,11 @@ def main() -> int:
     parser.add_argument("--injections", type=int, default=1000)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--only",
+        choices=["network", "mutations", "coded", "kills", "injections"],
+        help="one part; the record of the others stays",
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("sqzoo").setLevel(logging.ERROR)  # or each file without a stated hash has its line
@@ -494,10 +499,14 @@ def main() -> int:
         "kills": lambda: run_kills(arguments.kills, arguments.seed),
         "injections": lambda: run_injections(arguments.injections, arguments.seed),
     }
-    results: dict[str, Any] = {"environment": environment(), "seed": arguments.seed}
+    if arguments.only:
+        results: dict[str, Any] = json.loads(RESULT.read_text(encoding="utf-8"))
+        parts = {arguments.only: parts[arguments.only]}
+    else:
+        results = {"environment": environment(), "seed": arguments.seed}
     for name, part in parts.items():
         began = time.perf_counter()
-        results[name] = part()
+        results[name] = part() | ({"environment": environment()} if arguments.only else {})
         results[name]["seconds"] = round(time.perf_counter() - began, 1)
         print(name, json.dumps(results[name]), flush=True)
     RESULT.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
