@@ -27,10 +27,6 @@ Trunk = Annotated[
     str | None,
     typer.Option(help="File or folder with the ImageNet trunk, for tags stored as a head.", show_default=False),
 ]
-Backend = Annotated[
-    str,
-    typer.Option(help="Runtime: pytorch, auto (measure, and remember the fastest), onnxruntime, openvino, ..."),
-]
 Data = Annotated[
     str | None, typer.Option(help="CIFAR-10 folder (default: $SQZOO_CIFAR10, else the Hub).", show_default=False)
 ]

@@ -13,23 +13,19 @@ def run(
     model: _options.Model = "sq1",
     top: Annotated[int, typer.Option(help="Classes a picture.")] = 3,
     trunk: _options.Trunk = None,
-    backend: _options.Backend = "pytorch",
 ) -> None:
     """Classify pictures.
 
     Examples:
     ```
     sqzoo predict photo.jpg
-    sqzoo predict *.jpg --top 1 --model fire_next --backend auto
+    sqzoo predict *.jpg --top 1 --model fire_next
     ```
     """
-    from sqzoo.optimization import optimize
     from sqzoo.predict import predict
     from sqzoo.registry import create_model
 
     name = f"local-dir:{model}" if Path(model).is_dir() else model
     network = create_model(name, pretrained=True, trunk=trunk)
-    if backend != "pytorch":
-        network = optimize(network, backend)
     for image, found in zip(images, predict(network, images, top_k=top), strict=True):
         print(f"{image}: " + ", ".join(f"{p.label} {100 * p.probability:.1f} %" for p in found))
