@@ -103,7 +103,10 @@ def test_pixels_are_prepared_as_everywhere(pixels: np.ndarray) -> None:
             images = np.random.default_rng(0).integers(0, 256, (4, graph.side, graph.side, 3), np.uint8)
         logits = graph(torch.from_numpy(images)).log()  # softmax over the three channels: all but a shift
         prepared = Preprocessing.of(model.pretrained_cfg)(images)
-        torch.testing.assert_close(logits, prepared.log_softmax(1), atol=2e-5, rtol=0)
+        # Where the sides are no multiples, PyTorch's weights are short numbers: a pixel may be a level of 255 apart.
+        whole = int(changes.get("input_size", (3, 128))[1] / changes.get("crop_pct", 1.0))
+        near = 2e-5 if whole % graph.side == 0 else 2.1 / 255 / 0.224
+        torch.testing.assert_close(logits, prepared.log_softmax(1), atol=near, rtol=0)
 
 
 def test_metadata_says_what_the_file_holds(model: nn.Module, tmp_path: Path) -> None:

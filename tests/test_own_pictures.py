@@ -68,7 +68,7 @@ def refused(call: Callable[[], Any], *parts: object) -> None:
 def test_classes_are_the_folders(photos: Path) -> None:
     found = find_pictures(photos)
     assert found.classes == ("blue", "green", "red")
-    assert found.labels.tolist() == [0] * 6 + [1] * 6 + [2] * 6
+    assert np.bincount(found.labels).tolist() == [6, 6, 6] and len(set(found.labels[:9])) == 3  # mixed
     assert all(f.parent.name == found.classes[label] for f, label in zip(found.files, found.labels, strict=True))
     assert found.held is None and found.left_out == {}
 
@@ -122,13 +122,14 @@ def test_folders_that_cannot_be_learnt_from(tmp_path: Path, photos: Path) -> Non
     photo((1, 2, 3), 1).save(photos / "yellow" / "b.jpg")
     refused(lambda: read(photos), "'yellow'", "and 0 to hold out", "one of each")
     refused(lambda: find_pictures(fill(tmp_path / "case", names=("red", "Red", "blue"))), "'Red'", "'red'", "merge")
+    refused(lambda: find_pictures(fill(tmp_path / "odd", names=("red", "line\nfeed"))), "'line\\nfeed'", "rename")
     twice = ("caf\u00e9", "cafe\u0301")
     refused(lambda: find_pictures(fill(tmp_path / "accent", names=twice)), "same but for their spelling")
 
 
 def test_two_pictures_a_class_are_enough(tmp_path: Path) -> None:
     pictures = read(fill(tmp_path / "few", count=2))
-    assert pictures.labels[pictures.held].tolist() == [0, 1, 2]
+    assert sorted(pictures.labels[pictures.held]) == [0, 1, 2]
     assert len(pictures.split(3)[0]) == 3
 
 

@@ -62,7 +62,9 @@ def run(
     ```
     """
     from sqzoo.data import holds_cifar10
+    from sqzoo.extras import require
 
+    require("scipy", "train", "Training")
     fields = _fields(changes or [])
     try:
         if data is not None and not holds_cifar10(Path(data)):
