@@ -86,7 +86,7 @@ def commands() -> str:
     parts = []
     for name, command in sorted(group.commands.items()):
         parts.append(f"## sqzoo {name}\n\n{command.help}\n")
-        rows = [["", ""]]
+        rows = [["argument", "what it is"]]
         for option in command.params:
             help_text = " ".join((getattr(option, "help", None) or "").split())
             if help_text:

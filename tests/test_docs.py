@@ -49,6 +49,8 @@ def test_it_builds_without_a_warning(tmp_path: Path) -> None:
         html = (tmp_path / "site" / name).read_text(encoding="utf-8")
         assert "{{" not in html, page
         assert not re.search(r'(?:src|rel="stylesheet" href)="https?://', html), f"{page} loads from another host"
+    for file in DOCS.glob("images/*.svg"):
+        assert not re.search(r"url\(.?http|href=.http", file.read_text(encoding="utf-8")), file.name
     html = (tmp_path / "site" / "api" / "index.html").read_text(encoding="utf-8")
     assert all(f'id="sqzoo.{name}"' in html for name in ("registry.create_model", "predict.predict", "models.Sq1"))
 
