@@ -3,6 +3,7 @@
 The places are those of torch.hub (TORCH_HOME) and huggingface_hub (HF_HOME); sqzoo has no cache of its own.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,9 @@ def remove(name: str) -> Kept:
         # The client removes what a link leads to, and in a cache that others write to that may be any file.
         if root not in link.resolve().parents:
             raise WeightsError(f"{link} leads out of the cache; nothing was removed: remove {found.path} yourself.")
-    scan_cache_dir(constants.HF_HUB_CACHE).delete_revisions(*found.commits).execute()  # which logs and goes on where it may not
+    scan_cache_dir(constants.HF_HUB_CACHE).delete_revisions(
+        *found.commits
+    ).execute()  # which logs and goes on where it may not
     if left := [c for c in found.commits if (found.path / "snapshots" / c).exists()]:
         raise WeightsError(f"Cannot remove {found.path} (commit {left[0]} is still there); have its owner remove it.")
     return found
@@ -83,7 +86,7 @@ def remove(name: str) -> Kept:
 def _trunks() -> Iterator[Kept]:
     for trunk in TRUNKS.values():
         file = Path(torch.hub.get_dir()) / "checkpoints" / trunk.url.rpartition("/")[2]
-        if file.is_file():
+        if os.path.isfile(file):  # Path's own raises where one may not look
             yield Kept("trunk", trunk.name, file, file.stat().st_size)
 
 

@@ -1,4 +1,4 @@
-"""Files, folders, caches and servers that want sqzoo to load another tensor, unpickle, hang, or write where it must not.
+"""Files, folders, caches and servers that want sqzoo to load another tensor, unpickle, hang, or write elsewhere.
 
 Each of them ends in one clear sentence, or in the right tensors; a pickle that is read leaves a mark.
 """
@@ -156,7 +156,9 @@ def test_timms_ways_to_a_pickle_are_closed(folder: Path, bomb: Path) -> None:
     overlays: list[dict[str, Any]] = [{"file": str(bomb)}, {"url": f"file://{bomb}"}, {"source": "local-dir"}]
     for overlay in (*overlays, {"file": str(folder)}, {"file": str(folder / "none")}):
         for create in (sqzoo.create_model, timm.create_model):
-            refused(lambda c=create, o=overlay: c("sq1", pretrained=True, pretrained_cfg_overlay=o | {"file": str(bomb)}))
+            refused(
+                lambda c=create, o=overlay: c("sq1", pretrained=True, pretrained_cfg_overlay=o | {"file": str(bomb)})
+            )
             refused(lambda c=create, o=overlay: c("sq1", pretrained=True, pretrained_cfg=o | {"architecture": "sq1"}))
     refused(lambda: sqzoo.create_model("sq1", checkpoint_path=str(bomb)), "checkpoint_path", "local-dir")
 
@@ -200,7 +202,9 @@ def entry(**fields: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     "edit",
     [
-        lambda h: json.dumps(h).replace('{"fc2.bias"', '{"fc2.bias": {}, "fc2.bias"', 1).replace("{", '{"a":1,"a":1,', 1),
+        lambda h: (
+            json.dumps(h).replace('{"fc2.bias"', '{"fc2.bias": {}, "fc2.bias"', 1).replace("{", '{"a":1,"a":1,', 1)
+        ),
         lambda h: h["fc1.bias"].update(data_offsets=h["fc2.bias"]["data_offsets"]),
         lambda h: h["fc2.bias"].update(data_offsets=[n + 4 for n in h["fc2.bias"]["data_offsets"]]),
         lambda h: h["fc2.bias"].update(data_offsets=[n + (1 << 39) for n in h["fc2.bias"]["data_offsets"]]),
@@ -283,7 +287,9 @@ def test_links_in_a_folder_are_followed(folder: Path, tmp_path: Path, model: tor
     assert same(open_folder(folder), model)
 
 
-@pytest.mark.parametrize("revision", ["../../../../x", "a/../../../x", "/tmp/x", "..", "-x", "a b", "a\nb", "a\0b", "x" * 300])
+@pytest.mark.parametrize(
+    "revision", ["../../../../x", "a/../../../x", "/tmp/x", "..", "-x", "a b", "a\nb", "a\0b", "x" * 300]
+)
 def test_a_revision_cannot_leave_the_cache(revision: str, server: HubServer, tmp_path: Path) -> None:  # noqa: F811
     for call in (
         lambda: sqzoo.create_model(f"hf-hub:{REPO}", revision=revision),

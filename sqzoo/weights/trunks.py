@@ -104,9 +104,10 @@ def load_trunk(
 
 def _local_file(trunk: Trunk, source: Path) -> Path:
     names = (f"{trunk.stem}.safetensors", trunk.url.rpartition("/")[2])
-    candidates = [source / n for n in names] if source.is_dir() else [source]
+    # Not Path's own, which raise where one may not look.
+    candidates = [source / n for n in names] if os.path.isdir(source) else [source]
     for file in candidates:
-        if file.is_file():
+        if os.path.isfile(file):
             return file
     raise WeightsError(
         f"No {trunk.name} trunk at {source}: expected a file, or a folder with {' or '.join(names)}; correct the "
@@ -116,7 +117,7 @@ def _local_file(trunk: Trunk, source: Path) -> Path:
 
 def _hub_file(trunk: Trunk) -> Path:
     file = Path(torch.hub.get_dir()) / "checkpoints" / trunk.url.rpartition("/")[2]
-    if not file.is_file():
+    if not os.path.isfile(file):
         prefix = file.stem.rpartition("-")[2]
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
