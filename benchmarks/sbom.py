@@ -11,6 +11,7 @@ import argparse
 import json
 import re
 import sys
+import tomllib
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,6 @@ from uuid import NAMESPACE_URL, uuid5
 from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
 SBOM = ROOT / "sqzoo" / "sbom.cdx.json"

@@ -21,6 +21,7 @@ import torch
 from sqzoo import SqzooError, create_model, get_weights, list_models
 from sqzoo.data import Dataset, cifar10
 from sqzoo.environment import environment
+from sqzoo.report import calibration, confusion
 from sqzoo.train import logits, metrics
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,28 +69,6 @@ def measure(data: Dataset, trunk: str | None, only: str, inexact: np.ndarray) ->
         }
         print(f"{tag}: loss {whole.loss:.4f}, top-1 {whole.top1:.2f} %, {seconds:.0f} s", file=sys.stderr)
     return rows
-
-
-def confusion(found: torch.Tensor, labels: torch.Tensor) -> list[list[int]]:
-    """Return how many images of each class (row) were called each class (column)."""
-    classes = found.shape[1]
-    pairs = torch.bincount(labels * classes + found.argmax(1), minlength=classes * classes)
-    counts: list[list[int]] = pairs.view(classes, classes).tolist()
-    return counts
-
-
-def calibration(found: torch.Tensor, labels: torch.Tensor, bins: int = 15) -> dict[str, Any]:
-    """Return the expected calibration error in points, and by bin of confidence: images, mean confidence, top-1 (%)."""
-    confidence, called = found.double().softmax(1).max(1)
-    right = (called == labels).double()
-    rows, error = [], 0.0
-    for index in range(bins):
-        inside = (confidence * bins).long().clamp(max=bins - 1) == index
-        if inside.any():
-            mean, top1 = confidence[inside].mean().item() * 100, right[inside].mean().item() * 100
-            rows.append([int(inside.sum()), round(mean, 3), round(top1, 3)])
-            error += abs(mean - top1) * int(inside.sum()) / len(labels)
-    return {"error": round(error, 4), "bins": rows}
 
 
 def drifted(rows: dict[str, Any]) -> list[str]:

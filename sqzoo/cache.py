@@ -1,9 +1,12 @@
 """What sqzoo keeps on this machine, and whether it is undamaged: the package's weights, ImageNet trunks, Hub models.
 
-The places are those of torch.hub (TORCH_HOME) and huggingface_hub (HF_HOME); sqzoo has no cache of its own.
+The places are those of torch.hub (TORCH_HOME) and huggingface_hub (HF_HOME), and for what `sqzoo demo` keeps, `folder`.
 """
 
+import gzip
 import os
+import shutil
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +27,7 @@ from sqzoo.weights.trunks import TRUNKS, load_trunk
 class Kept:
     """A file or Hub model on this machine; `commits` are the Hub revisions that are there."""
 
-    kind: str  # "package", "trunk" or "hub"
+    kind: str  # "package", "trunk", "hub" or "page"
     name: str
     path: Path
     size: int
@@ -37,19 +40,32 @@ class Kept:
                 read_verified(read_manifest()[self.name])
             elif self.kind == "trunk":
                 load_trunk(self.name, self.path)
+            elif self.kind == "page":
+                for file in self.path.glob("*.gz"):
+                    with gzip.open(file) as stream:  # compares its checksum
+                        while stream.read(1 << 22):
+                            pass
             else:
                 for commit in self.commits:
                     if not is_undamaged(self.path / "snapshots" / commit):
                         return f"{self.name} at {commit} is damaged; remove it, and the next use fetches it again."
         except SqzooError as e:
             return str(e)
+        except (OSError, EOFError, zlib.error) as e:
+            return f"{self.name} is damaged ({e}); the next `sqzoo demo` makes it again."
         return None
+
+
+def folder() -> Path:
+    """Return sqzoo's own folder in the user's cache: $SQZOO_CACHE, else $XDG_CACHE_HOME/sqzoo, else ~/.cache/sqzoo."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("SQZOO_CACHE") or Path(base) / "sqzoo")
 
 
 def kept() -> list[Kept]:
     """Return all that is kept, the package's files first."""
     package = [Kept("package", e.tag, e.path, e.size) for e in read_manifest().values() if not e.hub]
-    return [*package, *_trunks(), *_hub_models()]
+    return [*package, *_trunks(), *_hub_models(), *_page()]
 
 
 def remove(name: str) -> Kept:
@@ -68,6 +84,9 @@ def remove(name: str) -> Kept:
         except OSError as e:
             raise WeightsError(f"Cannot remove {found.path} ({e.strerror}); have its owner remove it.") from e
         return found
+    if found.kind == "page":
+        shutil.rmtree(found.path, ignore_errors=True)
+        return found
     from huggingface_hub import constants, scan_cache_dir
 
     root = found.path.resolve()
@@ -75,9 +94,8 @@ def remove(name: str) -> Kept:
         # The client removes what a link leads to, and in a cache that others write to that may be any file.
         if root not in link.resolve().parents:
             raise WeightsError(f"{link} leads out of the cache; nothing was removed: remove {found.path} yourself.")
-    scan_cache_dir(constants.HF_HUB_CACHE).delete_revisions(
-        *found.commits
-    ).execute()  # which logs and goes on where it may not
+    scan_cache_dir(constants.HF_HUB_CACHE).delete_revisions(*found.commits).execute()
+    # The client logs what it may not remove, and goes on.
     if left := [c for c in found.commits if (found.path / "snapshots" / c).exists()]:
         raise WeightsError(f"Cannot remove {found.path} (commit {left[0]} is still there); have its owner remove it.")
     return found
@@ -111,3 +129,9 @@ def _hub_models() -> Iterator[Kept]:
         if commits:
             size = repository.size_on_disk
             yield Kept("hub", repository.repo_id, repository.repo_path, size, tuple(sorted(commits)))
+
+
+def _page() -> Iterator[Kept]:
+    place = folder() / "demo"
+    if place.is_dir():
+        yield Kept("page", place.name, place, sum(f.stat().st_size for f in place.iterdir()))

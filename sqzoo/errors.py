@@ -32,6 +32,14 @@ class DataError(SqzooError, RuntimeError):
     """A data set or image that is missing, damaged, or not what it claims to be."""
 
 
+class ExportError(SqzooError, RuntimeError):
+    """A file that cannot be written, or whose outputs are not the model's."""
+
+
+class MissingExtraError(SqzooError, ImportError):
+    """An optional package that is not installed."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ` Did you mean 'x'?` for the nearest known name, or an empty string."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from timm.data import create_transform, resolve_model_data_config
 
 from sqzoo.data import open_image
 from sqzoo.errors import ArgumentError
+from sqzoo.pictures import OWN_PICTURES
 from sqzoo.weights import CIFAR10_CLASSES
 
 _CIFAR_SIDE = 32
@@ -38,25 +40,27 @@ def predict(
     """Return the `top_k` classes of each image, the likeliest first.
 
     images: one or several of: file name, PIL image, uint8 array (H, W, 3), uint8 tensor (3, H, W); several arrays or
-    tensors may come as one batch. They are prepared as the model's `pretrained_cfg` says, but a model that knows
-    CIFAR-10's classes sees them as CIFAR-10 was made: the central square, shrunk to 32 pixels. It has never seen a
-    sharp picture: of the one in `examples/` it is surer that way.
+    tensors may come as one batch. They are prepared as the model's `pretrained_cfg` says, but a model that was trained
+    on CIFAR-10 sees them as CIFAR-10 was made: the central square, shrunk to 32 pixels. It has never seen a sharp
+    picture: of the one in `examples/` it is surer that way.
     Raises `DataError` for a file that is no picture and `ArgumentError` for anything else.
     """
-    config = model.pretrained_cfg
+    config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     classes = int(model.num_classes)  # type: ignore[arg-type]
-    labels = config.get("label_names") or ()  # type: ignore[union-attr,operator]
+    labels = config.get("label_names") or ()
     if len(labels) != classes:
         labels = [str(i) for i in range(classes)]
     if isinstance(top_k, bool) or not isinstance(top_k, int) or not 1 <= top_k <= len(labels):
         raise ArgumentError(f"top_k must be a whole number from 1 to {len(labels)}, not {top_k!r}.")
     transform = create_transform(**resolve_model_data_config(model))
-    shrinks = tuple(labels) == CIFAR10_CLASSES
+    own = config.get("tag") == OWN_PICTURES
+    shrinks = tuple(labels) == CIFAR10_CLASSES and not own
+    least = 2 * int(config["input_size"][1] / config["crop_pct"]) if own else None
     weight = next(model.parameters())
     model.eval()
     results: list[list[Prediction]] = []
     pictures = _each(images)
-    while chosen := [_as_pil(p) for p in islice(pictures, batch_size)]:
+    while chosen := [_as_pil(p, least) for p in islice(pictures, batch_size)]:
         batch = [transform(_as_cifar(p) if shrinks else p) for p in chosen]
         inputs = torch.stack(batch).to(weight.device, weight.dtype, memory_format=torch.channels_last)
         with torch.inference_mode():
@@ -82,7 +86,7 @@ def _as_cifar(picture: Image.Image) -> Image.Image:
     return picture.resize((_CIFAR_SIDE, _CIFAR_SIDE), Image.Resampling.BILINEAR, box)
 
 
-def _as_pil(picture: Picture) -> Image.Image:
+def _as_pil(picture: Picture, least: int | None) -> Image.Image:
     if isinstance(picture, Image.Image):
         return picture.convert("RGB")
     if isinstance(picture, torch.Tensor):
@@ -95,5 +99,5 @@ def _as_pil(picture: Picture) -> Image.Image:
             )
         return Image.fromarray(picture)
     if isinstance(picture, str | os.PathLike):
-        return open_image(picture)
+        return open_image(picture, least)
     raise ArgumentError(f"an image must be a file name, PIL image, array or tensor, not {type(picture).__name__}.")

@@ -347,7 +347,8 @@ def test_golden_logits(tag: str, request: pytest.FixtureRequest, monkeypatch: py
 def test_importing_the_package_imports_no_trainer(tmp_path: Path) -> None:
     code = """
 import sys, sqzoo
-heavy = ("sqzoo.train", "sqzoo.export", "sqzoo.cli", "pyarrow", "matplotlib", "onnx", "onnxruntime", "datasets")
+heavy = ("sqzoo.train", "sqzoo.export", "sqzoo.demo", "sqzoo.cli", "pyarrow", "matplotlib", "onnx",
+         "onnxruntime", "datasets")
 print([m for m in heavy if m in sys.modules])
 """
     assert run_python(code, tmp_path).strip() == "[]"

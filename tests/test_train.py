@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from sqzoo import create_model
 from sqzoo.data import Dataset, Preprocessing, hold_out
 from sqzoo.errors import ArgumentError, DataError, UnknownModelError
-from sqzoo.train import RECIPES, Recipe, evaluate, learner, recipe, train
+from sqzoo.train import RECIPES, Recipe, evaluate, learner, norms, recipe, train
 from sqzoo.train.checkpoint import alone_in
 from sqzoo.weights import load_trunk
 
@@ -277,6 +277,8 @@ KILLED = {
     "trained": TRAINED,
     # Killed when the trunk has just begun to learn, of which the checkpoint's optimiser knows nothing yet.
     "head first": replace(TRAINED, sizes=((32, 3),), head_epochs=1),
+    "average": replace(TRAINED, ema=0.9, label_smoothing=0.1),
+    "norms": replace(TRAINED, ema=0.9, trunk_norm=True),
 }
 
 SCRIPT = f"""
@@ -321,6 +323,92 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(name: str, tmp_path: Path, tr
     last = [load_file(folder / "last.safetensors") for folder in (killed, whole)]
     assert last[0].keys() == last[1].keys()
     assert all(torch.equal(last[0][k], last[1][k]) for k in last[0])
+
+
+def test_the_average_is_evaluated_and_kept(tmp_path: Path, trunks: Path, models: list[nn.Module]) -> None:
+    """Averages by hand, from the weights after each step, are what the run evaluates, keeps and resumes from."""
+    plan = replace(TRAINED, ema=0.7, sizes=((32, 2),))
+    steps: list[dict[str, torch.Tensor]] = []
+    step = torch.optim.AdamW.step
+
+    def remember(self: torch.optim.AdamW, *args: Any, **kwargs: Any) -> Any:
+        if not steps:
+            steps.append({n: p.detach().clone() for n, p in models[0].named_parameters()})
+        result = step(self, *args, **kwargs)
+        steps.append({n: p.detach().clone() for n, p in models[0].named_parameters()})
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", remember)
+        result = run(plan, tmp_path, trunks)
+    average = dict(steps[0])
+    for done, weights in enumerate(steps[1:]):
+        decay = min(0.7, (1 + done) / (10 + done))
+        average = {n: decay * a + (1 - decay) * weights[n] for n, a in average.items()}
+    last = load_file(tmp_path / "last.safetensors")
+    for name, tensor in average.items():
+        torch.testing.assert_close(last[f"average.{name}"], tensor)
+        assert torch.equal(last[f"model.{name}"], steps[-1][name])
+    if result["epoch"] == 2:
+        assert all(torch.equal(last[f"best.{n}"], last[f"average.{n}"]) for n in average)
+
+
+def test_norms_of_the_trunk_change_nothing_when_put_in_and_when_folded_away(trunks: Path) -> None:
+    model = create_model("squeezenet_cifar", init="imagenet", trunk=trunks).eval()
+    plain = {n: p.clone() for n, p in model.named_parameters()}
+    images = Preprocessing(64, 1.0)(TRAIN.images[:16])
+    before = model(images)
+    norms.put_in(model.features, images)
+    torch.testing.assert_close(model(images), before, rtol=1e-3, atol=1e-3)
+    assert len([m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]) == 25  # a conv, eight Fires of three
+    model.train()
+    model(Preprocessing(64, 1.0)(TRAIN.images[16:48]))  # other running statistics
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.mul_(1.1)
+                module.bias.add_(0.01)
+    model.eval()
+    normed = model(images)
+    assert not torch.allclose(normed, before, atol=0.1)
+    norms.fold_away(model.features)
+    torch.testing.assert_close(model(images), normed, rtol=1e-3, atol=1e-3)
+    after = dict(model.named_parameters())
+    assert after.keys() == plain.keys() and {type(m) for m in model.modules() if isinstance(m, nn.Conv2d)} == {
+        nn.Conv2d
+    }
+
+
+def test_a_run_with_norms_leaves_a_plain_network(tmp_path: Path, trunks: Path) -> None:
+    plan = replace(TRAINED, trunk_norm=True, ema=0.5, sizes=((64, 3),), lr=0.002)
+    result = run(plan, tmp_path, trunks)
+    model = create_model("sq1")
+    model.load_state_dict(load_file(tmp_path / "best.safetensors"), strict=True)
+    measured = evaluate(model, TEST, plan.preprocessing(64))
+    assert measured.top1 == result["test"]["top1"] > 30
+    with pytest.raises(ArgumentError):
+        replace(FROZEN, trunk_norm=True)
+
+
+def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path, trunks: Path) -> None:
+    """Whose recipe lacks the fields that came later."""
+    before = run(FROZEN, tmp_path, trunks)
+    about = json.loads((tmp_path / "recipe.json").read_text())
+    del about["recipe"]["ema"], about["recipe"]["label_smoothing"], about["recipe"]["trunk_norm"]
+    (tmp_path / "recipe.json").write_text(json.dumps(about))
+    assert run(FROZEN, tmp_path, trunks) == before
+    with pytest.raises(ArgumentError):
+        run(replace(FROZEN, label_smoothing=0.1), tmp_path, trunks)
+
+
+def test_label_smoothing_spreads_the_target(tmp_path: Path, trunks: Path) -> None:
+    """No logits are then further apart than the smoothed target asks for, however long the training."""
+    plan = replace(FROZEN, model="fire_next", lr=0.01, sizes=((32, 10),))
+    plain, smooth = (
+        run(replace(plan, label_smoothing=s), tmp_path / str(s), trunks)["log"][-1]["train_loss"] for s in (0.0, 0.5)
+    )
+    # The entropy of a target of 0.55 and nine of 0.05 is 1.68 nats: no smoothed loss lies below it.
+    assert smooth > 1.6 > plain
 
 
 def test_batch_norms_statistics_are_saved(tmp_path: Path, trunks: Path) -> None:

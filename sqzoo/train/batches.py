@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from sqzoo.data import Dataset
 from sqzoo.errors import ArgumentError
+from sqzoo.train.distributed import part
 from sqzoo.train.features import FeatureCache, cache_key, trunk_features
 from sqzoo.train.nonzeros import NonZeroMaps
 from sqzoo.train.recipe import Recipe
@@ -26,7 +27,7 @@ class FrozenBatches:
         recipe: Recipe,
         models: list[nn.Module],
         train_set: Dataset,
-        test_set: Dataset,
+        test_set: Dataset | None,
         held: np.ndarray,
         cache: Path | None,
         device: str,
@@ -37,12 +38,13 @@ class FrozenBatches:
         keys = {cache_key(m.features, recipe.preprocessing(self.side), "") for m in models}  # type: ignore[arg-type]
         if len(keys) > 1:
             raise ArgumentError("Recipes trained together need the same trunk; train those of each trunk together.")
-        self.labels = (torch.from_numpy(train_set.labels), torch.from_numpy(test_set.labels))
+        sets = {"train": train_set} | ({"test": test_set} if test_set else {})
+        self.labels = {name: torch.from_numpy(data.labels) for name, data in sets.items()}
         began = time.perf_counter()
-        self.train_features, self.test_features = (
-            self._features(models[0], data, recipe, cache, name if progress else None)
-            for name, data in (("train", train_set), ("test", test_set))
-        )
+        self.features = {
+            name: self._features(models[0], data, recipe, cache, name if progress else None)
+            for name, data in sets.items()
+        }
         self.feature_seconds = time.perf_counter() - began
 
     def _features(
@@ -64,18 +66,19 @@ class FrozenBatches:
         return self.side
 
     def training(self, order: np.ndarray) -> Batches:
-        return self._batches(self.train_features, self.labels[0], order)
+        return self._batches("train", order)
 
     def held_out(self) -> Batches:
-        return self._batches(self.train_features, self.labels[0], self.held)
+        return self._batches("train", self.held)
 
     def test(self) -> Batches:
-        return self._batches(self.test_features, self.labels[1], np.arange(len(self.test_features)))
+        return self._batches("test", np.arange(len(self.labels["test"])))
 
-    def _batches(self, features: FeatureCache, labels: torch.Tensor, order: np.ndarray) -> Batches:
+    def _batches(self, name: str, order: np.ndarray) -> Batches:
+        features, labels = self.features[name], self.labels[name]
         for low in range(0, len(order), self.batch_size):
-            part = order[low : low + self.batch_size]
-            yield features.batch(part).to(self.device), labels[torch.from_numpy(part)].to(self.device)
+            few = order[low : low + self.batch_size]
+            yield features.batch(few).to(self.device), labels[torch.from_numpy(few)].to(self.device)
 
 
 class ImageBatches:
@@ -87,13 +90,13 @@ class ImageBatches:
         self,
         recipe: Recipe,
         train_set: Dataset,
-        test_set: Dataset,
+        test_set: Dataset | None,
         held: np.ndarray,
         device: str,
     ) -> None:
         self.recipe, self.device, self.held = recipe, device, held
         self.sides = [side for side, epochs in recipe.sizes for _ in range(epochs)]
-        self.train_set, self.test_set, self.held_set = train_set, test_set, train_set[held]
+        self.train_set, self.test_set = train_set, test_set
 
     def enter_epoch(self, epoch: int) -> int:
         self.prepare = self.recipe.preprocessing(self.sides[epoch])
@@ -101,20 +104,25 @@ class ImageBatches:
 
     def training(self, order: np.ndarray) -> Batches:
         for low in range(0, len(order), self.recipe.batch_size):
-            part = self.train_set[order[low : low + self.recipe.batch_size]]
-            images = augment(torch.from_numpy(part.images), self.recipe.pad, self.recipe.flip)
-            yield self.prepare(images).to(self.device), torch.from_numpy(part.labels).to(self.device)
+            batch = self.train_set[order[low : low + self.recipe.batch_size]]
+            # All of the batch, whatever a process's part of it: so the random numbers are the same for any number.
+            images = augment(torch.from_numpy(batch.images), self.recipe.pad, self.recipe.flip)[part(len(batch))]
+            yield self.prepare(images.to(self.device)), torch.from_numpy(batch.labels).to(self.device)
 
     def held_out(self) -> Batches:
-        return self._batches(self.held_set)
+        return self._batches(self.train_set, self.held)
 
     def test(self) -> Batches:
-        return self._batches(self.test_set)
+        assert self.test_set is not None
+        return self._batches(self.test_set, np.arange(len(self.test_set)))
 
-    def _batches(self, data: Dataset) -> Batches:
-        for low in range(0, len(data), 32):
-            part = data[low : low + 32]
-            yield self.prepare(part.images).to(self.device), torch.from_numpy(part.labels).to(self.device)
+    def _batches(self, data: Dataset, order: np.ndarray) -> Batches:
+        for low in range(0, len(order), 32):
+            few = data[order[low : low + 32]]
+            yield (
+                self.prepare(torch.from_numpy(few.images).to(self.device)),
+                torch.from_numpy(few.labels).to(self.device),
+            )
 
 
 def augment(images: torch.Tensor, pad: int, flip: bool) -> torch.Tensor:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from sqzoo.errors import ArgumentError, BusyError, DataError
 from sqzoo.hashing import tensors_sha256
 from sqzoo.train.evaluate import Metrics
+from sqzoo.train.recipe import Recipe
 
 
 @dataclass
@@ -49,10 +50,12 @@ class Checkpoint:
         self,
         folder: Path,
         learned: dict[str, torch.Tensor],
+        average: dict[str, torch.Tensor],
         parameters: dict[str, nn.Parameter],
         optimizer: torch.optim.Optimizer,
     ) -> None:
         tensors = {f"model.{n}": t for n, t in learned.items()}
+        tensors |= {f"average.{n}": t for n, t in average.items()}
         tensors |= {f"best.{n}": t for n, t in self.best.items()}
         for name, parameter in parameters.items():
             tensors |= {f"optimizer.{name}.{k}": v for k, v in optimizer.state[parameter].items()}
@@ -69,6 +72,7 @@ class Checkpoint:
 def resume(
     folder: Path,
     learned: dict[str, torch.Tensor],
+    average: dict[str, torch.Tensor],
     parameters: dict[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
 ) -> Checkpoint:
@@ -86,8 +90,9 @@ def resume(
     except Exception as e:  # whatever a damaged file makes safetensors raise
         raise DataError(f"{file} is damaged ({e}); delete it to start the run again.") from e
     with torch.no_grad():
-        for name, tensor in learned.items():
-            tensor.copy_(tensors[f"model.{name}"])
+        for prefix, own in (("model", learned), ("average", average)):
+            for name, tensor in own.items():
+                tensor.copy_(tensors[f"{prefix}.{name}"])
     for name, parameter in parameters.items():
         prefix = f"optimizer.{name}."
         # The moments lie in memory as the weights do, so that a resumed run adds in the same order.
@@ -121,6 +126,9 @@ def alone_in(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+_DEFAULTS = {name: getattr(Recipe, name) for name in ("ema", "label_smoothing", "trunk_norm", "patience")}
+
+
 def same_run_or_raise(folder: Path, about: dict[str, Any]) -> dict[str, Any] | None:
     """Return the folder's result if it holds this very run, finished; raise `ArgumentError` if it holds another.
 
@@ -128,6 +136,9 @@ def same_run_or_raise(folder: Path, about: dict[str, Any]) -> dict[str, Any] | N
     """
     file = folder / "recipe.json"
     found = read_json(file) if file.is_file() else None
+    if found is not None and isinstance(found.get("recipe"), dict):
+        # A run of an earlier version, whose recipes had fewer fields, is the same run where the new ones are unused.
+        found["recipe"] = _DEFAULTS | found["recipe"]
     if found is not None and found != about and not _begins(found, about):
         raise ArgumentError(
             f"{folder} holds a run of another recipe or other data; give another folder, or delete this one."

@@ -7,8 +7,9 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -16,15 +17,17 @@ from safetensors.torch import load_file
 
 from sqzoo.data import Dataset
 from sqzoo.environment import environment
-from sqzoo.errors import ArgumentError
+from sqzoo.errors import ArgumentError, WeightsError
 from sqzoo.hashing import file_sha256
 from sqzoo.registry import create_model, start_from_imagenet
 from sqzoo.train.batches import FrozenBatches, ImageBatches
 from sqzoo.train.checkpoint import resume, same_run_or_raise, write_tensors, write_text
+from sqzoo.train.distributed import first_alone, part, processes, rank, sum_over_processes
 from sqzoo.train.evaluate import Metrics, score
+from sqzoo.train.norms import fold_away, put_in
 from sqzoo.train.recipe import Recipe
 from sqzoo.train.shared import SharedTrunk
-from sqzoo.weights import load_trunk, trunk_source
+from sqzoo.weights import get_weights, load_trunk, read_manifest, read_verified, trunk_source
 
 
 class Learner:
@@ -34,7 +37,7 @@ class Learner:
         self,
         recipe: Recipe,
         train_set: Dataset,
-        test_set: Dataset,
+        test_set: Dataset | None,
         folder: Path,
         trunk: str | os.PathLike[str] | None,
         device: str,
@@ -43,15 +46,19 @@ class Learner:
         self.about = {
             "recipe": recipe.to_json(),
             "train_digest": train_set.digest,
-            "test_digest": test_set.digest,
+            "test_digest": test_set.digest if test_set else None,
         }
         if recipe.start != "imagenet":
             self.about["start_sha256"] = _start_sha256(recipe.start)
-        self.finished = same_run_or_raise(folder, self.about)
+        with first_alone():
+            self.finished = same_run_or_raise(folder, self.about)
         if self.finished:
             return
         self.environment = environment()  # now, while the commit is that of the code in memory
-        self.model = _model(recipe, trunk).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = initial_model(recipe, trunk).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if recipe.trunk_norm:
+            images = torch.from_numpy(np.require(train_set.images[:256], requirements="W")).to(device)
+            put_in(self.model.features, recipe.preprocessing(recipe.sizes[0][0])(images))
         self.forward: Callable[[Any], torch.Tensor] = self.model
         frozen = recipe.trunk == "frozen"
         if frozen:
@@ -69,7 +76,13 @@ class Learner:
         plain = [p for p in parameters.values() if p.dim() <= 1]
         groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, fused=True)  # Adam where weight_decay is 0
-        self.state = resume(folder, self.learned, parameters, self.optimizer)
+        self.average = {n: t.clone() for n, t in self.learned.items()} if recipe.ema else {}
+        self.state = resume(folder, self.learned, self.average, parameters, self.optimizer)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the run has gone on for `patience` epochs without getting better."""
+        return 0 < self.recipe.patience <= self.state.epoch - self.state.best_epoch
 
     def begin(self, epoch: int) -> None:
         """Make ready for an epoch's steps."""
@@ -80,25 +93,67 @@ class Learner:
         self.images = 0
 
     def step(self, inputs: Any, labels: torch.Tensor, done: int, steps: int) -> None:
-        """Take one step of the optimiser; `done` of the run's `steps` steps lie behind it."""
+        """Take one step of the optimiser on a batch; `done` of the run's `steps` steps lie behind it.
+
+        Of several processes each gets its part of the batch's inputs and all of its labels.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.recipe, done, steps)
-        logits = self.forward(inputs)
-        loss = F.cross_entropy(logits, labels.repeat(len(logits) // len(labels)))
-        loss.backward()
+        own = labels[part(len(labels))]
+        if len(own):
+            logits = self.forward(inputs)
+            smoothing = self.recipe.label_smoothing
+            loss = F.cross_entropy(logits, own.repeat(len(logits) // len(own)), label_smoothing=smoothing)
+            (loss if processes() == 1 else loss * (len(own) / len(labels))).backward()
+            self.loss_sum += loss.detach() * len(own)
+        if processes() > 1:
+            trained = [p for p in self.parameters.values() if p.requires_grad]
+            for p in trained:
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            sum_over_processes(p.grad for p in trained)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.loss_sum += loss.detach() * len(labels)
         self.images += len(labels)
+        if self.average:
+            # Young averages forget sooner, or they would remember the weights that the run began with.
+            self._move_average(min(self.recipe.ema, (1 + done) / (10 + done)))
+
+    def _move_average(self, decay: float) -> None:
+        with torch.no_grad():
+            for name, average in self.average.items():
+                if average.is_floating_point():
+                    average.lerp_(self.learned[name], 1 - decay)
+                else:  # batch norm's count of batches
+                    average.copy_(self.learned[name])
+
+    def look(self) -> None:
+        """Make ready for evaluation: the average takes the weights' place until the epoch's `end`."""
+        self.model.eval()
+        statistics = [b for b in self.model.buffers() if b.is_floating_point()]
+        if statistics:  # each process has seen its part of the images
+            sum_over_processes(statistics)
+            for tensor in statistics:
+                tensor.div_(processes())
+        self._exchange()
+
+    def _exchange(self) -> None:
+        with torch.no_grad():
+            for name, average in self.average.items():
+                kept = average.clone()
+                average.copy_(self.learned[name])
+                self.learned[name].copy_(kept)
 
     def end(self, epoch: int, side: int, seen: dict[str, Metrics], seconds: float, took: float) -> dict[str, Any]:
         """Write the checkpoint of an epoch and return its row of the log; `seconds` of `took` went into training."""
+        sum_over_processes([self.loss_sum])
         row: dict[str, Any] = {"epoch": epoch + 1, "side": side, "train_loss": self.loss_sum.item() / self.images}
         row |= {name: dataclasses.asdict(m) for name, m in seen.items()}
         row |= {"seconds": round(took, 2), "time": time.strftime("%Y-%m-%dT%H:%M:%S")}
         self.state.seconds += seconds
         self.state.record(epoch + 1, row, seen[self.recipe.select], self.learned)
-        self.state.save(self.folder, self.learned, self.parameters, self.optimizer)
+        self._exchange()
+        if rank() == 0:
+            self.state.save(self.folder, self.learned, self.average, self.parameters, self.optimizer)
         return row
 
     def finish(self, data: FrozenBatches | ImageBatches) -> dict[str, Any]:
@@ -109,10 +164,18 @@ class Learner:
         self.model.eval()
         data.enter_epoch(self.recipe.epochs - 1)
         logged = self.state.log[self.state.best_epoch - 1]
+        if self.recipe.trunk_norm:
+            fold_away(self.model.features)
+            names = self.model.state_dict().keys()
+            self.learned = {n: t for n, t in self.learned.items() if n in names}
+            logged = {}  # to be measured on what is saved, which rounding may set apart by an image
+        looks = {"test": data.test} if self.about["test_digest"] else {}
+        looks |= {"held_out": data.held_out} if len(data.held) else {}
+        seen = {n: logged.get(n) or dataclasses.asdict(score(self.forward, look())) for n, look in looks.items()}
         result = self.about | {
             "epoch": self.state.best_epoch,
-            "test": logged.get("test") or dataclasses.asdict(score(self.forward, data.test())),
-            "held_out": logged.get("held_out"),
+            "test": seen.get("test"),
+            "held_out": seen.get("held_out"),
             "training_seconds": round(self.state.seconds, 1),
             "feature_seconds": round(data.feature_seconds, 1),
             "params": sum(p.numel() for p in self.model.parameters()),
@@ -121,13 +184,16 @@ class Learner:
         }
         if isinstance(self.model, SharedTrunk):
             result["models"] = {n: _scores(self.model.alone(n), data) for n in self.model.depths}
+        if rank() > 0:
+            return result
         write_tensors(self.folder / "best.safetensors", self.learned, {"format": "pt"})
         self.state.write_log(self.folder)  # once more, should the run have been killed between checkpoint and log
         write_text(self.folder / "result.json", json.dumps(result, indent=1))
         return result
 
 
-def _model(recipe: Recipe, trunk: str | os.PathLike[str] | None) -> nn.Module:
+def initial_model(recipe: Recipe, trunk: str | os.PathLike[str] | None) -> nn.Module:
+    """Return the network that a recipe starts from; see `train` for `trunk`."""
     torch.manual_seed(recipe.seed)
     if "+" in recipe.model:
         model: nn.Module = SharedTrunk(recipe.model)
@@ -135,7 +201,8 @@ def _model(recipe: Recipe, trunk: str | os.PathLike[str] | None) -> nn.Module:
             with trunk_source(trunk):
                 start_from_imagenet(model, "sq1")
     else:
-        model = create_model(recipe.model, init="imagenet", trunk=trunk, **recipe.model_args)
+        init: Literal["random", "imagenet"] = "imagenet" if recipe.start == "imagenet" else "random"
+        model = create_model(recipe.model, init=init, trunk=trunk, **recipe.model_args)
     if recipe.head == "last" and recipe.model == "alexnet_cifar":
         whole = model.state_dict() | load_trunk("alexnet", trunk, linear=True)
         model.load_state_dict(whole, strict=True)
@@ -152,6 +219,8 @@ def _scores(
 
 
 def _start_sha256(file: str) -> str:
+    if file in read_manifest():
+        return get_weights(file).sha256
     try:
         return file_sha256(file)
     except OSError as e:
@@ -161,7 +230,9 @@ def _start_sha256(file: str) -> str:
 def _start_from(model: nn.Module, file: str) -> None:
     """Load an all-layers run's trunk, and its head if the names and shapes are this model's."""
     try:
-        start = load_file(file)
+        start = read_verified(get_weights(file)) if file in read_manifest() else load_file(file)
+    except WeightsError:
+        raise
     except Exception as e:  # whatever a foreign or damaged file makes safetensors raise
         raise ArgumentError(f"start={file!r} is not a safetensors file ({e}); give a run's best.safetensors.") from e
     own = model.state_dict()
@@ -171,7 +242,7 @@ def _start_from(model: nn.Module, file: str) -> None:
     if missing:
         raise ArgumentError(
             f"start={file!r} lacks {len(missing)} tensors of the trunk, {missing[0]} first; give the best.safetensors "
-            "of a finetune run."
+            "of a finetune run, or a tag stored as a complete file."
         )
     model.load_state_dict(own | (fitting if fitting.keys() == own.keys() else trunk), strict=True)
 

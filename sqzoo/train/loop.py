@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from sqzoo.data import Dataset, hold_out
+from sqzoo.data import Dataset
 from sqzoo.errors import ArgumentError
 from sqzoo.train.batches import FrozenBatches, ImageBatches
 from sqzoo.train.checkpoint import alone_in
+from sqzoo.train.distributed import joined, processes, rank
 from sqzoo.train.evaluate import scores
 from sqzoo.train.learner import Learner
 from sqzoo.train.recipe import Recipe
@@ -29,7 +30,7 @@ from sqzoo.train.recipe import Recipe
 def train(
     recipe: Recipe,
     train_set: Dataset,
-    test_set: Dataset,
+    test_set: Dataset | None,
     run: str | os.PathLike[str],
     *,
     trunk: str | os.PathLike[str] | None = None,
@@ -45,8 +46,12 @@ def train(
     trunk: file or folder with the ImageNet trunk (see `sqzoo.create_model`). cache: folder for the frozen trunk's
     features; None keeps them in memory.
 
+    Under torchrun an all-layers run is data-parallel: each process takes its part of every batch, and the weights are
+    those of one process up to rounding (see `distributed.py`); device="cuda" gives each process its own GPU.
+
     Held-out images are looked at after every epoch. Test images are, too, where the recipe selects on them (the
-    paper's way) or logs them; otherwise once, at the end, with the chosen weights.
+    paper's way) or logs them; otherwise once, at the end, with the chosen weights. Without a test set the result's
+    "test" is None.
     """
     where: dict[str, Any] = {"trunk": trunk, "cache": cache, "device": device, "progress": progress}
     return train_together([recipe], train_set, test_set, [run], **where)[0]
@@ -55,7 +60,7 @@ def train(
 def train_together(
     recipes: Sequence[Recipe],
     train_set: Dataset,
-    test_set: Dataset,
+    test_set: Dataset | None,
     runs: Sequence[str | os.PathLike[str]],
     *,
     trunk: str | os.PathLike[str] | None = None,
@@ -76,9 +81,15 @@ def train_together(
             "Recipes trained together need frozen trunks and the same seed, batch_size, hold_out, side, crop_pct and "
             "normalisation; train the others by themselves."
         )
+    if test_set is None and any(r.looks_at_test for r in recipes):
+        raise ArgumentError("This recipe looks at test images and there are none; give select='held_out'.")
     folders = [Path(run) for run in runs]
     with ExitStack() as locks:
-        for folder in folders:
+        device = locks.enter_context(joined(device))
+        if processes() > 1 and recipes[0].trunk == "frozen":
+            raise ArgumentError("A frozen trunk's heads train in one process; start the same command without torchrun.")
+        progress = progress and rank() == 0
+        for folder in folders if rank() == 0 else ():
             folder.mkdir(parents=True, exist_ok=True)
             locks.enter_context(alone_in(folder))
         learners = [Learner(r, train_set, test_set, f, trunk, device) for r, f in zip(recipes, folders, strict=True)]
@@ -89,10 +100,15 @@ def train_together(
 
 
 def _train(
-    learners: list[Learner], train_set: Dataset, test_set: Dataset, cache: Path | None, device: str, progress: bool
+    learners: list[Learner],
+    train_set: Dataset,
+    test_set: Dataset | None,
+    cache: Path | None,
+    device: str,
+    progress: bool,
 ) -> None:
     recipe = learners[0].recipe
-    kept, held = hold_out(train_set.labels, recipe.hold_out)
+    kept, held = train_set.split(recipe.hold_out)
     data: FrozenBatches | ImageBatches
     if recipe.trunk == "frozen":
         models = [learner.model for learner in learners]
@@ -104,7 +120,9 @@ def _train(
 
     for epoch in range(min(learner.state.epoch for learner in learners), epochs):
         # Others have this epoch behind them: fewer epochs in their recipe, or a kill between two checkpoints.
-        active = [learner for learner in learners if learner.state.epoch == epoch < learner.recipe.epochs]
+        active = [ln for ln in learners if ln.state.epoch == epoch < ln.recipe.epochs and not ln.stopped]
+        if not active:
+            continue
         began = time.perf_counter()
         side = data.enter_epoch(epoch)
         torch.manual_seed(recipe.seed * 1_000_003 + epoch)
@@ -128,7 +146,7 @@ def _train(
         seconds = time.perf_counter() - began
 
         for learner in active:
-            learner.model.eval()
+            learner.look()
         forwards = [learner.forward for learner in active]
         seen = {"held_out": scores(forwards, data.held_out())} if len(held) else {}
         if any(learner.recipe.looks_at_test for learner in active):
@@ -145,7 +163,10 @@ def _train(
         learner.finished = learner.finish(data)
 
 
-_OWN = ("model", "model_args", "head", "sizes", "select", "log_test", "lr", "weight_decay", "schedule", "warm_up")
+_OWN = (
+    *("model", "model_args", "head", "sizes", "select", "log_test", "lr", "weight_decay", "schedule", "warm_up"),
+    "patience",
+)
 
 
 def _common(recipe: Recipe) -> str:

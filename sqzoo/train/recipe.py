@@ -19,13 +19,18 @@ class Recipe:
     spoil it.
     head: behind a frozen trunk, train "all" of the head or its "last" layer alone, the others being torchvision's
     (AlexNet in the paper).
-    start: "imagenet", or the weights file of an all-layers run: its trunk, and its head where it is of this model.
+    start: "imagenet", or a weights tag or the weights file of an all-layers run: its trunk, and its head where it is of
+    this model.
     sizes: (side in pixels, epochs) in turn; a frozen trunk has one side.
     crop_pct: 0.875 sees the central 28 of 32 pixels (the paper's resize 256, crop 224), 1.0 all of them.
     hold_out: training images kept apart; select: which images choose the best epoch, "held_out" or "test" (the
     paper's own way, which flatters). log_test: look at the test images after every epoch though they choose nothing.
+    patience: epochs without a better score on the images that choose before the run stops; 0: it never does.
     schedule: the learning rate is `lr` throughout, or with "cosine" rises to it over the share `warm_up` of all steps
     and falls along a cosine to zero.
+    ema: decay by step, in [0, 1), of a running average of the weights, which is then what is evaluated and kept; 0 is
+    none. label_smoothing: share, in [0, 1), of a target that is spread over all classes. trunk_norm: train with batch
+    norm in the trunk, which is folded away at the end (see `norms.py`).
     """
 
     model: str
@@ -40,6 +45,7 @@ class Recipe:
     hold_out: int = 0
     select: Literal["held_out", "test"] = "test"
     log_test: bool = False
+    patience: int = 0
     batch_size: int = 128
     lr: float = 0.001
     weight_decay: float = 0.0
@@ -47,6 +53,9 @@ class Recipe:
     warm_up: float = 0.0
     flip: bool = False
     pad: int = 0
+    ema: float = 0.0
+    label_smoothing: float = 0.0
+    trunk_norm: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -64,10 +73,15 @@ class Recipe:
             raise ArgumentError(f"sizes must be (side in pixels, epochs) pairs of at least 1, not {self.sizes!r}.")
         if self.batch_size < 1:
             raise ArgumentError(f"batch_size must be at least 1, not {self.batch_size!r}.")
+        for name in ("ema", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ArgumentError(f"{name} must be at least 0 and below 1, not {getattr(self, name)!r}.")
         if self.trunk == "frozen" and ("+" in self.model or self.head_epochs):
             raise ArgumentError(
                 "several models, and head_epochs, go with trunk='trained'; give one model and no epochs."
             )
+        if self.trunk_norm and self.trunk == "frozen":
+            raise ArgumentError("trunk_norm=True changes the trunk as it learns; give trunk='trained' with it.")
         if self.head == "last" and self.trunk == "trained":
             raise ArgumentError("head='last' trains one layer alone; give trunk='frozen' with it, or head='all'.")
         if self.schedule == "constant" and self.warm_up:
@@ -101,6 +115,16 @@ def _paper(model: str, lr: float, epochs: int, **changes: Any) -> Recipe:
     return Recipe(model, lr=lr, sizes=((224, epochs),), **changes)
 
 
+def _pictures(model: str, all_layers: bool) -> Recipe:
+    common: dict[str, Any] = {"crop_pct": 1.0, "hold_out": 1, "select": "held_out", "batch_size": 32}
+    if not all_layers:
+        # AlexNet's linear layers are large, and from scratch.
+        lr = 0.0001 if model == "alexnet_cifar" else 0.001
+        return Recipe(model, sizes=((224, 60),), lr=lr, patience=10, **common)
+    rest: dict[str, Any] = {"weight_decay": 0.05, "schedule": "cosine", "warm_up": 0.1, "flip": True, "pad": 28}
+    return Recipe(model, trunk="trained", sizes=((224, 8),), lr=2e-4, **common, **rest)
+
+
 # Table 3's learning rate for Sq-1, figure 8's for Fire-Next; the paper gives none for the other two, and no batch size.
 _PAPER = {
     "squeezenet_cifar": _paper("squeezenet_cifar", 0.0004, 10),
@@ -108,7 +132,10 @@ _PAPER = {
     "fire_next": _paper("fire_next", 0.001, 10, batch_size=64),
     "alexnet_cifar": _paper("alexnet_cifar", 0.0004, 16, head="last"),
 }
-RECIPES = ("paper", "paper_held_out", "fc", "fc_held_out", "finetune", "finetune_more")
+RECIPES = (
+    *("paper", "paper_held_out", "fc", "fc_held_out", "finetune", "finetune_more", "finetune_norm"),
+    *("pictures", "pictures_all_layers"),
+)
 
 
 def recipe(name: str, model: str, **changes: Any) -> Recipe:
@@ -118,15 +145,21 @@ def recipe(name: str, model: str, **changes: Any) -> Recipe:
     the 5,000 held out. fc, fc_held_out: AlexNet's three linear layers from scratch, for want of torchvision's; the
     last layer alone is the paper's. finetune: all layers, AdamW, random crop and flip, growing images. finetune_more:
     another, longer cycle at the last size, from the weights file `start` of a finetune run, on 49,000 images.
+    finetune_norm: a third, up to larger images, from such a file, with batch norm in the trunk and averaged weights.
+    pictures: the head alone, for one's own pictures, until the held-out ones gain no more; pictures_all_layers: all
+    layers after it. Both are for `train_on_pictures`, which says which images are held out.
     """
     if name not in RECIPES:
         raise ArgumentError(f"Unknown recipe {name!r}.{did_you_mean(name, RECIPES)} There are: {', '.join(RECIPES)}.")
-    for part in model.split("+") if name.startswith("finetune") else [model]:
+    several = name.startswith("finetune")
+    for part in model.split("+") if several else [model]:
         if part not in _PAPER:
             raise UnknownModelError(
                 f"Unknown model {part!r}.{did_you_mean(part, _PAPER)} There are: {', '.join(_PAPER)}."
             )
-    if name.startswith("finetune"):
+    if name in ("pictures", "pictures_all_layers"):
+        base = _pictures(model, name == "pictures_all_layers")
+    elif several:
         base = Recipe(
             model,
             trunk="trained",
@@ -142,10 +175,15 @@ def recipe(name: str, model: str, **changes: Any) -> Recipe:
             flip=True,
             pad=4,
         )
-        if name == "finetune_more":
+        if name != "finetune":
             if "start" not in changes:
-                raise ArgumentError("finetune_more goes on from an earlier run: give its best.safetensors as start.")
-            base = dataclasses.replace(base, sizes=((128, 8),), head_epochs=1, hold_out=1000, lr=4e-4, pad=3)
+                raise ArgumentError(f"{name} goes on from an earlier run: give its best.safetensors as start.")
+            base = dataclasses.replace(base, hold_out=1000)
+        if name == "finetune_more":
+            base = dataclasses.replace(base, sizes=((128, 8),), head_epochs=1, lr=4e-4, pad=3)
+        elif name == "finetune_norm":
+            sizes = ((96, 4), (128, 3), (160, 3))
+            base = dataclasses.replace(base, sizes=sizes, lr=1e-3, trunk_norm=True, ema=0.998)
     else:
         base = _paper(model, 0.0001, 2) if name.startswith("fc") else _PAPER[model]
         if name.endswith("_held_out"):

@@ -134,9 +134,8 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
     try:
         # Not mapped from the file: what another process writes there later would be in the tensors.
         data = read_bytes(file, LARGEST)
-        tensors = (
-            load(data) if file.suffix == ".safetensors" else torch.load(io.BytesIO(data), "cpu", weights_only=True)
-        )
+        safe = file.suffix == ".safetensors"
+        tensors = load(data) if safe else torch.load(io.BytesIO(data), "cpu", weights_only=True)
         if not all(isinstance(k, str) and isinstance(v, torch.Tensor) and _is_plain(v) for k, v in tensors.items()):
             raise TypeError("not a dictionary of named tensors")
         return dict(tensors)

@@ -1,0 +1,221 @@
+"""Accuracy against parameters, multiply-adds and CPU time: our networks at every image size, and published ones.
+
+    python benchmarks/pareto.py [--sides 64,96,128,160,192,224] [--seconds 5] [--threads N] [--draw]
+
+Each architecture's default tag is evaluated at each side, on the training images that its run held out and on the test
+images, then all networks, ours and those of published.py, are timed in ONNX Runtime at batch 1, in turns, in this one
+run. A side is chosen on held-out images: the best, and the smallest within 0.3 points of it. Writes
+results/pareto.json, .png and .svg, and the README's table. `--draw` makes the last three from the record.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn as nn
+from published import PUBLISHED
+from torch.utils.flop_counter import FlopCounterMode
+
+from sqzoo import SqzooError, create_model, get_weights
+from sqzoo.data import Dataset, Preprocessing, cifar10, hold_out
+from sqzoo.environment import environment
+from sqzoo.graph import to_onnx
+from sqzoo.train import logits, metrics
+from sqzoo.train.checkpoint import write_text
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+OURS = ("sq1", "squeezenet_cifar", "fire_next")
+SIDES = (64, 96, 128, 160, 192, 224)
+NEAR = 0.3  # points of held-out top-1 that a smaller image may cost
+
+
+def multiply_adds(model: nn.Module, side: int) -> float:
+    """Return the millions of multiply-adds of an image."""
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 3, side, side))
+    return counter.get_total_flops() / 2e6
+
+
+def mirrored(data: Dataset) -> Dataset:
+    """Return the same images, left and right exchanged."""
+    return Dataset(np.ascontiguousarray(data.images[:, :, ::-1]), data.labels)
+
+
+def evaluate_ours(train: Dataset, test: Dataset, sides: list[int]) -> list[dict[str, Any]]:
+    """Return a row for each architecture's default tag at each side: accuracy, multiply-adds, parameters."""
+    rows = []
+    for name in OURS:
+        entry = get_weights(name)
+        model = create_model(name, pretrained=True)
+        held = train[hold_out(train.labels, entry.recipe["hold_out"])[1]]
+        for side in sides:
+            prepare = Preprocessing(side, entry.crop_pct, entry.mean, entry.std)
+            seen = {
+                part: metrics(logits(model, data, prepare), torch.from_numpy(data.labels)).top1
+                for part, data in (("held_out_top1", held), ("test_top1", test))
+            }
+            about = {"tag": entry.tag, "side": side, "trained_at": entry.input_size[1], "held_out_images": len(held)}
+            if side == entry.input_size[1]:
+                both = logits(model, test, prepare) + logits(model, mirrored(test), prepare)
+                about["test_top1_with_mirror_image"] = metrics(both, torch.from_numpy(test.labels)).top1
+            macs, params = multiply_adds(model, side), sum(p.numel() for p in model.parameters())
+            rows.append(about | seen | {"mega_multiply_adds": round(macs, 1), "params": params})
+            print(rows[-1], file=sys.stderr)
+    return rows
+
+
+def time_all(networks: dict[str, tuple[nn.Module, int]], seconds: float, threads: int) -> dict[str, dict[str, Any]]:
+    """Return each network's median and 90th percentile of milliseconds an image, batch 1; all take turns."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    sessions = {}
+    for name, (model, side) in networks.items():
+        graph = to_onnx(model.eval(), torch.zeros(2, 3, side, side), {})
+        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        image = np.random.default_rng(0).standard_normal((1, 3, side, side), np.float32)
+        for _ in range(5):
+            session.run(None, {"images": image})
+        sessions[name] = (session, image)
+    times: dict[str, list[float]] = {name: [] for name in sessions}
+    while min(sum(found) for found in times.values()) < seconds:
+        for name, (session, image) in sessions.items():
+            for _ in range(10):
+                began = time.perf_counter()
+                session.run(None, {"images": image})
+                times[name].append(time.perf_counter() - began)
+    return {
+        name: {"ms_p50": 1e3 * statistics.median(t), "ms_p90": 1e3 * float(np.quantile(t, 0.9)), "runs": len(t)}
+        for name, t in times.items()
+    }
+
+
+def chosen(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return by tag the rows that held-out images choose: the "best" side, and the "knee" near it."""
+    found = {}
+    for tag in dict.fromkeys(row["tag"] for row in rows):
+        own = sorted((r for r in rows if r["tag"] == tag), key=lambda r: r["side"])
+        best = max(own, key=lambda r: r["held_out_top1"])
+        knee = next(r for r in own if r["held_out_top1"] >= best["held_out_top1"] - NEAR)
+        found[tag] = {"best": best, "knee": knee}
+    return found
+
+
+def draw(results: dict[str, Any]) -> None:
+    """Write the plot: test accuracy against milliseconds and against multiply-adds."""
+    from plots import BLACK, COLOURS, STYLE, plt
+
+    with plt.rc_context(STYLE):
+        figure, panels = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True)
+        for axes, key, label in zip(
+            panels,
+            ("ms_p50", "mega_multiply_adds"),
+            (f"milliseconds an image, batch 1, {results['threads']} threads", "multiply-adds, millions"),
+            strict=True,
+        ):
+            for colour, tag in zip(COLOURS, chosen(results["ours"]), strict=False):
+                own = [r for r in results["ours"] if r["tag"] == tag]
+                axes.plot([r[key] for r in own], [r["test_top1"] for r in own], "o-", color=colour, label=tag)
+                for row in own:
+                    axes.annotate(str(row["side"]), (row[key], row["test_top1"]), fontsize=6, xytext=(3, -8),
+                                  textcoords="offset points")  # fmt: skip
+            for row in results["published"]:
+                if row.get(key):
+                    axes.plot(row[key], row["top1"], "x", color=BLACK)
+                    axes.annotate(row["name"], (row[key], row["top1"]), fontsize=6, xytext=(4, 3),
+                                  textcoords="offset points")  # fmt: skip
+            axes.set_xscale("log")
+            axes.set_xlabel(label)
+        panels[0].set_ylabel("test top-1, %")
+        panels[0].legend(fontsize=7, loc="lower right")
+        figure.suptitle(
+            "CIFAR-10 under 1M parameters: ours by image side (•), published (x, accuracy as quoted)", fontsize=10
+        )
+        for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+            figure.savefig(RESULTS / f"pareto.{kind}", metadata=metadata)
+        plt.close(figure)
+
+
+def render(results: dict[str, Any]) -> str:
+    """Return the README's table: our best sides and knees among the published networks, by accuracy."""
+    rows = []
+    for tag, picked in chosen(results["ours"]).items():
+        for row in {r["side"]: r for r in picked.values()}.values():
+            name = f"**`{tag}`** at {row['side']} px"
+            rows.append(
+                (row["test_top1"], name, row["params"] / 1e6, row["mega_multiply_adds"], row.get("ms_p50"), "measured")
+            )
+    for row in results["published"]:
+        rows.append((row["top1"], row["name"], row["params"], row["macs"], row.get("ms_p50"), row["source"]))
+    lines = [
+        "| network | top-1, % | parameters, M | multiply-adds, M | ms | accuracy from |",
+        "|---|---|---|---|---|---|",
+    ]
+    for top1, name, params, macs, ms, source in sorted(rows, key=lambda r: -r[0]):
+        time_ = f"{ms:.2f}" if ms else "-"
+        lines.append(f"| {name} | {top1:.2f} | {params:.2f} | {macs:.0f} | {time_} | {source} |")
+    where = results["environment"]
+    lines += [
+        "",
+        f"Milliseconds: ONNX Runtime, batch 1, {results['threads']} threads, {where['cpu']}; median, all in one run.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def write_readme(results: dict[str, Any]) -> None:
+    readme = ROOT / "README.md"
+    before, rest = readme.read_text(encoding="utf-8").split("<!-- pareto -->\n")
+    after = rest.split("<!-- /pareto -->")[1]
+    write_text(readme, f"{before}<!-- pareto -->\n{render(results)}<!-- /pareto -->{after}")
+
+
+def main() -> int:
+    """Evaluate, time, record, draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sides", default=",".join(map(str, SIDES)), help="image sides, by commas")
+    parser.add_argument("--seconds", type=float, default=5, help="time a network for so long")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--data", help="CIFAR-10 folder (default: $SQZOO_CIFAR10, else the Hub)")
+    parser.add_argument("--draw", action="store_true", help="from the record, measure nothing")
+    arguments = parser.parse_args()
+    file = RESULTS / "pareto.json"
+    if not arguments.draw:
+        train, test = cifar10("train", arguments.data), cifar10("test", arguments.data)
+        ours = evaluate_ours(train, test, [int(side) for side in arguments.sides.split(",")])
+        networks = {f"{r['tag']} {r['side']}": (create_model(r["tag"], pretrained=True), r["side"]) for r in ours}
+        networks |= {p.name: (p.build(), 32) for p in PUBLISHED if p.build}
+        times = time_all(networks, arguments.seconds, arguments.threads)
+        published = []
+        for p in PUBLISHED:
+            about = {k: getattr(p, k) for k in ("name", "top1", "params", "macs", "source")}
+            counted = {"mega_multiply_adds": round(multiply_adds(networks[p.name][0], 32), 1)} if p.build else {}
+            published.append(about | counted | times.get(p.name, {}))
+        results = {
+            "environment": environment(),
+            "data": {"train_digest": train.digest, "test_digest": test.digest},
+            "threads": arguments.threads,
+            "ours": [row | times[f"{row['tag']} {row['side']}"] for row in ours],
+            "published": published,
+        }
+        write_text(file, json.dumps(results, indent=1) + "\n")
+    results = json.loads(file.read_text(encoding="utf-8"))
+    draw(results)
+    write_readme(results)
+    print(render(results))
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except SqzooError as e:
+        sys.exit(f"pareto: {e}")

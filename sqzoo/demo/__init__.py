@@ -1,0 +1,6 @@
+"""A web page that classifies pictures in the browser alone: its server, its files, its models."""
+
+from sqzoo.demo.page import Page
+from sqzoo.demo.server import serve
+
+__all__ = ["Page", "serve"]

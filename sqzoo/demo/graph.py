@@ -1,0 +1,93 @@
+"""A model for the page: from pixels to probabilities and, as a second output, where each class was seen."""
+
+import copy
+import gzip
+import hashlib
+import json
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn as nn
+
+import sqzoo
+from sqzoo.cache import folder
+from sqzoo.demo.runtime import write_bytes
+from sqzoo.errors import ArgumentError
+from sqzoo.graph import FromPixels, pixels_side, to_onnx
+from sqzoo.hashing import tensors_sha256
+from sqzoo.models._blocks import GlobalPool
+from sqzoo.registry import create_model
+
+_FORMAT = 1  # raise it when the graph changes, so that kept files of the old kind are not used
+
+
+class WithMaps(FromPixels):
+    """Pictures (N, side, side, 3) uint8 to probabilities (N, classes) and class activation maps (N, classes, h, w).
+
+    The maps are the logits before the global pool, Zhou et al. 2016, https://arxiv.org/abs/1512.04150: each place's
+    own share in the class. Linear layers behind the pool are applied to each place alone.
+    """
+
+    net: Any
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__(copy.deepcopy(net).cpu().float().eval().requires_grad_(False))
+        self.pool = self.net.global_pool
+        if not self.net.linear_head:
+            self.net.global_pool = GlobalPool("")
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+        features = self.net.forward_features(self.prepare(images))
+        if not self.net.linear_head:
+            maps = self.net.forward_head(features)
+            return self.pool(maps).softmax(1), maps
+        n, channels, height, width = features.shape
+        places = features.permute(0, 2, 3, 1).reshape(-1, channels, 1, 1)
+        maps = self.net.forward_head(places).reshape(n, height, width, -1).permute(0, 3, 1, 2)
+        return self.net.forward_head(features).softmax(1), maps
+
+
+@dataclass(frozen=True)
+class PageModel:
+    """A model as the page gets it: the file that gzip packed, and what the page must know of it."""
+
+    name: str
+    packed: bytes
+    about: dict[str, Any]
+
+
+def page_model(name: str) -> PageModel:
+    """Make a model of `create_model` ready for the page, or take it from the cache, where it was made before.
+
+    Raises `ArgumentError` for a model without class maps, `SqzooError` as `create_model` does.
+    """
+    net: Any = create_model(name, pretrained=True)
+    if not net.num_classes or net.in_chans != 3 or net.global_pool.side != 1:
+        raise ArgumentError(f"{name!r} has no classes, no colours or no class maps; give a SqueezeNet-based model.")
+    config: dict[str, Any] = net.pretrained_cfg
+    labels = config.get("label_names") or ()
+    if len(labels) != net.num_classes:
+        labels = [str(i) for i in range(int(net.num_classes))]
+    tag = f"{config['architecture']}.{config['tag']}" if config.get("tag") else name
+    about = {
+        "tag": tag,
+        "labels": list(labels),
+        "pixels": pixels_side(net),
+        "side": config["input_size"][1],
+        "step": net.feature_info[-1]["reduction"],
+    }
+    seen = about | {k: config[k] for k in ("crop_pct", "mean", "std")} | {"sqzoo": sqzoo.__version__, "v": _FORMAT}
+    key = hashlib.sha256((tensors_sha256(net.state_dict()) + json.dumps(seen, sort_keys=True)).encode()).hexdigest()
+    file = folder() / "demo" / f"{config['architecture']}-{key[:16]}.onnx.gz"
+    try:
+        packed = file.read_bytes()
+        gzip.decompress(packed)  # compares its checksum
+    except (OSError, EOFError, zlib.error):
+        side = int(about["pixels"])
+        packed = gzip.compress(
+            to_onnx(WithMaps(net).eval(), torch.zeros(2, side, side, 3, dtype=torch.uint8), {}), mtime=0
+        )
+        write_bytes(file, packed)
+    return PageModel(tag, packed, about)

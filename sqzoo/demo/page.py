@@ -1,0 +1,66 @@
+"""What the page consists of: its own files, its engine, its models, packed once and held in memory."""
+
+import gzip
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqzoo.demo.graph import page_model
+from sqzoo.demo.runtime import runtime_files
+from sqzoo.registry import list_models
+from sqzoo.weights import get_weights
+
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".mjs": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".json": "application/json",
+    ".wasm": "application/wasm",
+    ".onnx": "application/octet-stream",
+}
+
+
+@dataclass(frozen=True)
+class Asset:
+    """A file of the page: its media type, its bytes as gzip packs them, and a tag that changes with them."""
+
+    media: str
+    packed: bytes
+    etag: str
+
+
+class Page:
+    """The page's files by path, `/index.html` among them. `models` are names that `create_model` takes.
+
+    Without names they are the complete models of the package, the default architecture's first. The models and the
+    engine come from the user's cache, where the first call puts them. Raises `SqzooError`.
+    """
+
+    def __init__(self, models: Sequence[str] = ()) -> None:
+        self.assets: dict[str, Asset] = {}
+        own = Path(__file__).parent / "static"
+        for file in sorted(own.iterdir()):
+            self._add(file.name, gzip.compress(file.read_bytes(), mtime=0))
+        for name, packed in runtime_files().items():
+            self._add(name, packed)
+        entries = []
+        for i, name in enumerate(models or complete_tags()):
+            model = page_model(name)
+            self._add(f"{i}.onnx", model.packed)
+            entries.append({"file": f"{i}.onnx", "bytes": len(model.packed)} | model.about)
+        self._add("models.json", gzip.compress(json.dumps(entries).encode(), mtime=0))
+        self.models = [str(entry["tag"]) for entry in entries]
+
+    def _add(self, name: str, packed: bytes) -> None:
+        etag = f'"{hashlib.sha256(packed).hexdigest()[:32]}"'
+        self.assets[f"/{name}"] = Asset(_TYPES[Path(name).suffix], packed, etag)
+
+
+def complete_tags() -> list[str]:
+    """Return the tags that need no ImageNet trunk, `sq1`'s first."""
+    tags = [tag for tag in list_models(pretrained=True) if get_weights(tag).holds == "complete"]
+    return sorted(tags, key=lambda tag: (not tag.startswith("sq1."), tag))

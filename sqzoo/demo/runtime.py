@@ -1,0 +1,105 @@
+"""The page's engine: two files of the npm package onnxruntime-web, pinned, fetched once, kept in the cache."""
+
+import base64
+import contextlib
+import gzip
+import hashlib
+import io
+import os
+import tarfile
+import tempfile
+import urllib.request
+import zlib
+from pathlib import Path
+
+from filelock import FileLock
+from tqdm import tqdm
+
+from sqzoo.cache import folder
+from sqzoo.errors import DataError
+
+VERSION = "1.30.0"
+SIZE = 33_106_585
+INTEGRITY = "sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
+# The wasm backend alone, its loader inside the bundle: the smallest set of the package's files that runs a model.
+FILES = {
+    "ort.wasm.bundle.min.mjs": "11e64bd8ffe11bd1a2a2f0d6275fdfbbba7262f0b76b99b53d228a8a22ef3d90",
+    "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
+}
+
+
+def runtime_files() -> dict[str, bytes]:
+    """Return the engine's files by name, each as gzip packs it and verified by SHA-256.
+
+    They come from the cache; what is missing or damaged there is fetched, once, from the npm registry
+    (`NPM_CONFIG_REGISTRY`, else registry.npmjs.org). Raises `DataError` where it cannot be had.
+    """
+    place = folder() / "demo"
+    place.mkdir(parents=True, exist_ok=True)
+    with FileLock(place / ".lock"):
+        found = {name: _kept(_file(place, name), digest) for name, digest in FILES.items()}
+        if None in found.values():
+            found |= _unpacked(_fetched(), place)
+    return {name: packed for name, packed in found.items() if packed is not None}
+
+
+def _file(place: Path, name: str) -> Path:
+    return place / f"{VERSION}-{name}.gz"
+
+
+def _kept(file: Path, digest: str) -> bytes | None:
+    try:
+        packed = file.read_bytes()
+        whole = gzip.decompress(packed)
+    except (OSError, EOFError, zlib.error):
+        return None
+    return packed if hashlib.sha256(whole).hexdigest() == digest else None
+
+
+def _fetched() -> bytes:
+    """Return the npm package, after its hash was compared with the pinned one."""
+    registry = os.environ.get("NPM_CONFIG_REGISTRY") or "https://registry.npmjs.org"
+    url = f"{registry.rstrip('/')}/onnxruntime-web/-/onnxruntime-web-{VERSION}.tgz"
+    content = bytearray()
+    try:
+        with (
+            urllib.request.urlopen(url, timeout=30) as answer,
+            tqdm(total=SIZE, unit="B", unit_scale=True, desc=f"onnxruntime-web {VERSION}, once", leave=False) as bar,
+        ):
+            while len(content) <= SIZE and (block := answer.read(1 << 18)):
+                content += block
+                bar.update(len(block))
+    except (OSError, ValueError) as e:
+        raise DataError(
+            f"The page's engine could not be fetched from {url} ({e}); connect to the network for the first "
+            "`sqzoo demo`, or name a mirror of npm in NPM_CONFIG_REGISTRY."
+        ) from e
+    found = "sha512-" + base64.b64encode(hashlib.sha512(content).digest()).decode()
+    if found != INTEGRITY:
+        raise DataError(f"{url} gave a file with integrity {found}, not {INTEGRITY}; nothing was kept, try again.")
+    return bytes(content)
+
+
+def _unpacked(package: bytes, place: Path) -> dict[str, bytes]:
+    found = {}
+    with tarfile.open(fileobj=io.BytesIO(package), mode="r:gz") as archive:
+        for name in FILES:
+            member = archive.extractfile(f"package/dist/{name}")
+            assert member is not None
+            found[name] = gzip.compress(member.read(), mtime=0)
+            write_bytes(_file(place, name), found[name])
+    return found
+
+
+def write_bytes(file: Path, content: bytes) -> None:
+    """Write a file that appears whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+        os.replace(name, file)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise

@@ -1,0 +1,287 @@
+"""Models into files that other runtimes read: ONNX, OpenVINO, torch.export, int8; each compared with PyTorch."""
+
+import copy
+import io
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn as nn
+from safetensors.torch import load, save
+
+from sqzoo import __version__
+from sqzoo.data import Preprocessing, cifar10
+from sqzoo.errors import ArgumentError, ExportError, WeightsError, did_you_mean
+from sqzoo.extras import require
+from sqzoo.graph import FromPixels, pixels_side, to_int8, to_onnx, traced
+from sqzoo.hashing import tensors_sha256
+from sqzoo.weights import read_manifest, read_verified
+from sqzoo.weights.header import read_tensors
+from sqzoo.weights.reading import LARGEST, read_bytes
+
+FORMATS = {
+    "onnx": ".onnx",
+    "onnx-int8": ".onnx",
+    "openvino": ".xml",
+    "torch-export": ".pt2",
+    "safetensors-int8": ".safetensors",
+}
+TOLERANCE = 1e-4  # largest difference of an output, as a part of the largest output where that is above 1
+INT8_TOLERANCE = 0.15  # root mean square difference of int8's outputs, as a part of the outputs' own spread
+
+_CALIBRATION, _HELD_BACK = 256, 64  # images that set int8's ranges, and others that its outputs are compared on
+_SCALE = ".scale"
+Run = Callable[[np.ndarray], np.ndarray]
+
+
+def export(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    format: str = "onnx",
+    *,
+    preprocessing: bool = False,
+    calibration: np.ndarray | None = None,
+) -> Path:
+    """Write a model of `create_model` to a file for another runtime, and return the file.
+
+    format: "onnx", "onnx-int8" (static QDQ, weights by channel), "openvino" (path.xml, and path.bin beside it),
+    "torch-export" (for torch.export.load) or "safetensors-int8" (weights alone, for `read_int8`).
+    preprocessing: False: `images` (N, 3, side, side) float32, normalised, to `logits` (N, classes). True: `images`
+    (N, side, side, 3) uint8 to `probabilities` (N, classes); the side is 32 where the model knows CIFAR-10's classes,
+    with the upsampling in the graph, else that of the picture before the centre crop. The batch N is free in both.
+    calibration: 128 or more training images for int8, uint8 (N, side, side, 3) as above; by default 320 of CIFAR-10's
+    training images, from where `sqzoo.data.cifar10` finds them. Test images are never used.
+
+    Labels, tag, input size, mean and std, the SHA-256 of the weights' tensors and their origin are in the metadata. The
+    file appears whole, and only after its outputs were compared with PyTorch's: to `TOLERANCE`, int8 to
+    `INT8_TOLERANCE`. Raises `ArgumentError`, `ExportError`, `DataError`, or `MissingExtraError` where a package is
+    not installed.
+    """
+    target = _target(path, format)
+    if not hasattr(model, "pretrained_cfg"):
+        raise ArgumentError(f"{type(model).__name__} is no model of create_model; give one that it made.")
+    if preprocessing and (format == "safetensors-int8" or model.in_chans != 3 or not model.num_classes):
+        raise ArgumentError(
+            f"preprocessing=True needs a graph, 3 input channels and classes, not {format} of a model with "
+            f"{model.in_chans} channels and {model.num_classes} classes; leave it out."
+        )
+    net = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
+    about = metadata(net) | {"input": "uint8 NHWC" if preprocessing else "float32 NCHW, normalised"}
+    graph = FromPixels(net).eval() if preprocessing else net
+    if format == "onnx-int8":
+        pixels = _calibration_images(net, calibration)
+    else:
+        side = pixels_side(net)
+        pixels = np.random.default_rng(0).integers(0, 256, (3, side, side, 3), dtype=np.uint8)
+    images = torch.from_numpy(pixels) if preprocessing else _prepared(net, pixels)
+    if format == "safetensors-int8":
+        return _write(target, _int8_weights(net, images, about))
+    if format == "torch-export":
+        return _write(target, _torch_export(graph, images, about))
+    if format == "openvino":
+        require("openvino", "openvino", "The format openvino")
+    require("onnxruntime", "export", f"The format {format}")
+    data = to_onnx(graph, images[:2], about)
+    if format == "openvino":
+        return _write_openvino(target, data, graph, images, about)
+    if format == "onnx-int8":
+        data = to_int8(data, images[:-_HELD_BACK].numpy(), about)
+        compare(graph, onnx_run(data), images[-_HELD_BACK:], format, int8=True)
+    else:
+        compare(graph, onnx_run(data), images, format)
+    return _write(target, data)
+
+
+def metadata(model: nn.Module) -> dict[str, str]:
+    """Return what a file should say about a model of `create_model`: strings, lists and numbers as JSON.
+
+    `tag` and what the manifest says about it are there only where the model's tensors are the tag's, not trained on.
+    """
+    config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    state = model.state_dict()
+    found: dict[str, Any] = {
+        "sqzoo": __version__,
+        "architecture": config["architecture"],
+        "labels": list(config.get("label_names") or ()),
+        "input_size": [model.in_chans, *config["input_size"][1:]],
+        **{key: config[key] for key in ("crop_pct", "interpolation", "mean", "std")},
+        "weights_sha256": tensors_sha256(state),
+    }
+    entry = read_manifest().get(f"{config['architecture']}.{config.get('tag')}")
+    if entry:
+        own = read_verified(entry)
+        if all(k in state and torch.equal(state[k], v.to(state[k].dtype)) for k, v in own.items()):
+            found |= {"tag": entry.tag, "file_sha256": entry.sha256, "licence": entry.licence}
+            found |= {"provenance": entry.provenance, "test_top1": entry.metrics["test_top1"]}
+    if len(found["labels"]) != model.num_classes:
+        found["labels"] = []
+    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in found.items()}
+
+
+def read_int8(file: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+    """Return the float32 tensors of a safetensors-int8 file, for `model.load_state_dict`.
+
+    A weight's channel is its int8 values times the channel's scale, which lies beside it as `NAME.scale`. Raises
+    `WeightsError` for a file that is missing or damaged.
+    """
+    try:
+        data = read_bytes(Path(file), LARGEST)
+    except OSError as e:
+        raise WeightsError(f"Cannot read {os.fspath(file)} ({e.strerror}); name a safetensors-int8 file.") from e
+    tensors = read_tensors(data, os.fspath(file))
+    try:
+        return _from_int8(tensors)
+    except (KeyError, RuntimeError) as e:
+        raise WeightsError(f"{os.fspath(file)} is no safetensors-int8 file: its int8 tensors lack scales.") from e
+
+
+def onnx_run(data: bytes) -> Run:
+    """Return a function that runs an ONNX graph of `sqzoo.graph` on the CPU by onnxruntime."""
+    runtime = require("onnxruntime", "export", "ONNX")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    return lambda images: np.asarray(session.run(None, {"images": images})[0])
+
+
+def compare(graph: nn.Module, run: Run, images: torch.Tensor, format: str, int8: bool = False) -> None:
+    """Raise `ExportError` unless `run` gives what the PyTorch graph gives for the images, one and many at a time."""
+    with torch.inference_mode():
+        wanted = graph(images).numpy()
+    for low, high in ((0, 1), (0, len(images))):
+        found, expected = run(images[low:high].numpy()), wanted[low:high]
+        wrong = found.shape != expected.shape or not np.isfinite(found).all()
+        error = float("inf") if wrong else float(np.abs(found - expected).max() / max(1.0, np.abs(wanted).max()))
+        limit = TOLERANCE
+        if int8 and not wrong:
+            error, limit = float(np.sqrt(np.mean((found - expected) ** 2)) / (wanted.std() + 1e-12)), INT8_TOLERANCE
+        if not error <= limit:
+            raise ExportError(
+                f"The {format} graph's outputs differ from PyTorch's by {error:.2g} for a batch of {high - low}, more "
+                f"than {limit:g}; nothing was written: try another format, or other versions of the export packages."
+            )
+
+
+def _target(path: str | os.PathLike[str], format: str) -> Path:
+    """Return the file to write, in a folder that can be written to, before any work is done."""
+    if format not in FORMATS:
+        raise ArgumentError(
+            f"Unknown format {format!r}.{did_you_mean(str(format), FORMATS)} There are: {', '.join(FORMATS)}."
+        )
+    target, suffix = Path(path), FORMATS[format]
+    if target.suffix != suffix:
+        raise ArgumentError(f"{format} is written to a file that ends in {suffix}, not to {str(target)!r}; rename it.")
+    try:
+        if target.is_dir():
+            raise IsADirectoryError(21, "Is a directory")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as e:
+        raise ExportError(
+            f"Cannot write {target} ({e.strerror}); name a file in a folder that you may write to."
+        ) from e
+    return target
+
+
+def _write(target: Path, data: bytes) -> Path:
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(target)
+    except OSError as e:
+        temporary.unlink(missing_ok=True)
+        raise ExportError(f"Cannot write {target} ({e.strerror}); free some space, or name another folder.") from e
+    return target
+
+
+def _prepared(net: nn.Module, pixels: np.ndarray) -> torch.Tensor:
+    if net.in_chans != 3:  # no pictures: any numbers of about the size of normalised ones
+        side = int(net.pretrained_cfg["input_size"][1])  # type: ignore[index]
+        return torch.randn(len(pixels), int(net.in_chans), side, side, generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    return Preprocessing.of(net.pretrained_cfg)(pixels).contiguous()  # type: ignore[arg-type]
+
+
+def _calibration_images(net: nn.Module, given: np.ndarray | None) -> np.ndarray:
+    side = pixels_side(net)
+    if given is None:
+        if side != 32 or net.in_chans != 3:
+            raise ArgumentError(
+                f"onnx-int8 of a model with {net.num_classes} classes and {net.in_chans} channels needs calibration= "
+                f"images of its own: training images, uint8 (N, {side}, {side}, 3)."
+            )
+        images = cifar10("train").images
+        return images[:: len(images) // (_CALIBRATION + _HELD_BACK)][: _CALIBRATION + _HELD_BACK]
+    images = np.asarray(given)
+    if images.dtype != np.uint8 or images.shape[1:] != (side, side, 3) or len(images) < 2 * _HELD_BACK:
+        raise ArgumentError(
+            f"calibration must be {2 * _HELD_BACK} or more training images, uint8 (N, {side}, {side}, 3), not "
+            f"{images.dtype} {list(images.shape)}."
+        )
+    return images
+
+
+def _torch_export(graph: nn.Module, images: torch.Tensor, about: dict[str, str]) -> bytes:
+    stream, program = io.BytesIO(), traced(graph, images[:2])
+    program.example_inputs = None  # they would be in the file
+    torch.export.save(program, stream, extra_files={"sqzoo.json": json.dumps(about)})
+    stream.seek(0)
+    again = torch.export.load(stream).module()
+    compare(graph, lambda x: again(torch.from_numpy(x)).numpy(), images, "torch-export")
+    return stream.getvalue()
+
+
+def _write_openvino(target: Path, data: bytes, graph: nn.Module, images: torch.Tensor, about: dict[str, str]) -> Path:
+    import openvino
+
+    network = openvino.Core().read_model(data)
+    for key, value in about.items():
+        network.set_rt_info(value, ["sqzoo", key])
+    try:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".writing-") as folder:
+            written = Path(folder) / target.name
+            openvino.save_model(network, written, compress_to_fp16=False)
+            compare(graph, openvino_run(written), images, "openvino")
+            target.unlink(missing_ok=True)  # the .xml comes last: where there is one, its .bin is whole
+            written.with_suffix(".bin").replace(target.with_suffix(".bin"))
+            written.replace(target)
+    except OSError as e:
+        raise ExportError(f"Cannot write {target} ({e.strerror}); free some space, or name another folder.") from e
+    return target
+
+
+def openvino_run(model: bytes | Path) -> Run:
+    """Return a function that runs an ONNX graph's bytes, or an .xml file, by OpenVINO on the CPU in float32."""
+    openvino = require("openvino", "openvino", "OpenVINO")
+    hints = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}  # bf16 is its choice on newer CPUs
+    compiled = openvino.Core().compile_model(model, "CPU", hints)
+    return lambda images: np.asarray(compiled([images])[0])
+
+
+def _int8_weights(net: nn.Module, images: torch.Tensor, about: dict[str, str]) -> bytes:
+    tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in net.state_dict().items():
+        if tensor.dim() < 2:
+            tensors[name] = tensor
+            continue
+        largest = tensor.abs().amax(tuple(range(1, tensor.dim())), keepdim=True)
+        scale = torch.where(largest > 0, largest / 127, 1.0)
+        tensors |= {name: (tensor / scale).round().to(torch.int8), name + _SCALE: scale}
+    data = save({k: v.contiguous() for k, v in tensors.items()}, about | {"format": "pt"})
+    again = copy.deepcopy(net)
+    again.load_state_dict(_from_int8(load(data)))
+    compare(net, lambda x: again(torch.from_numpy(x)).numpy(), images, "safetensors-int8", int8=True)
+    return data
+
+
+def _from_int8(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    values = {k: v for k, v in tensors.items() if not k.endswith(_SCALE)}
+    return {k: v.float() * tensors[k + _SCALE] if v.dtype == torch.int8 else v for k, v in values.items()}

@@ -1,0 +1,167 @@
+"""A model as a graph in memory: ONNX bytes, in float32 or int8, with the preparation of the images inside if wanted."""
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from sqzoo.data import Preprocessing
+from sqzoo.extras import require
+from sqzoo.weights import CIFAR10_CLASSES
+
+OPSET = 18
+_CIFAR_SIDE = 32
+
+
+class FromPixels(nn.Module):
+    """A network with its preparation before it and softmax behind: uint8 (N, H, W, 3) to probabilities (N, classes).
+
+    Does what `Preprocessing` does. Enlarging is linear, so it is two products with constant matrices, whose rows for
+    the pixels that the centre crop drops are left out. PyTorch rounds to whole levels after each of the two; so does
+    this. Every runtime has a matrix product, while their Resize operators differ.
+    """
+
+    grow: torch.Tensor
+    scale: torch.Tensor
+    shift: torch.Tensor
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        prepare = Preprocessing.of(net.pretrained_cfg)  # type: ignore[arg-type]
+        whole = int(prepare.side / prepare.crop_pct)
+        self.net = net
+        self.side = pixels_side(net)
+        low = round((whole - prepare.side) / 2)
+        self.window = slice(low, low + prepare.side)
+        self.grows = self.side != whole
+        single = torch.eye(self.side)[None, None]
+        grow = F.interpolate(single, size=(whole, self.side), mode="bilinear", antialias=True)[0, 0, self.window]
+        self.register_buffer("grow", grow.contiguous(), persistent=False)
+        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (prepare.mean, prepare.std))
+        self.register_buffer("scale", 1 / (255 * std), persistent=False)
+        self.register_buffer("shift", -mean / std, persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.net(self.prepare(images)).softmax(1)
+
+    def prepare(self, images: torch.Tensor) -> torch.Tensor:
+        """Turn uint8 (N, H, W, 3) into what the network takes, float32 (N, 3, side, side)."""
+        x = images.permute(0, 3, 1, 2).float()
+        if self.grows:
+            x = torch.floor(x @ self.grow.t() + 0.5)
+            x = torch.floor(self.grow @ x + 0.5)
+        else:
+            x = x[:, :, self.window, self.window]
+        return x * self.scale + self.shift
+
+
+def pixels_side(net: nn.Module) -> int:
+    """Return the side of the pictures that `FromPixels` takes: 32 for CIFAR-10's classes, else before the crop."""
+    config: Mapping[str, Any] = net.pretrained_cfg  # type: ignore[assignment]
+    if tuple(config.get("label_names") or ()) == CIFAR10_CLASSES and net.num_classes == len(CIFAR10_CLASSES):
+        return _CIFAR_SIDE
+    return int(config["input_size"][1] / config["crop_pct"])
+
+
+def names(graph: nn.Module) -> tuple[str, str]:
+    """Return what a graph's input and output are called in a file."""
+    return "images", "probabilities" if isinstance(graph, FromPixels) else "logits"
+
+
+def traced(graph: nn.Module, example: torch.Tensor) -> torch.export.ExportedProgram:
+    """Return torch.export's program of a graph in evaluation mode, with a free batch size; `example` has 2 images.
+
+    The notes on each operation that name files of this machine are left out.
+    """
+    with _quietly():
+        program = torch.export.export(graph, (example,), dynamic_shapes=({0: torch.export.Dim("N", min=1)},))
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    return program
+
+
+def to_onnx(graph: nn.Module, example: torch.Tensor, metadata: Mapping[str, str]) -> bytes:
+    """Return a graph in evaluation mode as an ONNX file's bytes; `example` is an input of 2 images."""
+    onnx = require("onnx", "export", "ONNX")
+    require("onnxscript", "export", "ONNX")
+    source, result = names(graph)
+    with _quietly():
+        program = torch.onnx.export(
+            traced(graph, example),
+            input_names=[source],
+            output_names=[result],
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    found = program.model_proto
+    parts = (found.graph.node, found.graph.input, found.graph.output, found.graph.value_info, found.graph.initializer)
+    for part in (found.graph, *(each for some in parts for each in some)):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    del found.functions[:]
+    return _with_metadata(found, metadata, onnx)
+
+
+def to_int8(onnx_bytes: bytes, inputs: np.ndarray, metadata: Mapping[str, str]) -> bytes:
+    """Return an ONNX graph quantised to int8: QDQ, static, weights per channel, ranges from `inputs` (N, ...)."""
+    onnx = require("onnx", "export", "int8")
+    quantization = require("onnxruntime.quantization", "export", "int8")
+    shape_inference = require("onnxruntime.quantization.shape_inference", "export", "int8")
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            self.batches = iter(np.array_split(inputs, max(1, len(inputs) // 8)))
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {"images": batch}
+
+    with tempfile.TemporaryDirectory() as folder, _quietly():
+        source, prepared, quantised = (Path(folder) / f"{name}.onnx" for name in ("source", "prepared", "int8"))
+        source.write_bytes(onnx_bytes)
+        shape_inference.quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        quantization.quantize_static(
+            prepared,
+            quantised,
+            Reader(),
+            quant_format=quantization.QuantFormat.QDQ,
+            op_types_to_quantize=["Conv", "MaxPool", "AveragePool", "Concat", "Relu", "Gemm"],
+            per_channel=True,
+            reduce_range=False,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+        )
+        return _with_metadata(onnx.load(quantised), metadata, onnx)
+
+
+def _with_metadata(model: Any, metadata: Mapping[str, str], onnx: Any) -> bytes:
+    model.producer_name, model.producer_version = "sqzoo", metadata.get("sqzoo", "")
+    onnx.helper.set_model_props(model, dict(metadata))
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep the exporters' progress and their advice to programmers from the user."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "root", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

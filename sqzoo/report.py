@@ -1,0 +1,149 @@
+"""A model's answers as one HTML page: figures, learning curves, confusion, calibration, classes, worst mistakes."""
+
+import base64
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from sqzoo.charts import confusion_and_calibration, curves
+from sqzoo.errors import ArgumentError
+
+_TEMPLATE = Path(__file__).with_name("report.html")
+_MISTAKES = 24
+_THUMBNAIL = 96  # pixels of the longer side
+
+
+def report(
+    title: str,
+    classes: Sequence[str],
+    labels: torch.Tensor,
+    logits: torch.Tensor,
+    *,
+    picture: Callable[[int], Image.Image] | None = None,
+    names: Sequence[str] | None = None,
+    log: Iterable[Mapping[str, Any]] = (),
+    facts: Mapping[str, str] | None = None,
+) -> str:
+    """Return an HTML page that needs nothing outside it.
+
+    labels: (N,), what each image is. logits: (N, classes); for probabilities p give `p.log()`.
+    picture: returns the i-th image; asked only for the mistakes that are shown. names: the images' file names.
+    log: the trainer's rows, an epoch each; drawn as learning curves. facts: shown as a table under the title.
+    Raises `ArgumentError` where the shapes do not fit.
+    """
+    if not len(labels) or logits.shape != (len(labels), len(classes)):
+        raise ArgumentError(
+            f"a report needs one image or more and logits of shape (images, classes) = {(len(labels), len(classes))}, "
+            f"not {tuple(logits.shape)}."
+        )
+    from jinja2 import Environment  # a template escapes the names of classes and files
+
+    counts, calibrated = confusion(logits, labels), calibration(logits, labels)
+    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
+        _TEMPLATE.read_text(encoding="utf-8")
+    )
+    top1 = 100 * sum(row[i] for i, row in enumerate(counts)) / len(labels)
+    return template.render(
+        title=title,
+        facts=facts or {},
+        images=len(labels),
+        top1=top1,
+        error=(top1 * (100 - top1) / len(labels)) ** 0.5,
+        loss=F.cross_entropy(logits.double(), labels).item(),
+        calibration=calibrated["error"],
+        curves=_curves(log),
+        matrix=confusion_and_calibration(counts, calibrated, classes, title),
+        classes=_by_class(counts, classes),
+        mistakes=_mistakes(classes, labels, logits, picture, names),
+    )
+
+
+def confusion(logits: torch.Tensor, labels: torch.Tensor) -> list[list[int]]:
+    """Return how many images of each class (row) were called each class (column)."""
+    classes = logits.shape[1]
+    pairs = torch.bincount(labels * classes + logits.argmax(1), minlength=classes * classes)
+    counts: list[list[int]] = pairs.view(classes, classes).tolist()
+    return counts
+
+
+def calibration(logits: torch.Tensor, labels: torch.Tensor, bins: int = 15) -> dict[str, Any]:
+    """Return the expected calibration error in points, and by bin of confidence: images, mean confidence, top-1 (%)."""
+    confidence, called = logits.double().softmax(1).max(1)
+    right = (called == labels).double()
+    rows, error = [], 0.0
+    for index in range(bins):
+        inside = (confidence * bins).long().clamp(max=bins - 1) == index
+        if inside.any():
+            mean, top1 = confidence[inside].mean().item() * 100, right[inside].mean().item() * 100
+            rows.append([int(inside.sum()), round(mean, 3), round(top1, 3)])
+            error += abs(mean - top1) * int(inside.sum()) / len(labels)
+    return {"error": round(error, 4), "bins": rows}
+
+
+def _curves(log: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Draw the rows' losses together and their accuracies together."""
+    charts: dict[str, dict[str, list[tuple[float, float]]]] = {"loss (nats)": {}, "top-1 (%)": {}}
+    for row in log:
+        flat = {f"{k} {m}": v for k, part in row.items() if isinstance(part, Mapping) for m, v in part.items()}
+        for name, value in ({k.replace("_", " "): v for k, v in row.items()} | flat).items():
+            for chart in charts:
+                measure = chart.partition(" ")[0].replace("-", "")
+                if name.endswith(measure):
+                    series = name.removesuffix(measure).replace("_", " ").strip()
+                    charts[chart].setdefault(series, []).append((row["epoch"], value))
+    return [curves(title, series) for title, series in charts.items() if series]
+
+
+def _by_class(counts: list[list[int]], classes: Sequence[str]) -> list[dict[str, Any]]:
+    rows = []
+    for i, (name, row) in enumerate(zip(classes, counts, strict=True)):
+        answered = sum(line[i] for line in counts)
+        wrong = max((j for j in range(len(row)) if j != i), key=lambda j: row[j], default=i)
+        rows.append(
+            {
+                "name": name,
+                "images": sum(row),
+                "recall": 100 * row[i] / sum(row) if sum(row) else None,
+                "precision": 100 * row[i] / answered if answered else None,
+                "mistaken": f"{classes[wrong]}, {row[wrong]} times" if wrong != i and row[wrong] else "",
+            }
+        )
+    return rows
+
+
+def _mistakes(
+    classes: Sequence[str],
+    labels: torch.Tensor,
+    logits: torch.Tensor,
+    picture: Callable[[int], Image.Image] | None,
+    names: Sequence[str] | None,
+) -> list[dict[str, Any]]:
+    """Return the wrong answers of the highest probability, the surest first."""
+    confidence, called = logits.double().softmax(1).max(1)
+    wrong = (called != labels).nonzero().flatten()
+    surest = wrong[confidence[wrong].argsort(descending=True, stable=True)][:_MISTAKES]
+    return [
+        {
+            "is": classes[int(labels[i])],
+            "called": classes[int(called[i])],
+            "percent": 100 * confidence[i].item(),
+            "name": names[i] if names else f"image {i}",
+            "thumbnail": _thumbnail(picture(i)) if picture else None,
+        }
+        for i in surest.tolist()
+    ]
+
+
+def _thumbnail(picture: Image.Image) -> str:
+    """Return the picture, its longer side at most 96 pixels, as a data address: PNG up to 64 pixels, else JPEG."""
+    small = picture.convert("RGB")
+    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    kind = "png" if max(small.size) <= 64 else "jpeg"
+    stream = io.BytesIO()
+    small.save(stream, kind)
+    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"

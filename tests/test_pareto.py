@@ -1,0 +1,37 @@
+"""The comparison with published networks: their architectures are the published ones, its table is its record's."""
+
+import json
+
+import pareto
+import pytest
+import torch
+from published import PUBLISHED
+
+PARAMS = {"SE-ResNet-56": 862_889, "DenseNet-BC-100 k=12": 769_162, "ResNet-56": 855_770, "ResNet-20": 272_474,
+          "DenseNet-BC-40 k=12": 176_122}  # fmt: skip  # as their sources state them, exact
+
+
+@pytest.mark.parametrize("network", [p for p in PUBLISHED if p.build], ids=lambda p: p.name)
+def test_architectures_are_the_published_ones(network: object) -> None:
+    model = network.build().eval()  # type: ignore[attr-defined]
+    params = sum(p.numel() for p in model.parameters())
+    assert params == PARAMS.get(network.name, params)  # type: ignore[attr-defined]
+    assert params / 1e6 == pytest.approx(network.params, abs=0.005)  # type: ignore[attr-defined]
+    assert pareto.multiply_adds(model, 32) == pytest.approx(network.macs, rel=0.04)  # some count batch norm, too  # type: ignore[attr-defined]
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_held_out_images_choose_the_side() -> None:
+    rows = [
+        {"tag": "sq1.x", "side": side, "held_out_top1": held, "test_top1": test}
+        for side, held, test in ((64, 90.0, 99.0), (96, 92.8, 91.0), (128, 93.0, 92.0), (160, 92.9, 98.0))
+    ]
+    picked = pareto.chosen(rows)["sq1.x"]
+    assert (picked["best"]["side"], picked["knee"]["side"]) == (128, 96)
+
+
+def test_readme_shows_the_record() -> None:
+    results = json.loads((pareto.RESULTS / "pareto.json").read_text(encoding="utf-8"))
+    readme = (pareto.ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme.split("<!-- pareto -->\n")[1].split("<!-- /pareto -->")[0] == pareto.render(results)
+    assert {row["side"] for row in results["ours"]} == set(pareto.SIDES)
