@@ -104,7 +104,7 @@ def remove(name: str) -> Kept:
 def _trunks() -> Iterator[Kept]:
     for trunk in TRUNKS.values():
         file = Path(torch.hub.get_dir()) / "checkpoints" / trunk.url.rpartition("/")[2]
-        if os.path.isfile(file):  # Path's own raises where one may not look
+        if os.path.isfile(file):  # Path's own test raises where one may not look
             yield Kept("trunk", trunk.name, file, file.stat().st_size)
 
 
@@ -133,5 +133,5 @@ def _hub_models() -> Iterator[Kept]:
 
 def _page() -> Iterator[Kept]:
     place = folder() / "demo"
-    if place.is_dir():
+    if os.path.isdir(place):
         yield Kept("page", place.name, place, sum(f.stat().st_size for f in place.iterdir()))

@@ -9,6 +9,7 @@ import os
 import pickle
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -413,6 +414,7 @@ def test_a_file_that_changes_as_it_is_read(folder: Path, files: Files, model: to
                     (folder / "new").replace(folder / WEIGHTS)
                 else:
                     (folder / WEIGHTS).write_bytes(data)
+                time.sleep(0.005)
 
     thread = threading.Thread(target=swap)
     thread.start()
@@ -420,7 +422,8 @@ def test_a_file_that_changes_as_it_is_read(folder: Path, files: Files, model: to
     config = {"sha256": hashlib.sha256(ours).hexdigest()}
     outcome = {"right": 0, "refused": 0}
     try:
-        for _ in range(300):
+        end = time.monotonic() + 60
+        while min(outcome.values()) < 20 and time.monotonic() < end:
             try:
                 tensors = remote.read_weights(remote.Source(str(folder), folder=True), config, own)
             except sqzoo.SqzooError:
@@ -431,7 +434,7 @@ def test_a_file_that_changes_as_it_is_read(folder: Path, files: Files, model: to
     finally:
         stop.set()
         thread.join()
-    assert outcome["refused"] and outcome["right"]
+    assert min(outcome.values()) >= 20
 
 
 def test_a_trunk_changed_in_place_after_its_check(trunks: Path, tmp_path: Path) -> None:
