@@ -149,29 +149,31 @@ def run_mutations(count: int, seed: int) -> dict[str, Any]:
             (Path(folder) / WEIGHTS).write_bytes(data)
             # Values alone may differ without a hash; names, shapes and sizes may not.
             config = {} if kind not in ("flipped bit", "flipped bit in the header") and number % 2 else stated
-            traced = number % 50 == 7  # tracing memory takes time, so these are not timed
-            if traced:
-                tracemalloc.start()
             began = time.perf_counter()
-            try:
-                read_weights(source, config, own)
-                outcome["accepted"] += 1
-            except sqzoo.SqzooError as e:
-                outcome["refused" if "\n" not in str(e) and str(e).endswith(".") else "unclear"] += 1
-            except Exception:
-                outcome["crashed"] += 1
-                traceback.print_exc()
-            if traced:
-                most = max(most, tracemalloc.get_traced_memory()[1] / len(originals[0]))
-                tracemalloc.stop()
-            else:
-                slowest = max(slowest, time.perf_counter() - began)
+            outcome[_offer(source, config, own)] += 1
+            slowest = max(slowest, time.perf_counter() - began)
+            tracemalloc.start()  # apart, since it takes time
+            _offer(source, config, own)
+            most = max(most, tracemalloc.get_traced_memory()[1] / len(originals[0]))
+            tracemalloc.stop()
     return {
         "files": count,
         **{k: outcome[k] for k in ("refused", "accepted", "crashed", "unclear")},
         "slowest_ms": round(slowest * 1000, 2),
         "most_memory_in_file_sizes": round(most, 2),
     }
+
+
+def _offer(source: Source, config: dict[str, str], own: dict[str, torch.Tensor]) -> str:
+    """Return what reading the weights in a folder came to."""
+    try:
+        read_weights(source, config, own)
+    except sqzoo.SqzooError as e:
+        return "refused" if "\n" not in str(e) and str(e).endswith(".") else "unclear"
+    except Exception:
+        traceback.print_exc()
+        return "crashed"
+    return "accepted"
 
 
 # Faults of the wire
