@@ -1,6 +1,7 @@
 """sqzoo: tiny image classifiers made from SqueezeNet, with weights that can be checked and re-made."""
 
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +9,7 @@ from sqzoo.errors import SqzooError
 
 __version__ = "0.1.0"
 
-__all__ = ["SqzooError", "create_model", "get_weights", "list_models"]
+__all__ = ["SqzooError", "create_model", "get_weights", "list_models", "optimize"]
 
 
 def _is_command() -> bool:
@@ -21,11 +22,14 @@ def _is_command() -> bool:
 if TYPE_CHECKING or not _is_command():
     from sqzoo.registry import create_model, list_models
     from sqzoo.weights import get_weights
-else:  # `sqzoo --help` must not wait seconds for torch: the command line imports these when a command asks
 
-    def __getattr__(name: str) -> Any:
-        if name not in __all__:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from sqzoo import registry, weights
 
-        return getattr(weights if name == "get_weights" else registry, name)
+def __getattr__(name: str) -> Any:
+    # What few users need comes when it is asked for; for the command line all does, or `sqzoo --help` would wait for
+    # torch.
+    places = {"optimize": "optimization", "get_weights": "weights"} | dict.fromkeys(
+        ("create_model", "list_models"), "registry"
+    )
+    if name not in places:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{places[name]}"), name)

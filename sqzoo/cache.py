@@ -1,6 +1,7 @@
 """What sqzoo keeps on this machine, and whether it is undamaged: the package's weights, ImageNet trunks, Hub models.
 
-The places are those of torch.hub (TORCH_HOME) and huggingface_hub (HF_HOME), and for what `sqzoo demo` keeps, `folder`.
+The places are those of torch.hub (TORCH_HOME) and huggingface_hub (HF_HOME), and for what `sqzoo demo` and
+`sqzoo.optimize` keep, `folder`.
 """
 
 import gzip
@@ -14,6 +15,7 @@ from pathlib import Path
 import torch
 
 from sqzoo.errors import ArgumentError, SqzooError, WeightsError, did_you_mean
+from sqzoo.hashing import file_sha256
 from sqzoo.registry import list_models
 from sqzoo.weights.configuration import read_configuration
 from sqzoo.weights.loading import read_verified
@@ -27,7 +29,7 @@ from sqzoo.weights.trunks import TRUNKS, load_trunk
 class Kept:
     """A file or Hub model on this machine; `commits` are the Hub revisions that are there."""
 
-    kind: str  # "package", "trunk", "hub" or "page"
+    kind: str  # "package", "trunk", "hub", "page" or "graphs"
     name: str
     path: Path
     size: int
@@ -45,6 +47,10 @@ class Kept:
                     with gzip.open(file) as stream:  # compares its checksum
                         while stream.read(1 << 22):
                             pass
+            elif self.kind == "graphs":
+                for file in self.path.glob("*.onnx"):
+                    if not file.stem.endswith(file_sha256(file)):
+                        return f"{file} is damaged; the next `sqzoo.optimize` makes it again."
             else:
                 for commit in self.commits:
                     if not is_undamaged(self.path / "snapshots" / commit):
@@ -65,7 +71,7 @@ def folder() -> Path:
 def kept() -> list[Kept]:
     """Return all that is kept, the package's files first."""
     package = [Kept("package", e.tag, e.path, e.size) for e in read_manifest().values() if not e.hub]
-    return [*package, *_trunks(), *_hub_models(), *_page()]
+    return [*package, *_trunks(), *_hub_models(), *_own()]
 
 
 def remove(name: str) -> Kept:
@@ -84,7 +90,7 @@ def remove(name: str) -> Kept:
         except OSError as e:
             raise WeightsError(f"Cannot remove {found.path} ({e.strerror}); have its owner remove it.") from e
         return found
-    if found.kind == "page":
+    if found.kind in ("page", "graphs"):
         shutil.rmtree(found.path, ignore_errors=True)
         return found
     from huggingface_hub import constants, scan_cache_dir
@@ -131,7 +137,8 @@ def _hub_models() -> Iterator[Kept]:
             yield Kept("hub", repository.repo_id, repository.repo_path, size, tuple(sorted(commits)))
 
 
-def _page() -> Iterator[Kept]:
-    place = folder() / "demo"
-    if os.path.isdir(place):
-        yield Kept("page", place.name, place, sum(f.stat().st_size for f in place.iterdir()))
+def _own() -> Iterator[Kept]:
+    for kind, name in (("page", "demo"), ("graphs", "optimize")):
+        place = folder() / name
+        if os.path.isdir(place):
+            yield Kept(kind, place.name, place, sum(f.stat().st_size for f in place.iterdir()))

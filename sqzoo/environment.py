@@ -19,7 +19,7 @@ def environment() -> dict[str, Any]:
         "command": " ".join(["python", *map(_short, sys.orig_argv[1:])]),
         "commit": _commit(),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": {name: package_version(name) for name in _PACKAGES},
         "cpu": _cpu(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -33,7 +33,8 @@ def _short(word: str) -> str:
     return Path(word).name if os.path.isabs(word) else word
 
 
-def _version(name: str) -> str | None:
+def package_version(name: str) -> str | None:
+    """Return the version of an installed package, or None."""
     try:
         return version(name)
     except PackageNotFoundError:

@@ -5,7 +5,7 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,13 @@ import torch.nn as nn
 from safetensors.torch import load, save
 
 from sqzoo import __version__
-from sqzoo.data import Preprocessing, cifar10
+from sqzoo.data import Preprocessing
 from sqzoo.errors import ArgumentError, ExportError, WeightsError, did_you_mean
 from sqzoo.extras import require
-from sqzoo.graph import FromPixels, pixels_side, to_int8, to_onnx, traced
+from sqzoo.files import write_whole
+from sqzoo.graph import FromPixels, calibration_images, pixels_side, run_onnx, to_int8, to_onnx, traced
 from sqzoo.hashing import tensors_sha256
+from sqzoo.parity import INT8_TOLERANCE, Run, compare
 from sqzoo.weights import read_manifest, read_verified
 from sqzoo.weights.header import read_tensors
 from sqzoo.weights.reading import LARGEST, read_bytes
@@ -31,12 +33,7 @@ FORMATS = {
     "torch-export": ".pt2",
     "safetensors-int8": ".safetensors",
 }
-TOLERANCE = 1e-4  # largest difference of an output, as a part of the largest output where that is above 1
-INT8_TOLERANCE = 0.15  # root mean square difference of int8's outputs, as a part of the outputs' own spread
-
-_CALIBRATION, _HELD_BACK = 256, 64  # images that set int8's ranges, and others that its outputs are compared on
 _SCALE = ".scale"
-Run = Callable[[np.ndarray], np.ndarray]
 
 
 def export(
@@ -58,8 +55,8 @@ def export(
     training images, from where `sqzoo.data.cifar10` finds them. Test images are never used.
 
     Labels, tag, input size, mean and std, the SHA-256 of the weights' tensors and their origin are in the metadata. The
-    file appears whole, and only after its outputs were compared with PyTorch's: to `TOLERANCE`, int8 to
-    `INT8_TOLERANCE`. Raises `ArgumentError`, `ExportError`, `DataError`, or `MissingExtraError` where a package is
+    file appears whole, and only after its outputs were compared with PyTorch's, to the tolerances of
+    `sqzoo.parity`. Raises `ArgumentError`, `ExportError`, `DataError`, or `MissingExtraError` where a package is
     not installed.
     """
     target = _target(path, format)
@@ -74,7 +71,7 @@ def export(
     about = metadata(net) | {"input": "uint8 NHWC" if preprocessing else "float32 NCHW, normalised"}
     graph = FromPixels(net).eval() if preprocessing else net
     if format == "onnx-int8":
-        pixels = _calibration_images(net, calibration)
+        pixels = calibration_images(net, calibration)
     else:
         side = pixels_side(net)
         pixels = np.random.default_rng(0).integers(0, 256, (3, side, side, 3), dtype=np.uint8)
@@ -90,10 +87,8 @@ def export(
     if format == "openvino":
         return _write_openvino(target, data, graph, images, about)
     if format == "onnx-int8":
-        data = to_int8(data, images[:-_HELD_BACK].numpy(), about)
-        compare(graph, onnx_run(data), images[-_HELD_BACK:], format, int8=True)
-    else:
-        compare(graph, onnx_run(data), images, format)
+        return _write(target, to_int8(graph, data, images, about))
+    compare(graph, run_onnx(data), images, format)
     return _write(target, data)
 
 
@@ -140,33 +135,6 @@ def read_int8(file: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
         raise WeightsError(f"{os.fspath(file)} is no safetensors-int8 file: its int8 tensors lack scales.") from e
 
 
-def onnx_run(data: bytes) -> Run:
-    """Return a function that runs an ONNX graph of `sqzoo.graph` on the CPU by onnxruntime."""
-    runtime = require("onnxruntime", "export", "ONNX")
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    return lambda images: np.asarray(session.run(None, {"images": images})[0])
-
-
-def compare(graph: nn.Module, run: Run, images: torch.Tensor, format: str, int8: bool = False) -> None:
-    """Raise `ExportError` unless `run` gives what the PyTorch graph gives for the images, one and many at a time."""
-    with torch.inference_mode():
-        wanted = graph(images).numpy()
-    for low, high in ((0, 1), (0, len(images))):
-        found, expected = run(images[low:high].numpy()), wanted[low:high]
-        wrong = found.shape != expected.shape or not np.isfinite(found).all()
-        error = float("inf") if wrong else float(np.abs(found - expected).max() / max(1.0, np.abs(wanted).max()))
-        limit = TOLERANCE
-        if int8 and not wrong:
-            error, limit = float(np.sqrt(np.mean((found - expected) ** 2)) / (wanted.std() + 1e-12)), INT8_TOLERANCE
-        if not error <= limit:
-            raise ExportError(
-                f"The {format} graph's outputs differ from PyTorch's by {error:.2g} for a batch of {high - low}, more "
-                f"than {limit:g}; nothing was written: try another format, or other versions of the export packages."
-            )
-
-
 def _target(path: str | os.PathLike[str], format: str) -> Path:
     """Return the file to write, in a folder that can be written to, before any work is done."""
     if format not in FORMATS:
@@ -190,15 +158,9 @@ def _target(path: str | os.PathLike[str], format: str) -> Path:
 
 
 def _write(target: Path, data: bytes) -> Path:
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        with temporary.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(target)
+        write_whole(target, data)
     except OSError as e:
-        temporary.unlink(missing_ok=True)
         raise ExportError(f"Cannot write {target} ({e.strerror}); free some space, or name another folder.") from e
     return target
 
@@ -210,32 +172,12 @@ def _prepared(net: nn.Module, pixels: np.ndarray) -> torch.Tensor:
     return Preprocessing.of(net.pretrained_cfg)(pixels).contiguous()  # type: ignore[arg-type]
 
 
-def _calibration_images(net: nn.Module, given: np.ndarray | None) -> np.ndarray:
-    side = pixels_side(net)
-    if given is None:
-        if side != 32 or net.in_chans != 3:
-            raise ArgumentError(
-                f"onnx-int8 of a model with {net.num_classes} classes and {net.in_chans} channels needs calibration= "
-                f"images of its own: training images, uint8 (N, {side}, {side}, 3)."
-            )
-        images = cifar10("train").images
-        return images[:: len(images) // (_CALIBRATION + _HELD_BACK)][: _CALIBRATION + _HELD_BACK]
-    images = np.asarray(given)
-    if images.dtype != np.uint8 or images.shape[1:] != (side, side, 3) or len(images) < 2 * _HELD_BACK:
-        raise ArgumentError(
-            f"calibration must be {2 * _HELD_BACK} or more training images, uint8 (N, {side}, {side}, 3), not "
-            f"{images.dtype} {list(images.shape)}."
-        )
-    return images
-
-
 def _torch_export(graph: nn.Module, images: torch.Tensor, about: dict[str, str]) -> bytes:
     stream, program = io.BytesIO(), traced(graph, images[:2])
     program.example_inputs = None  # they would be in the file
     torch.export.save(program, stream, extra_files={"sqzoo.json": json.dumps(about)})
     stream.seek(0)
-    again = torch.export.load(stream).module()
-    compare(graph, lambda x: again(torch.from_numpy(x)).numpy(), images, "torch-export")
+    compare(graph, torch.export.load(stream).module(), images, "torch-export")
     return stream.getvalue()
 
 
@@ -249,7 +191,7 @@ def _write_openvino(target: Path, data: bytes, graph: nn.Module, images: torch.T
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".writing-") as folder:
             written = Path(folder) / target.name
             openvino.save_model(network, written, compress_to_fp16=False)
-            compare(graph, openvino_run(written), images, "openvino")
+            compare(graph, run_openvino(written), images, "openvino")
             target.unlink(missing_ok=True)  # the .xml comes last: where there is one, its .bin is whole
             written.with_suffix(".bin").replace(target.with_suffix(".bin"))
             written.replace(target)
@@ -258,12 +200,12 @@ def _write_openvino(target: Path, data: bytes, graph: nn.Module, images: torch.T
     return target
 
 
-def openvino_run(model: bytes | Path) -> Run:
-    """Return a function that runs an ONNX graph's bytes, or an .xml file, by OpenVINO on the CPU in float32."""
-    openvino = require("openvino", "openvino", "OpenVINO")
-    hints = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}  # bf16 is its choice on newer CPUs
-    compiled = openvino.Core().compile_model(model, "CPU", hints)
-    return lambda images: np.asarray(compiled([images])[0])
+def run_openvino(file: Path) -> Run:
+    """Return a function that runs an OpenVINO .xml file on the CPU in float32."""
+    openvino = require("openvino", "openvino", "The format openvino")
+    # In float32, since bf16 is OpenVINO's own choice on a CPU that has it.
+    compiled = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda x: torch.from_numpy(np.array(compiled([x.contiguous().numpy()])[0]))
 
 
 def _int8_weights(net: nn.Module, images: torch.Tensor, about: dict[str, str]) -> bytes:
@@ -278,7 +220,7 @@ def _int8_weights(net: nn.Module, images: torch.Tensor, about: dict[str, str]) -
     data = save({k: v.contiguous() for k, v in tensors.items()}, about | {"format": "pt"})
     again = copy.deepcopy(net)
     again.load_state_dict(_from_int8(load(data)))
-    compare(net, lambda x: again(torch.from_numpy(x)).numpy(), images, "safetensors-int8", int8=True)
+    compare(net, again, images, "safetensors-int8", INT8_TOLERANCE)
     return data
 
 

@@ -13,11 +13,14 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from sqzoo.data import Preprocessing
+from sqzoo.data import Preprocessing, cifar10
+from sqzoo.errors import ArgumentError
 from sqzoo.extras import require
+from sqzoo.parity import INT8_TOLERANCE, Run, compare
 from sqzoo.weights import CIFAR10_CLASSES
 
 OPSET = 18
+CALIBRATION, _FEWEST, HELD_BACK = 320, 128, 64  # images
 _CIFAR_SIDE = 32
 
 
@@ -71,6 +74,30 @@ def pixels_side(net: nn.Module) -> int:
     return int(config["input_size"][1] / config["crop_pct"])
 
 
+def calibration_images(net: nn.Module, given: np.ndarray | None = None) -> np.ndarray:
+    """Return training images that set int8's ranges, uint8 (N, side, side, 3): `given` once checked, or CIFAR-10's.
+
+    CIFAR-10's are `CALIBRATION` images from the training split, evenly spaced, for models that know its classes.
+    Raises `ArgumentError`, or `DataError` where CIFAR-10 is not to be had.
+    """
+    side = pixels_side(net)
+    if given is None:
+        if side != _CIFAR_SIDE or net.in_chans != 3:
+            raise ArgumentError(
+                f"int8 for a model with {net.num_classes} classes and {net.in_chans} channels needs calibration= "
+                f"images of its own: training images, uint8 (N, {side}, {side}, 3)."
+            )
+        images = cifar10("train").images
+        return images[:: len(images) // CALIBRATION][:CALIBRATION]
+    images = np.asarray(given)
+    if images.dtype != np.uint8 or images.shape[1:] != (side, side, 3) or len(images) < _FEWEST:
+        raise ArgumentError(
+            f"calibration must be {_FEWEST} or more training images, uint8 (N, {side}, {side}, 3), not "
+            f"{images.dtype} {list(images.shape)}."
+        )
+    return images
+
+
 def names(graph: nn.Module) -> tuple[str, str]:
     """Return what a graph's input and output are called in a file."""
     return "images", "probabilities" if isinstance(graph, FromPixels) else "logits"
@@ -112,19 +139,33 @@ def to_onnx(graph: nn.Module, example: torch.Tensor, metadata: Mapping[str, str]
     return _with_metadata(found, metadata, onnx)
 
 
-def to_int8(onnx_bytes: bytes, inputs: np.ndarray, metadata: Mapping[str, str]) -> bytes:
-    """Return an ONNX graph quantised to int8: QDQ, static, weights per channel, ranges from `inputs` (N, ...)."""
+def run_onnx(data: bytes) -> Run:
+    """Return a function that runs an ONNX graph by onnxruntime, on as many threads as PyTorch has."""
+    runtime = require("onnxruntime", "export", "ONNX")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    session = runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    return lambda x: torch.from_numpy(session.run(None, {"images": x.contiguous().numpy()})[0])
+
+
+def to_int8(graph: nn.Module, onnx_bytes: bytes, images: torch.Tensor, metadata: Mapping[str, str]) -> bytes:
+    """Return a graph's ONNX quantised to int8: QDQ, static, weights by channel, ranges from `images`.
+
+    The last `HELD_BACK` images set no ranges: on them the outputs are compared with `graph`'s. Raises `ExportError`
+    where they differ by more than `INT8_TOLERANCE`.
+    """
     onnx = require("onnx", "export", "int8")
     quantization = require("onnxruntime.quantization", "export", "int8")
     shape_inference = require("onnxruntime.quantization.shape_inference", "export", "int8")
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
-            self.batches = iter(np.array_split(inputs, max(1, len(inputs) // 8)))
+            self.batches = iter(images[:-HELD_BACK].split(8))
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             batch = next(self.batches, None)
-            return None if batch is None else {"images": batch}
+            return None if batch is None else {"images": batch.numpy()}
 
     with tempfile.TemporaryDirectory() as folder, _quietly():
         source, prepared, quantised = (Path(folder) / f"{name}.onnx" for name in ("source", "prepared", "int8"))
@@ -141,7 +182,9 @@ def to_int8(onnx_bytes: bytes, inputs: np.ndarray, metadata: Mapping[str, str]) 
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
         )
-        return _with_metadata(onnx.load(quantised), metadata, onnx)
+        data = _with_metadata(onnx.load(quantised), metadata, onnx)
+    compare(graph, run_onnx(data), images[-HELD_BACK:], "int8", INT8_TOLERANCE)
+    return data
 
 
 def _with_metadata(model: Any, metadata: Mapping[str, str], onnx: Any) -> bytes:

@@ -1,20 +1,34 @@
 """Exported files: they give what PyTorch gives, say what they hold, and appear whole or not at all."""
 
+import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
+import torch.nn as nn
 
 import sqzoo
 from sqzoo.data import Preprocessing
-from sqzoo.export import FORMATS, TOLERANCE, export, onnx_run, openvino_run
+from sqzoo.errors import ArgumentError, ExportError, MissingExtraError, WeightsError
+from sqzoo.export import FORMATS, export, metadata, read_int8, run_openvino
+from sqzoo.graph import FromPixels, run_onnx
+from sqzoo.hashing import tensors_sha256
+from sqzoo.parity import INT8_TOLERANCE, TOLERANCE, compare
+from sqzoo.weights import CIFAR10_CLASSES, get_weights
 
 ROOT = Path(__file__).parent.parent
+SMALL = {"input_size": (3, 64, 64), "crop_pct": 1.0}
 
 
 @pytest.fixture(scope="module")
-def model() -> torch.nn.Module:
+def model() -> nn.Module:
     return sqzoo.create_model("sq1", pretrained=True)
 
 
@@ -22,35 +36,173 @@ def model() -> torch.nn.Module:
 def pixels() -> np.ndarray:
     """Smooth pictures of 32 pixels: noise of 4, enlarged."""
     coarse = torch.rand(160, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 255
-    return torch.nn.functional.interpolate(coarse, 32, mode="bicubic").clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    smooth = nn.functional.interpolate(coarse, 32, mode="bicubic").clamp(0, 255)
+    return smooth.byte().permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def expected(model: torch.nn.Module, pixels: np.ndarray) -> np.ndarray:
+def run_file(file: Path, images: torch.Tensor) -> torch.Tensor:
+    if file.suffix == ".pt2":
+        return torch.export.load(file).module()(images)
+    return run_openvino(file)(images) if file.suffix == ".xml" else run_onnx(file.read_bytes())(images)
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino", "torch-export"])
+@pytest.mark.parametrize("preprocessing", [False, True])
+def test_a_file_gives_what_pytorch_gives(
+    format: str, preprocessing: bool, model: nn.Module, pixels: np.ndarray, tmp_path: Path
+) -> None:
+    file = export(model, tmp_path / f"new/sq1{FORMATS[format]}", format, preprocessing=preprocessing)
+    images = Preprocessing.of(model.pretrained_cfg)(pixels[:5])
     with torch.inference_mode():
-        return model(Preprocessing.of(model.pretrained_cfg)(pixels)).softmax(1).numpy()
+        wanted = model(images).softmax(1) if preprocessing else model(images)
+    for count in (1, 5):  # the batch is free
+        found = run_file(file, torch.from_numpy(pixels[:count]) if preprocessing else images[:count])
+        torch.testing.assert_close(found, wanted[:count], atol=TOLERANCE * float(wanted.abs().max()), rtol=0)
+    names = [file.name] if format != "openvino" else ["sq1.bin", "sq1.xml"]
+    assert sorted(p.name for p in file.parent.iterdir()) == names
+    assert str(ROOT).encode() not in file.read_bytes()
 
 
-def by_torch_export(file: Path, images: np.ndarray) -> np.ndarray:
-    return torch.export.load(file).module()(torch.from_numpy(images)).detach().numpy()
+@pytest.mark.parametrize("preprocessing", [False, True])
+def test_int8(preprocessing: bool, model: nn.Module, pixels: np.ndarray, tmp_path: Path) -> None:
+    file = export(model, tmp_path / "q.onnx", "onnx-int8", preprocessing=preprocessing, calibration=pixels)
+    graph = onnx.load(file).graph
+    kinds = [node.op_type for node in graph.node]
+    assert kinds.count("QuantizeLinear") > 26
+    weights = {i.name: i for i in graph.initializer if i.data_type == onnx.TensorProto.INT8}
+    assert len([i for i in weights.values() if len(i.dims) == 4]) == 26
+    assert next(i for i in graph.initializer if "features.0.weight_scale" in i.name).dims == [64]  # by channel
+    assert file.stat().st_size < 0.32 * get_weights("sq1").size
+    inputs = torch.from_numpy(pixels) if preprocessing else Preprocessing.of(model.pretrained_cfg)(pixels)
+    whole = FromPixels(model) if preprocessing else model
+    compare(whole, run_onnx(file.read_bytes()), inputs, "int8", INT8_TOLERANCE)
 
 
-RUNNERS = {
-    "onnx": lambda file, images: onnx_run(file.read_bytes())(images),
-    "onnx-int8": lambda file, images: onnx_run(file.read_bytes())(images),
-    "openvino": lambda file, images: openvino_run(file)(images),
-    "torch-export": by_torch_export,
-}
+def test_int8_weights(model: nn.Module, pixels: np.ndarray, tmp_path: Path) -> None:
+    file = export(model, tmp_path / "q.safetensors", "safetensors-int8")
+    assert file.stat().st_size < 0.27 * get_weights("sq1").size
+    tensors = read_int8(file)
+    for name, tensor in model.state_dict().items():
+        step = tensor.abs().flatten(1).amax(1) / 127 if tensor.dim() > 1 else torch.zeros(len(tensor))
+        assert ((tensors[name] - tensor).abs().flatten(1 if tensor.dim() > 1 else 0).T <= 0.51 * step).all(), name
+    damaged = tmp_path / "d.safetensors"
+    damaged.write_bytes(file.read_bytes()[:-1])
+    for bad in (damaged, tmp_path / "absent.safetensors"):
+        with pytest.raises(WeightsError, match=bad.name):
+            read_int8(bad)
 
 
-@pytest.mark.parametrize("format", RUNNERS)
-def test_pixels_in_probabilities_out(format: str, model: torch.nn.Module, pixels: np.ndarray, tmp_path: Path) -> None:
-    file = export(model, tmp_path / f"new/sq1{FORMATS[format]}", format, preprocessing=True, calibration=pixels)
-    for count in (1, 5):
-        found = RUNNERS[format](file, pixels[:count])
-        error = np.abs(found - expected(model, pixels[:count])).max()
-        assert found.shape == (count, 10)
-        assert np.allclose(found.sum(1), 1, atol=1e-5)
-        assert error < (0.2 if format == "onnx-int8" else TOLERANCE)
-    assert (
-        [p.suffix for p in sorted(file.parent.iterdir())] == [".bin", ".xml"] if format == "openvino" else [file.suffix]
-    )
+def test_pixels_are_prepared_as_everywhere(pixels: np.ndarray) -> None:
+    for changes in ({}, {"num_classes": 7}, SMALL, {"input_size": (3, 70, 70), "crop_pct": 0.875}):
+        model = sqzoo.create_model("sq1", **{k: v for k, v in changes.items() if k == "num_classes"}).eval()
+        model.pretrained_cfg = {**model.pretrained_cfg, **changes}
+        graph = FromPixels(model).eval()
+        graph.net = nn.Identity()
+        images = pixels[:4]
+        if graph.side != 32:
+            images = np.random.default_rng(0).integers(0, 256, (4, graph.side, graph.side, 3), np.uint8)
+        logits = graph(torch.from_numpy(images)).log()  # softmax over the three channels: all but a shift
+        prepared = Preprocessing.of(model.pretrained_cfg)(images)
+        torch.testing.assert_close(logits, prepared.log_softmax(1), atol=2e-5, rtol=0)
+
+
+def test_metadata_says_what_the_file_holds(model: nn.Module, tmp_path: Path) -> None:
+    found = {p.key: p.value for p in onnx.load(export(model, tmp_path / "m.onnx", preprocessing=True)).metadata_props}
+    entry = get_weights("sq1")
+    assert found == metadata(model) | {"input": "uint8 NHWC"}
+    assert json.loads(found["labels"]) == list(CIFAR10_CLASSES)
+    assert (found["tag"], found["file_sha256"]) == (entry.tag, entry.sha256)
+    assert found["weights_sha256"] == tensors_sha256(model.state_dict())
+    assert json.loads(found["mean"]) == list(entry.mean)
+    assert json.loads(found["input_size"]) == [3, 128, 128]
+    changed = sqzoo.create_model("sq1", pretrained=True)
+    with torch.no_grad():
+        changed.fc2.bias.add_(1)
+    assert "tag" not in metadata(changed)  # no longer the tag's weights: no claim to its origin and accuracy
+    assert metadata(sqzoo.create_model("sq1", num_classes=3))["labels"] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "args"),
+    [("squeezenet_cifar", 0, {}), ("fire_next", 5, {"batch_norm": True}), ("alexnet_cifar", 5, {})],
+)
+def test_every_architecture(name: str, classes: int, args: dict[str, Any], tmp_path: Path) -> None:
+    model = sqzoo.create_model(name, num_classes=classes, in_chans=1, **args)
+    model.pretrained_cfg = {**model.pretrained_cfg, **SMALL}
+    onnx.checker.check_model(onnx.load(export(model, tmp_path / "m.onnx")), full_check=True)
+
+
+def test_other_outputs_are_not_written(model: nn.Module, tmp_path: Path) -> None:
+    class Random(nn.Module):  # what a broken exporter would give
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return model(x) + 0.01
+
+    images = torch.randn(3, 3, 128, 128)
+    with pytest.raises(ExportError, match="onnx gives other outputs than PyTorch"):
+        compare(model, Random(), images, "onnx")
+    with pytest.raises(ExportError, match="shape"):
+        compare(model, lambda x: model(x) * float("nan"), images, "onnx")
+    # int8 of pictures far from those that set the ranges
+    pixels = np.zeros((128, 32, 32, 3), np.uint8)
+    pixels[64:] = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), np.uint8)
+    with pytest.raises(ExportError, match="int8 gives other outputs"):
+        export(model, tmp_path / "q.onnx", "onnx-int8", calibration=pixels)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mistakes_are_one_clear_sentence(model: nn.Module, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    few = np.zeros((10, 32, 32, 3), np.uint8)
+    for words, args, error in (
+        ("Unknown format 'onxx'. Did you mean 'onnx'", ("m.onnx", "onxx"), ArgumentError),
+        ("ends in .xml", ("m.onnx", "openvino"), ArgumentError),
+        ("Cannot write .*file/m.onnx .*Not a directory|File exists", ("file/m.onnx",), ExportError),
+        ("Cannot write .*/proc/m.onnx", ("/proc/m.onnx",), ExportError),
+    ):
+        with pytest.raises(error, match=words) as caught:
+            export(model, tmp_path / args[0], *args[1:])
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ArgumentError, match="Linear is no model of create_model"):
+        export(nn.Linear(2, 2), tmp_path / "m.onnx")
+    with pytest.raises(ArgumentError, match="calibration must be 128 or more"):
+        export(model, tmp_path / "m.onnx", "onnx-int8", calibration=few)
+    with pytest.raises(ArgumentError, match="needs calibration="):
+        export(sqzoo.create_model("sq1", num_classes=3), tmp_path / "m.onnx", "onnx-int8")
+    with pytest.raises(ArgumentError, match="preprocessing=True needs a graph"):
+        export(model, tmp_path / "m.safetensors", "safetensors-int8", preprocessing=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("package", "format", "extra"),
+    [("onnxruntime", "onnx", "export"), ("onnx", "onnx", "export"), ("openvino", "openvino", "openvino")],
+)
+def test_a_missing_extra_is_named(
+    package: str, format: str, extra: str, model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [package, *(m for m in sys.modules if m.startswith(f"{package}."))]:
+        monkeypatch.setitem(sys.modules, name, None)  # as an import finds it where it is not installed
+    with pytest.raises(MissingExtraError, match=rf"needs {package}, .*pip install 'sqzoo\[{extra}\]'"):
+        export(model, tmp_path / f"m{FORMATS[format]}", format)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_kill_leaves_nothing_half_written(tmp_path: Path) -> None:
+    target = tmp_path / "m.onnx"
+    code = f"""
+import sqzoo
+from sqzoo.export import export
+model = sqzoo.create_model("sq1", num_classes=3)
+model.pretrained_cfg = {{**model.pretrained_cfg, "input_size": (3, 64, 64)}}
+export(model, {str(target)!r})
+print("once", flush=True)
+from sqzoo.files import write_whole
+while True:
+    write_whole(__import__("pathlib").Path({str(target)!r}), open({str(target)!r}, "rb").read())
+"""
+    child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert child.stdout and child.stdout.readline() == "once\n"
+    time.sleep(0.3)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    onnx.checker.check_model(onnx.load(target), full_check=True)

@@ -2,9 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def complete_tag(incomplete: str) -> list[str]:
@@ -19,9 +22,7 @@ Tag = Annotated[
 ]
 Model = Annotated[
     str,
-    typer.Option(
-        "--model", help="Model, weights tag, local-dir:FOLDER or hf-hub:ORG/NAME.", autocompletion=complete_tag
-    ),
+    typer.Option("--model", help="Model, weights tag, run folder or hf-hub:ORG/NAME.", autocompletion=complete_tag),
 ]
 Trunk = Annotated[
     str | None,
@@ -30,3 +31,10 @@ Trunk = Annotated[
 Data = Annotated[
     str | None, typer.Option(help="CIFAR-10 folder (default: $SQZOO_CIFAR10, else the Hub).", show_default=False)
 ]
+
+
+def network(model: str, trunk: str | None) -> "nn.Module":
+    """Return the pretrained model that `--model` names."""
+    from sqzoo.registry import create_model
+
+    return create_model(f"local-dir:{model}" if Path(model).is_dir() else model, pretrained=True, trunk=trunk)

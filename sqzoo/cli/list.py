@@ -1,30 +1,84 @@
 """`sqzoo list`."""
 
+import json
+from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 
-def run(pattern: Annotated[str, typer.Argument(help="Shell pattern, such as 'sq*'.")] = "*") -> None:
-    """List models and weights tags.
+class Column(StrEnum):
+    """What the list can be sorted by."""
+
+    tag = "tag"
+    top1 = "top1"
+    parameters = "parameters"
+    mflops = "mflops"
+    size = "size"
+    mb = "mb"
+
+
+def run(
+    pattern: Annotated[str, typer.Argument(help="Shell pattern, such as 'sq*' or '*.ft_cifar10'.")] = "*",
+    sort: Annotated[Column, typer.Option(help="Column to sort by, the best first.")] = Column.tag,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List models and weights tags with their figures on CIFAR-10's test images.
+
+    MFLOPs are millions of multiply-adds for one image of the tag's size (pixels a side); MB is the file.
 
     Examples:
     ```
     sqzoo list
-    sqzoo list 'sq*'
+    sqzoo list 'sq*' --sort top1
+    sqzoo list --json
     ```
     """
     from sqzoo.errors import UnknownModelError
-    from sqzoo.registry import list_models
+    from sqzoo.registry import list_models, multiply_adds
     from sqzoo.weights import get_weights
 
-    names = list_models(pattern)
-    if not names:
-        raise UnknownModelError(f"No model matches {pattern!r}; there are: {', '.join(list_models())}.")
-    for name in names:
-        print(name)
-        for tag in list_models(f"{name}.*", pretrained=True):
-            entry = get_weights(tag)
-            print(
-                f"  {tag}  {entry.metrics['test_top1']:.2f} %  {entry.params:,} parameters  {entry.size / 1e6:.2f} MB"
-            )
+    architectures, every = list_models(), list_models("*.*", pretrained=True)
+    names = list_models(pattern) if "." not in pattern else []
+    tags = [t for n in names for t in list_models(f"{n}.*", pretrained=True)]
+    tags = tags or list_models(pattern, pretrained=True)
+    bare = [n for n in names if not list_models(f"{n}.*", pretrained=True)]
+    if not tags and not bare:
+        raise UnknownModelError(f"No model matches {pattern!r}; there are: {', '.join([*architectures, *every])}.")
+    rows = []
+    for tag in tags:
+        entry = get_weights(tag)
+        rows.append(
+            {
+                "tag": tag,
+                "top1": entry.metrics["test_top1"],
+                "parameters": entry.params,
+                "mflops": round(multiply_adds(entry) / 1e6, 1),
+                "size": entry.input_size[1],
+                "mb": round(entry.size / 1e6, 2),
+            }
+        )
+    rows += [dict.fromkeys(Column, None) | {"tag": name} for name in bare]
+    if sort is not Column.tag:
+        best = -1 if sort is Column.top1 else 1
+        rows.sort(key=lambda row: (row[sort.value] is None, best * (row[sort.value] or 0)))
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("tag", no_wrap=True)
+    for title in ("top-1, %", "parameters", "MFLOPs", "size, px", "MB"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in rows:
+        tag, top1, *rest = row.values()
+        if top1 is None:
+            table.add_row(tag, *["no weights", *[""] * 4])
+        else:
+            table.add_row(tag, f"{top1:.2f}", *(f"{value:,}" for value in rest))
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200  # a pipe has no width to keep to
+    console.print(table)

@@ -1,31 +1,153 @@
 """`sqzoo predict`."""
 
+import csv
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
 from sqzoo.cli import _options
+from sqzoo.errors import ArgumentError, DataError
+
+if TYPE_CHECKING:
+    from sqzoo.predict import Answer
+
+
+class Format(StrEnum):
+    """How answers are written: a line to read, an object a line, or a row a picture."""
+
+    text = "text"
+    jsonl = "jsonl"
+    csv = "csv"
 
 
 def run(
-    images: Annotated[list[str], typer.Argument(help="Picture files.", show_default=False)],
+    images: Annotated[
+        list[str],
+        typer.Argument(help="Picture files, folders of them, or - for file names on stdin.", show_default=False),
+    ],
     model: _options.Model = "sq1",
     top: Annotated[int, typer.Option(help="Classes a picture.")] = 3,
+    format: Annotated[Format, typer.Option(help="How the answers are written.")] = Format.text,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="File to write instead of stdout.", show_default=False)
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Pictures at a time.")] = 16,
     trunk: _options.Trunk = None,
-) -> None:
+) -> int:
     """Classify pictures.
+
+    Files, whole folders or a list on stdin, in constant memory. A picture that cannot be read is named on stderr and
+    the rest goes on; the exit code is then 1. "None of the ten, perhaps" stands before an answer that is unlike the
+    pictures the model was trained on.
 
     Examples:
     ```
     sqzoo predict photo.jpg
-    sqzoo predict *.jpg --top 1 --model fire_next
+    sqzoo predict holiday/ --top 1 --format csv -o holiday.csv
+    find . -name '*.jpg' | sqzoo predict - --format jsonl
     ```
     """
-    from sqzoo.predict import predict
-    from sqzoo.registry import create_model
+    files = _files(images)
+    from tqdm import tqdm
 
-    name = f"local-dir:{model}" if Path(model).is_dir() else model
-    network = create_model(name, pretrained=True, trunk=trunk)
-    for image, found in zip(images, predict(network, images, top_k=top), strict=True):
-        print(f"{image}: " + ", ".join(f"{p.label} {100 * p.probability:.1f} %" for p in found))
+    from sqzoo.predict import classify
+    from sqzoo.reading import label_names
+
+    network = _options.network(model, trunk)
+    answers = classify(network, files, top_k=top, batch_size=batch_size)
+    seen = bad = 0
+    with _writing(output) as stream:
+        # Lines and a bar on the same screen would tear each other.
+        quiet = not sys.stderr.isatty() or stream.isatty()
+        if format is Format.csv:
+            _row(stream, ["image", *(f"{kind}_{n}" for n in range(1, top + 1) for kind in ("label", "probability")),
+                          "unsure", "error"])  # fmt: skip
+        for answer in tqdm(answers, unit=" pictures", disable=quiet):
+            seen += 1
+            if answer.error:
+                bad += 1
+                tqdm.write(f"sqzoo: {answer.error}", file=sys.stderr)
+            _write(stream, answer, format, top, len(label_names(network)))
+    if bad:
+        print(f"sqzoo: {bad:,} of {seen:,} pictures could not be read.", file=sys.stderr)
+    return 1 if bad else 0
+
+
+def _files(images: list[str]) -> Iterator[str]:
+    """Return the files that are named; raise for one named on the command line that is not there."""
+    for name in images:
+        if name != "-" and not os.path.exists(name):
+            raise DataError(f"No such image: {name!r}; check the name.")
+    return _each(images)
+
+
+def _each(images: list[str]) -> Iterator[str]:
+    from sqzoo.reading import pictures_in
+
+    for name in images:
+        if name == "-":
+            yield from (line.rstrip("\r\n") for line in sys.stdin if line.strip())
+        elif os.path.isdir(name):
+            empty = True
+            for file in pictures_in(name):
+                empty = False
+                yield str(file)
+            if empty:
+                raise ArgumentError(
+                    f"No picture in {name!r}, by the files' suffixes; name another folder, or the files."
+                )
+        else:
+            yield name
+
+
+def _write(stream: TextIO, answer: "Answer", format: Format, top: int, classes: int) -> None:
+    image, found = str(answer.picture), answer.predictions
+    if format is Format.jsonl:
+        facts: dict[str, Any] = {"image": image}
+        if answer.error:
+            facts["error"] = str(answer.error)
+        else:
+            facts["predictions"] = [asdict(prediction) for prediction in found]
+            facts |= {"score": answer.score, "unsure": answer.unsure}
+        stream.write(json.dumps(facts) + "\n")
+    elif format is Format.csv:
+        cells = [cell for p in found for cell in (p.label, f"{p.probability:.6f}")] or [""] * (2 * top)
+        _row(stream, [image, *cells, "" if answer.unsure is None else str(answer.unsure), str(answer.error or "")])
+    elif not answer.error:
+        classed = ", ".join(f"{p.label} {100 * p.probability:.1f} %" for p in found)
+        number = "ten" if classes == 10 else str(classes)
+        stream.write(f"{image}: " + (f"none of the {number}, perhaps ({classed})" if answer.unsure else classed) + "\n")
+
+
+def _row(stream: TextIO, cells: list[str]) -> None:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(cells)
+    stream.write(line.getvalue())
+
+
+@contextmanager
+def _writing(output: Path | None) -> Iterator[TextIO]:
+    """Yield stdout, or a file that appears whole, when all is written."""
+    if output is None:
+        yield sys.stdout
+        return
+    temporary = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        try:
+            stream = temporary.open("w", encoding="utf-8", newline="")
+        except OSError as e:
+            raise ArgumentError(f"Cannot write {output} ({e.strerror}); name a file that you may write.") from e
+        with stream:
+            yield stream
+        temporary.replace(output)
+    finally:
+        temporary.unlink(missing_ok=True)

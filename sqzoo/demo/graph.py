@@ -13,8 +13,8 @@ import torch.nn as nn
 
 import sqzoo
 from sqzoo.cache import folder
-from sqzoo.demo.runtime import write_bytes
 from sqzoo.errors import ArgumentError
+from sqzoo.files import write_whole
 from sqzoo.graph import FromPixels, pixels_side, to_onnx
 from sqzoo.hashing import tensors_sha256
 from sqzoo.models._blocks import GlobalPool
@@ -89,5 +89,5 @@ def page_model(name: str) -> PageModel:
         packed = gzip.compress(
             to_onnx(WithMaps(net).eval(), torch.zeros(2, side, side, 3, dtype=torch.uint8), {}), mtime=0
         )
-        write_bytes(file, packed)
+        write_whole(file, packed)
     return PageModel(tag, packed, about)

@@ -1,13 +1,11 @@
 """The page's engine: two files of the npm package onnxruntime-web, pinned, fetched once, kept in the cache."""
 
 import base64
-import contextlib
 import gzip
 import hashlib
 import io
 import os
 import tarfile
-import tempfile
 import urllib.request
 import zlib
 from pathlib import Path
@@ -17,6 +15,7 @@ from tqdm import tqdm
 
 from sqzoo.cache import folder
 from sqzoo.errors import DataError
+from sqzoo.files import write_whole
 
 VERSION = "1.30.0"
 SIZE = 33_106_585
@@ -87,19 +86,5 @@ def _unpacked(package: bytes, place: Path) -> dict[str, bytes]:
             member = archive.extractfile(f"package/dist/{name}")
             assert member is not None
             found[name] = gzip.compress(member.read(), mtime=0)
-            write_bytes(_file(place, name), found[name])
+            write_whole(_file(place, name), found[name])
     return found
-
-
-def write_bytes(file: Path, content: bytes) -> None:
-    """Write a file that appears whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-        os.replace(name, file)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise

@@ -51,6 +51,7 @@ class ZooModel(nn.Module):
         self.in_chans = count("in_chans", in_chans)
         self._check_pool(num_classes, global_pool)
         self.grad_checkpointing = False
+        self.calibration: dict[str, float] | None = None  # of the loaded weights, see sqzoo.unsure
         self.num_features = self.taps[-1][1]
         self.head_hidden_size = self.num_features
         self.tap_ends = [index for index, _, _ in self.taps]
@@ -140,6 +141,7 @@ class ZooModel(nn.Module):
         layer = self.last_layer(self.head_hidden_size, num_classes, device=weight.device, dtype=weight.dtype)
         self.set_submodule(self.classifier_name, layer.train(self.training))
         self.num_classes = num_classes
+        self.calibration = None
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:

@@ -183,6 +183,8 @@ def _loading_factory(cls: type[ZooModel], tag: str) -> Callable[..., nn.Module]:
     def construct(**args: Any) -> nn.Module:
         model = cls(**args)
         fit(model, load_state(entry, model.state_dict()), entry.tag, cls.classifier_name, _FIRST_CONV)
+        if entry.calibration and model.num_classes == entry.num_classes:
+            model.calibration = {key: entry.calibration[key] for key in ("temperature", "threshold")}
         return model
 
     return construct

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from sqzoo.errors import ArgumentError, BusyError, DataError
+from sqzoo.files import write_whole
 from sqzoo.hashing import tensors_sha256
 from sqzoo.train.evaluate import Metrics
 from sqzoo.train.recipe import Recipe
@@ -170,12 +171,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def write_text(file: Path, text: str) -> None:
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)
+    write_whole(file, text.encode())
 
 
 def write_tensors(file: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:

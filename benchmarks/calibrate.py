@@ -1,0 +1,168 @@
+"""Temperature and "none of the ten" threshold of each weights tag, and how well they do.
+
+    python benchmarks/calibrate.py [--only PATTERN] [--data FOLDER] [--trunk FOLDER] [--outside FOLDER] [--limit N]
+
+Fits both on the training images that a tag's recipe held out (a tag that held none out is left as it is), writes them
+into the manifest, measures on the test images and on pictures of none of the classes (`outside.py` says how to get
+them), and records all in results/unsure.json, which the cards show. Tags not asked for keep their rows. With --limit N
+only N images of each kind are taken, and nothing is written. Then run cards.py and sbom.py.
+"""
+
+import argparse
+import fnmatch
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn as nn
+from outside import sets
+from PIL import Image
+from scipy.stats import mannwhitneyu
+
+from sqzoo import create_model, get_weights, list_models
+from sqzoo.data import Preprocessing, cifar10, hold_out
+from sqzoo.environment import environment
+from sqzoo.reading import Squares
+from sqzoo.report import calibration
+from sqzoo.train.checkpoint import write_text
+from sqzoo.unsure import KEPT, calibrate, score
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULT = ROOT / "benchmarks" / "results" / "unsure.json"
+MANIFEST = ROOT / "sqzoo" / "weights" / "manifest.json"
+NEIGHBOURS, KNOWN = 10, 5000  # of the feature distance: Sun et al. 2022, and how many training images it looks among
+
+
+@torch.inference_mode()
+def outputs(model: nn.Module, images: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return logits (N, classes) and the trunk's pooled features, of length 1 (N, num_features)."""
+    prepare = Preprocessing.of(model.pretrained_cfg)  # type: ignore[arg-type]
+    logits, features = [], []
+    for start in range(0, len(images), 8):
+        maps = model.forward_features(prepare(images[start : start + 8]))  # type: ignore[operator]
+        logits.append(model.forward_head(maps).float())  # type: ignore[operator]
+        features.append(torch.nn.functional.normalize(maps.mean((2, 3))))
+    return torch.cat(logits), torch.cat(features)
+
+
+def scores(logits: torch.Tensor, features: torch.Tensor, known: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return each candidate's score (N,), high for what is like training."""
+    return {
+        "energy": score(logits.double()),
+        "largest logit": logits.max(1).values.double(),
+        "largest probability": logits.double().softmax(1).max(1).values,
+        "feature distance": -torch.cdist(features, known).kthvalue(NEIGHBOURS, dim=1).values.double(),
+    }
+
+
+def auroc(inside: torch.Tensor, outside: torch.Tensor) -> float:
+    """Return the chance that an image of the classes has a higher score than one of none; ties count half."""
+    return float(mannwhitneyu(inside.numpy(), outside.numpy()).statistic) / (len(inside) * len(outside))
+
+
+def measure(model: nn.Module, labels: dict[str, np.ndarray], images: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Fit on images["held out"], measure on images["test"] and the sets of pictures outside."""
+    found = {name: outputs(model, each) for name, each in images.items()}
+    known = found.pop("known")[1]
+    held_labels, test_labels = (torch.from_numpy(labels[name]) for name in ("held out", "test"))
+    held, test = found["held out"][0], found["test"][0]
+    fitted = calibrate(held, held_labels)
+    cold = test.double() / fitted["temperature"]
+    by_score = {name: scores(*each, known) for name, each in found.items()}
+    inside = by_score["test"]
+    outside = {name: each for name, each in by_score.items() if name not in ("held out", "test")}
+    below = {name: (each["energy"] < fitted["threshold"]).double().mean().item() for name, each in by_score.items()}
+    return {
+        **fitted,
+        "held_out_images": len(held),
+        "calibration_error": {
+            "before": calibration(test, test_labels)["error"],
+            "after": calibration(cold, test_labels)["error"],
+        },
+        "loss": {
+            "before": torch.nn.functional.cross_entropy(test.double(), test_labels).item(),
+            "after": torch.nn.functional.cross_entropy(cold, test_labels).item(),
+        },
+        "kept_of_test": 100 * (1 - below["test"]),
+        "unsure_of_wrong": 100
+        * (inside["energy"][test.argmax(1) != test_labels] < fitted["threshold"]).double().mean().item(),
+        "outside": {
+            name: {
+                "images": len(each["energy"]),
+                "auroc": {kind: round(100 * auroc(inside[kind], each[kind]), 2) for kind in inside},
+                "unsure": 100 * below[name],
+            }
+            for name, each in outside.items()
+        },
+    }
+
+
+def main() -> int:
+    """Fit, measure, record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="*", help="shell pattern of tags")
+    parser.add_argument("--data", help="CIFAR-10 folder (default: $SQZOO_CIFAR10, else the Hub)")
+    parser.add_argument("--trunk", help="file or folder with the ImageNet trunk")
+    parser.add_argument("--outside", type=Path, help="folder with the unpacked packages of outside.py")
+    parser.add_argument("--limit", type=int, help="take only so many images of each kind, write nothing")
+    arguments = parser.parse_args()
+    train, test = (cifar10(split, arguments.data) for split in ("train", "test"))
+    pictures = sets(arguments.outside)
+    rows = {}
+    for tag in fnmatch.filter(list_models("*.*", pretrained=True), arguments.only):
+        count = get_weights(tag).recipe["hold_out"]
+        if not count:
+            print(f"{tag}: its recipe held no training images out, it stays uncalibrated", file=sys.stderr)
+            continue
+        model = create_model(tag, pretrained=True, trunk=arguments.trunk)
+        rest, held = hold_out(train.labels, count)
+        known = rest[:: len(rest) // KNOWN][:KNOWN]
+        images = {"held out": train.images[held], "test": test.images, "known": train.images[known]}
+        read = Squares(model)
+        images |= {name: np.stack([read(picture) for picture in each]) for name, (_, each) in pictures.items()}
+        labels = {"held out": train.labels[held], "test": test.labels}
+        if arguments.limit:
+            spread = {name: slice(None, None, max(1, len(each) // arguments.limit)) for name, each in images.items()}
+            images = {name: each[spread[name]] for name, each in images.items()}
+            labels = {name: each[spread[name]] for name, each in labels.items()}
+        row = measure(model, labels, images)
+        rows[tag] = row
+        print(
+            f"{tag}: temperature {row['temperature']:.3f}, calibration error {row['calibration_error']['before']:.1f} "
+            f"to {row['calibration_error']['after']:.1f} points, {row['kept_of_test']:.1f} % of test kept; "
+            + "; ".join(
+                f"{name}: {r['unsure']:.0f} % unsure, AUROC "
+                + ", ".join(f"{kind} {value:.1f}" for kind, value in r["auroc"].items())
+                for name, r in row["outside"].items()
+            ),
+            flush=True,
+        )
+        if not arguments.limit:
+            record(tag, row, pictures)
+    return 0
+
+
+def record(tag: str, row: dict[str, Any], pictures: dict[str, tuple[str, list[Image.Image]]]) -> None:
+    """Put a row into the results, then its calibration into the manifest."""
+    known = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {"tags": {}}
+    row = {**row, "weights_sha256": get_weights(tag).sha256, "environment": environment()}
+    tags = {k: v for k, v in sorted((known["tags"] | {tag: row}).items()) if k in list_models("*.*", pretrained=True)}
+    what = {name: {"what": text, "pictures": len(each)} for name, (text, each) in pictures.items()}
+    write_text(RESULT, json.dumps({"kept": KEPT, "outside": what, "tags": tags}, indent=1) + "\n")
+    entries = json.loads(MANIFEST.read_text(encoding="utf-8"))["weights"]
+    (entry,) = (e for e in entries if e["tag"] == tag)
+    entry["calibration"] = {
+        "temperature": row["temperature"],
+        "threshold": row["threshold"],
+        "held_out_images": row["held_out_images"],
+        "source": os.fspath(RESULT.relative_to(ROOT)),
+    }
+    write_text(MANIFEST, json.dumps({"weights": entries}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

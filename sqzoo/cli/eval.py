@@ -1,0 +1,47 @@
+"""`sqzoo eval`."""
+
+import json
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from sqzoo.cli import _options
+
+
+class Split(StrEnum):
+    """CIFAR-10's two parts."""
+
+    train = "train"
+    test = "test"
+
+
+def run(
+    tag: _options.Tag,
+    data: _options.Data = None,
+    split: Annotated[Split, typer.Option(help="Images to evaluate on.")] = Split.test,
+    trunk: _options.Trunk = None,
+) -> None:
+    """Measure a tag's accuracy and loss on CIFAR-10; prints JSON.
+
+    Examples:
+    ```
+    sqzoo eval sq1.ft_cifar10
+    sqzoo eval fire_next --data cifar-10-batches-py --split test
+    ```
+    """
+    import time
+    from dataclasses import asdict
+
+    from sqzoo.data import cifar10
+    from sqzoo.registry import create_model
+    from sqzoo.train import evaluate
+    from sqzoo.weights import get_weights
+
+    entry = get_weights(tag)
+    images = cifar10(split.value, data)
+    model = create_model(entry.tag, pretrained=True, trunk=trunk)
+    began = time.perf_counter()
+    found = asdict(evaluate(model, images))
+    found |= {"seconds": round(time.perf_counter() - began, 2), "digest": images.digest, "sha256": entry.sha256}
+    print(json.dumps({"tag": entry.tag, "split": split.value, **found}, indent=1))

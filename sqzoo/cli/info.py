@@ -1,0 +1,48 @@
+"""`sqzoo info`."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from sqzoo.cli import _options
+
+
+def run(tag: _options.Tag, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Show all that is known of a weights tag: figures, recipe, data, licence, hash, and how to use it.
+
+    Examples:
+    ```
+    sqzoo info sq1.ft_cifar10
+    sqzoo info fire_next --json
+    ```
+    """
+    from dataclasses import asdict
+
+    from sqzoo.registry import multiply_adds
+    from sqzoo.weights import get_weights
+
+    entry = get_weights(tag)
+    facts = asdict(entry) | {"multiply_adds": multiply_adds(entry)}
+    if as_json:
+        print(json.dumps(facts, indent=1))
+        return
+    shown: list[tuple[str, Any]] = [
+        ("tag", entry.tag),
+        ("file", f"{entry.hub or entry.path} ({entry.size / 1e6:.2f} MB, {entry.dtype}, {entry.holds})"),
+        ("SHA-256", entry.sha256),
+        ("parameters", f"{entry.params:,}"),
+        ("multiply-adds", f"{facts['multiply_adds'] / 1e6:.1f} million an image of {entry.input_size[1]} px"),
+        ("images", f"{entry.input_size[1]} px, crop {entry.crop_pct}, mean {entry.mean}, deviation {entry.std}"),
+        *((name.replace("_", " "), value) for name, value in entry.metrics.items()),
+        *((f"calibration: {name.replace('_', ' ')}", value) for name, value in entry.calibration.items()),
+        *((f"recipe: {name}", value) for name, value in entry.recipe.items()),
+        *((name.replace("_", " "), value) for name, value in entry.data.items()),
+        ("licence", entry.licence),
+        ("provenance", entry.provenance),
+        ("use", f'sqzoo.create_model("{entry.tag}", pretrained=True)'),
+        ("", f"sqzoo predict photo.jpg --model {entry.tag}"),
+    ]
+    width = max(len(name) for name, _ in shown)
+    for name, value in shown:
+        print(f"{name:{width}}  {value if isinstance(value, str) else json.dumps(value)}")

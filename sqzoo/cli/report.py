@@ -1,0 +1,66 @@
+"""`sqzoo report`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sqzoo.cli import _options
+from sqzoo.cli.eval import Split
+
+
+def run(
+    tag: _options.Tag,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="HTML file (default: TAG.html).", show_default=False)
+    ] = None,
+    data: _options.Data = None,
+    split: Annotated[Split, typer.Option(help="Images to evaluate on.")] = Split.test,
+    trunk: _options.Trunk = None,
+) -> None:
+    """Write a page on a tag: confusion, calibration, classes, most confident mistakes.
+
+    Examples:
+    ```
+    sqzoo report sq1.ft_cifar10
+    sqzoo report fire_next -o fire_next.html --data cifar-10-batches-py
+    ```
+    """
+    import torch
+    from PIL import Image
+
+    from sqzoo.data import cifar10
+    from sqzoo.errors import ArgumentError
+    from sqzoo.registry import create_model
+    from sqzoo.report import report
+    from sqzoo.train import logits
+    from sqzoo.train.checkpoint import write_text
+    from sqzoo.weights import CIFAR10_CLASSES, get_weights
+
+    entry = get_weights(tag)
+    file = output or Path(f"{entry.tag}.html")
+    if not file.absolute().parent.is_dir():
+        raise ArgumentError(f"No folder {str(file.parent)!r} to write {file.name} into; make it, or name another.")
+    images = cifar10(split.value, data)
+    temperature = entry.calibration.get("temperature", 1.0)
+    found = logits(create_model(entry.tag, pretrained=True, trunk=trunk), images) / temperature
+    record = Path(__file__).parents[2] / entry.metrics["source"]  # in a checkout; a wheel has none
+    facts = {
+        "weights": f"{entry.file}, SHA-256 {entry.sha256}",
+        "images": f"CIFAR-10 {split.value}, digest {images.digest}",
+        "temperature": f"{temperature:.3f}" if entry.calibration else "none fitted",
+        "licence": entry.licence,
+        "provenance": entry.provenance,
+    }
+    page = report(
+        f"{entry.tag} on CIFAR-10 {split.value}",
+        CIFAR10_CLASSES,
+        torch.from_numpy(images.labels),
+        found,
+        picture=lambda i: Image.fromarray(images.images[i]),
+        log=json.loads(record.read_text(encoding="utf-8"))["log"] if record.is_file() else (),
+        facts=facts,
+    )
+    write_text(file, page)
+    print(file)

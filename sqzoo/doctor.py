@@ -1,0 +1,137 @@
+"""What is installed, where things are kept, what is missing and the command that gets it."""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from packaging.requirements import Requirement
+
+from sqzoo.environment import environment
+from sqzoo.errors import SqzooError
+
+_TIMEOUT = 3  # seconds for the Hub to answer
+
+
+def examine() -> dict[str, dict[str, Any]]:
+    """Return JSON-ready facts by part: essential, versions, machine, kept, data, extras, network."""
+    facts = environment()
+    broken = _broken()
+    return {
+        "essential": {"state": "all well" if not broken else "broken", "broken": broken},
+        "versions": {"python": facts["python"], **facts["versions"]},
+        "machine": _machine(facts),
+        "kept": _kept(),
+        "data": {"CIFAR-10": _cifar10(), "ImageNet trunks": _trunks()},
+        "extras": _extras(),
+        "network": {"Hub": _hub()},
+    }
+
+
+def _broken() -> list[str]:
+    """Return what keeps sqzoo from working at all: weights in the package that are damaged, torch that cannot run."""
+    from sqzoo.cache import kept
+    from sqzoo.registry import create_model
+
+    broken = [wrong for each in kept() if each.kind == "package" and (wrong := each.damage())]
+    try:
+        with torch.inference_mode():
+            create_model("sq1").eval()(torch.zeros(1, 3, 32, 32))
+    except Exception as e:  # whatever a broken installation of torch raises
+        broken.append(f"torch cannot run sq1 ({type(e).__name__}: {e})")
+    return broken
+
+
+def _machine(facts: dict[str, Any]) -> dict[str, Any]:
+    cpu = facts["cpu_capability"]
+    # Only these processors have instructions for it; others do bfloat16 by conversion, slower than float32.
+    fast = bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()) or bool(
+        getattr(torch.cpu, "_is_amx_tile_supported", bool)()
+    )
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    return {
+        "system": f"{facts['system']}, {platform.release()}",
+        "processor": facts["cpu"],
+        "vector instructions": cpu,
+        "bfloat16": "fast" if fast else "slower than float32 on this processor",
+        "cores, threads": f"{facts['cores']}, {facts['threads']}",
+        "torch build": f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU",
+        "devices": ", ".join(["cpu", *devices]),
+    }
+
+
+def _kept() -> dict[str, str]:
+    from huggingface_hub import constants
+
+    from sqzoo.weights.manifest import FOLDER
+
+    places = {"weights (package)": FOLDER, "trunks (torch.hub)": Path(torch.hub.get_dir()) / "checkpoints"}
+    places["models (Hub)"] = Path(constants.HF_HUB_CACHE)
+    return {name: f"{place} ({_size(place) / 1e6:.1f} MB)" for name, place in places.items()}
+
+
+def _size(folder: Path) -> int:
+    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file() and not f.is_symlink())
+
+
+def _cifar10() -> str:
+    from sqzoo.data import holds_cifar10
+
+    folder = os.environ.get("SQZOO_CIFAR10")
+    if not folder:
+        return "from the Hub when asked for; SQZOO_CIFAR10 names no folder"
+    return f"{folder}: " + ("found" if holds_cifar10(Path(folder)) else "NOT THERE; correct SQZOO_CIFAR10")
+
+
+def _trunks() -> str:
+    from sqzoo.weights import TRUNKS, load_trunk
+
+    states = []
+    for trunk in TRUNKS.values():
+        cached = Path(torch.hub.get_dir()) / "checkpoints" / trunk.url.rpartition("/")[2]
+        if "SQZOO_TRUNKS" not in os.environ and not cached.is_file():
+            states.append(f"{trunk.name} is downloaded when asked for")
+            continue
+        try:
+            load_trunk(trunk.name)
+            states.append(f"{trunk.name} found")
+        except SqzooError as e:
+            states.append(str(e))
+    return "; ".join(states)
+
+
+def _extras() -> dict[str, str]:
+    """Return by extra: installed, or the pip command that installs what is missing."""
+    try:
+        wanted = [Requirement(line) for line in requires("sqzoo") or []]
+        extras = metadata("sqzoo").get_all("Provides-Extra") or []
+    except PackageNotFoundError:
+        return {"unknown": "sqzoo is not installed; pip install . where its pyproject.toml is"}
+    states = {}
+    for extra in extras:
+        missing = sorted({r.name for r in wanted if r.marker and r.marker.evaluate({"extra": extra}) and not _there(r)})
+        states[extra] = f"missing {', '.join(missing)}: pip install 'sqzoo[{extra}]'" if missing else "installed"
+    return states
+
+
+def _there(requirement: Requirement) -> bool:
+    try:
+        return requirement.specifier.contains(version(requirement.name), prereleases=True)
+    except PackageNotFoundError:
+        return False
+
+
+def _hub() -> str:
+    from huggingface_hub import constants, get_session
+
+    if constants.is_offline_mode():
+        return "not asked: HF_HUB_OFFLINE is set"
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_TIMEOUT)
+    except Exception as e:  # whatever network and client raise
+        return f"{constants.ENDPOINT} cannot be reached ({type(e).__name__}); what is kept works without it"
+    return f"{constants.ENDPOINT} answers"
