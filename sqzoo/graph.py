@@ -28,9 +28,10 @@ _CIFAR_SIDE = 32
 class FromPixels(nn.Module):
     """A network with its preparation before it and softmax behind: uint8 (N, H, W, 3) to probabilities (N, classes).
 
-    Does what `Preprocessing` does. Enlarging is linear, so it is two products with constant matrices, whose rows for
-    the pixels that the centre crop drops are left out. PyTorch rounds to whole levels after each of the two; so does
-    this. Every runtime has a matrix product, while their Resize operators differ.
+    The softmax is at the temperature of the network's `calibration`, as in `sqzoo.predict`, and the preparation is that
+    of `Preprocessing`. Enlarging is linear, so it is two products with constant matrices, whose rows for the pixels
+    that the centre crop drops are left out. PyTorch rounds to whole levels after each of the two; so does this. Every
+    runtime has a matrix product, while their Resize operators differ.
     """
 
     grow: torch.Tensor
@@ -52,9 +53,13 @@ class FromPixels(nn.Module):
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (prepare.mean, prepare.std))
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.register_buffer("shift", -mean / std, persistent=False)
+        self.temperature = float((getattr(net, "calibration", None) or {}).get("temperature", 1.0))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.net(self.prepare(images)).softmax(1)
+        return (self.net(self.prepare(images)) / self.temperature).softmax(1)
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}"
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
         """Turn uint8 (N, H, W, 3) into what the network takes, float32 (N, 3, side, side)."""

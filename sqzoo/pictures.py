@@ -20,7 +20,7 @@ from sqzoo.data import Dataset, Preprocessing
 from sqzoo.errors import ArgumentError, DataError
 from sqzoo.extras import require
 from sqzoo.files import write_whole
-from sqzoo.reading import Squares, read_ahead
+from sqzoo.reading import Squares, picture_suffixes, read_ahead
 
 _HELD_OUT_NAMES = ("val", "valid", "validation", "test")  # the first that is there
 _IGNORED = {"thumbs.db", "desktop.ini", "__macosx"}
@@ -87,7 +87,7 @@ def find_pictures(folder: str | os.PathLike[str]) -> Found:
 
 
 def _by_class(root: Path, parts: list[Path], left_out: dict[str, str]) -> Found:
-    suffixes = _suffixes()
+    suffixes = picture_suffixes()
     found: dict[str, list[list[Path]]] = {}
     for number, part in enumerate(parts):
         for folder in _folders(part):
@@ -156,10 +156,6 @@ def _files(folder: Path, above: set[str]) -> Iterator[Path]:
 
 def _ignored(path: Path) -> bool:
     return path.name.startswith(".") or path.name.casefold() in _IGNORED
-
-
-def _suffixes() -> set[str]:
-    return {s for s, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 
 
 def _shown(path: Path, root: Path) -> str:

@@ -105,8 +105,8 @@ def _answers(
             with torch.inference_mode():
                 inputs = _inputs(squares, prepare).to(weight.device, weight.dtype)
                 logits = model(inputs).float()
-                top = (logits / temperature).softmax(1).topk(top_k)
-                scores = score(logits)
+                probabilities = (logits / temperature).softmax(1)
+                top, scores = probabilities.topk(top_k), score(probabilities)
             found = zip(top.values.tolist(), top.indices.tolist(), scores.tolist(), strict=True)
         for picture, square in batch:
             if isinstance(square, DataError):

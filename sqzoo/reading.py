@@ -102,9 +102,15 @@ def read_ahead(
         pool.shutdown(cancel_futures=True)
 
 
+def picture_suffixes() -> set[str]:
+    """Return the suffixes, in small letters, of the files that Pillow reads."""
+    Image.preinit()  # first, or the common formats would be tried behind the rare ones, and each file take longer
+    return {s for s, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+
+
 def pictures_in(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield the picture files at any depth below a folder, known by their suffix, sorted, hidden ones left out."""
-    suffixes = {s for s, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    suffixes = picture_suffixes()
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         for name in sorted(files):

@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from pkgutil import iter_modules
@@ -85,24 +85,17 @@ def test_the_shell_completes_commands_and_tags() -> None:
         assert done.stdout.split() == expected
 
 
-@pytest.mark.skipif(os.name == "nt", reason="no SIGINT to another process on Windows")
-def test_ctrl_c_is_130(cifar10_root: Path, tmp_path: Path) -> None:
-    words = ["train", "squeezenet_cifar", "--recipe", "finetune", "--data", str(cifar10_root), "--run", str(tmp_path)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sqzoo", *words, "--set", 'start="random"'], stderr=subprocess.PIPE, text=True
-    )
-    try:
-        for _ in range(600):
-            if any(tmp_path.iterdir()):
-                break
-            time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130
-    assert "Traceback" not in err
-    assert err.splitlines()[-1] == "sqzoo: stopped."
+def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def names() -> Iterator[str]:
+        yield "examples/cat.jpg"
+        signal.raise_signal(signal.SIGINT)
+        yield "never"
+
+    monkeypatch.setattr("sys.stdin", names())
+    assert main(["predict", "-"]) == 130
+    out, err = capsys.readouterr()
+    assert not out
+    assert err == "\nsqzoo: stopped.\n"
 
 
 def test_list_filters_sorts_and_says_the_same_as_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from sqzoo.data import Preprocessing, holds_cifar10, open_image
 from sqzoo.errors import ArgumentError, DataError, SqzooError
 from sqzoo.pictures import Pictures, find_pictures, from_hub, read_pictures
 from sqzoo.predict import predict
+from sqzoo.train import Recipe, train
 from sqzoo.train.pictures import train_on_pictures
 from sqzoo.weights import CIFAR10_CLASSES
 
@@ -365,6 +366,9 @@ def test_what_does_not_go_together(photos: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with pytest.raises(ArgumentError, match="trains the head alone"):
         train_on_pictures("sq1", photos, run, recipe_name="paper", all_layers=True)
+    refused(lambda: train_on_pictures("sq1", photos, run, hold_out=5), "hold_out", "settled by the pictures")
+    with pytest.raises(ArgumentError, match="there are none"):
+        train(Recipe("sq1", model_args={"num_classes": 3}), read(photos), None, run)
     refused(lambda: train_on_pictures("sq2", photos, run), "Unknown model 'sq2'")
     refused(lambda: train_on_pictures("sq1", tmp_path / "absent", run), "No folder")
     assert not run.exists()

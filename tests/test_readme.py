@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -17,8 +18,9 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
-def test_python_block_runs(block: str) -> None:
-    done = subprocess.run([sys.executable, "-c", block], cwd=ROOT, capture_output=True, text=True)
+def test_python_block_runs(block: str, tmp_path: Path) -> None:
+    own = os.environ | {"SQZOO_CACHE": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", block], cwd=ROOT, capture_output=True, text=True, env=own)
     assert done.returncode == 0, done.stderr
 
 

@@ -44,11 +44,19 @@ def test_a_temperature_needs_mistakes() -> None:
 
 def test_the_threshold_keeps_what_it_says() -> None:
     logits, labels = drawn(1.0)
-    values = score(logits)
-    assert torch.equal(values, logits.logsumexp(1))
+    values = score(logits.softmax(1))
     for kept in (0.9, 0.95):
         assert (values >= threshold(values, kept)).double().mean() == pytest.approx(kept, abs=1e-3)
     assert calibrate(logits, labels).keys() == {"temperature", "threshold"}
+
+
+def test_the_score_is_lower_the_more_even_the_probabilities() -> None:
+    even, two, one = torch.full((10,), 0.1), torch.tensor([0.5, 0.5] + [0.0] * 8), torch.eye(10)[3]
+    nearly = torch.tensor([0.91] + [0.01] * 9)
+    values = score(torch.stack([even, nearly, two, one]))
+    assert values.tolist() == sorted(values.tolist())
+    assert values[-1] == 0
+    assert values[0].item() == pytest.approx(-10 * 0.09**0.1, rel=1e-6)
 
 
 def test_predict_divides_by_the_temperature_and_says_unsure() -> None:
@@ -57,14 +65,15 @@ def test_predict_divides_by_the_temperature_and_says_unsure() -> None:
     (plain,) = classify(model, CAT, top_k=10)
     assert plain.unsure is None
     logits = torch.tensor([p.probability for p in sorted(plain.predictions, key=lambda p: p.index)]).double().log()
-    model.calibration = {"temperature": 2.0, "threshold": plain.score + 1e-3}
+    model.calibration = {"temperature": 2.0, "threshold": -1e-3}
     (cooled,) = classify(model, CAT, top_k=10)
     expected = (logits / 2).softmax(0)
+    assert cooled.score == pytest.approx(score(expected[None]).item(), abs=1e-3)
     assert [p.probability for p in cooled.predictions] == pytest.approx(
         [expected[p.index].item() for p in cooled.predictions], abs=1e-5
     )
     assert cooled.unsure is True
-    model.calibration["threshold"] = plain.score - 1e-3
+    model.calibration["threshold"] = cooled.score - 1e-3
     assert next(classify(model, CAT)).unsure is False
     assert predict(model, CAT)[0][0].label == "cat"
 

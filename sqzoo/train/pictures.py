@@ -31,6 +31,7 @@ from sqzoo.unsure import calibrate
 from sqzoo.weights import get_weights, load_trunk, tags
 
 _HEAD, _ALL = "head", "all_layers"
+_SETTLED = {"hold_out", "select", "log_test", "crop_pct"}
 _FEWEST = 50  # held-out pictures for a calibration
 _logger = logging.getLogger("sqzoo")
 
@@ -65,6 +66,8 @@ def train_on_pictures(
     Raises `DataError` where the folder cannot be learnt from.
     """
     check_name(model)
+    if settled := _SETTLED & changes.keys():
+        raise ArgumentError(f"{min(settled)} of the recipe is settled by the pictures; leave it out, or give held_out.")
     folder = Path(run)
     chosen = recipe(recipe_name or ("pictures_all_layers" if all_layers else "pictures"), model, **changes)
     if chosen.trunk == "frozen" and all_layers:
