@@ -77,7 +77,10 @@ function show() {
   $("answer").hidden = false;
   const best = `${model.labels[order[0]]}, ${percent(scores[order[0]])}`;
   const verdict = unsure ? `None of the ${scores.length} classes, perhaps; most like ${best}` : best;
-  if ($("verdict").textContent !== verdict) $("verdict").textContent = verdict;
+  $("verdict").textContent = verdict;
+  // Spoken from a place that is always there, since what was hidden is not announced; by the camera when it changes.
+  if (!stream || model.labels[order[0]] !== $("spoken").dataset.label) $("spoken").textContent = verdict;
+  $("spoken").dataset.label = model.labels[order[0]];
   $("time").textContent =
     `${network.toFixed(1)} ms for the network, ${prepared.toFixed(1)} ms to prepare the picture, on this device.`;
   const view = $("picture").getContext("2d");
