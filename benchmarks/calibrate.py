@@ -149,7 +149,7 @@ def main() -> int:
         rest, held = hold_out(train.labels, count)
         known = rest[:: len(rest) // KNOWN][:KNOWN]
         images = {"held out": train.images[held], "test": test.images, "known": train.images[known]}
-        read = Squares(model)
+        read = Squares.of(model)
         images |= {name: np.stack([read(picture) for picture in each]) for name, (_, each) in pictures.items()}
         labels = {"held out": train.labels[held], "test": test.labels, "known": train.labels[known]}
         if arguments.limit:

@@ -22,6 +22,7 @@ WHAT = {
     "squeezenet_cifar": "SqueezeNet 1.1 with its last layer sized for CIFAR-10 (paper, Table 2, row 2)",
     "sq1": "Sq-1: SqueezeNet 1.1's trunk, a 1x1 convolution and two linear layers (paper, Tables 2 and 3)",
     "fire_next": "Fire-Next: SqueezeNet 1.1 with a SqueezeNext block for its last Fire module (paper, Table 2)",
+    "alexnet_cifar": "AlexNet with its last layer sized for CIFAR-10 (paper, Table 2, row 1)",
 }
 PROTOCOLS = {
     "test": "The paper's own protocol: the best epoch was chosen **on the test images**, which flatters the figure.",
@@ -36,9 +37,10 @@ WATTS, GRAMS = 15, 450
 def card(entry: Entry, record: dict[str, Any], measured: dict[str, Any]) -> str:
     """Return the card of a tag: YAML metadata with a model-index, then what a reader wants to know.
 
-    record: its training run. measured: its row of table2.json.
+    record: its training run, or its compression. measured: its row of table2.json.
     """
-    parts = [_use(entry), _results(entry, record), _classes(entry, measured), _training(entry, record), _limits(entry)]
+    made = _compression(record) if entry.stored == "coded" else _training(entry, record)
+    parts = [_use(entry), _results(entry, record), _classes(entry, measured), made, _limits(entry)]
     return "\n".join([_metadata(entry), *(line for part in parts for line in part)])
 
 
@@ -72,6 +74,8 @@ model-index:
 def _use(entry: Entry) -> list[str]:
     head = entry.holds == "head"
     stored = "a head file, joined as it loads with torchvision's ImageNet trunk" if head else "complete, in the package"
+    if entry.stored == "coded":
+        stored += ", its weights decoded as they load"
     trunk = "  # joins the trunk: see README" if head else ""
     return [
         f"# {entry.tag}",
@@ -109,6 +113,10 @@ def _results(entry: Entry, record: dict[str, Any]) -> list[str]:
     ]
     if held:
         lines.append(f"| held out of training, {held['images']:,} | {held['top1']:.2f} % | {held['loss']:.4f} |")
+    if entry.stored == "coded":
+        parent, apart = record["recipe"]["parent"], record["parent"]["held_out"]
+        lines.append(f"| its parent `{parent}`, test | {record['parent']['test_top1']:.2f} % | |")
+        lines.append(f"| its parent, held out | {apart['top1']:.2f} % | {apart['loss']:.4f} |")
     lines += [
         "",
         "One view an image; ± is one standard error of the sample; one seed. "
@@ -160,12 +168,36 @@ def _training(entry: Entry, record: dict[str, Any]) -> list[str]:
     return [*lines, "", f"Data: digest of train {record['train_digest']}, of test {record['test_digest']}.", ""]
 
 
+def _compression(record: dict[str, Any]) -> list[str]:
+    machine, recipe = record["environment"], record["recipe"]
+    lines = [
+        "## Compression",
+        "",
+        f"`{machine['command']}`",
+        "",
+        f"From `{recipe['parent']}` (SHA-256 of its tensors {recipe['parent_sha256']}), "
+        f"{record['parent_bytes'] / 1e6:.2f} MB, to {record['bytes']:,} bytes, "
+        f"{record['parent_bytes'] / record['bytes']:.1f} times fewer, without training: k-means values a layer, each "
+        "layer's number of bits by its measured sensitivity on training images held out, Huffman codes. "
+        f"{record['seconds'] / 60:.0f} minutes with {machine['threads']} thread(s) on {machine['cpu']}, torch "
+        f"{machine['versions']['torch']}, commit {machine['commit']}.",
+        "",
+        "| layer | weights | values | bits a weight | zeros |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in record["layers"].items():
+        cells = [f"`{name}`", f"{row['weights']:,}", f"{row['values']}", f"{row['bits']:.2f}", f"{row['zeros']:.0%}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
 def _limits(entry: Entry) -> list[str]:
     return [
         "## Limits",
         "",
         "It knows ten classes, from 32x32 pictures, and names one of them whatever it is shown. CIFAR-10's test set",
-        "has near-duplicates of training images and has been looked at for years: a test set collected anew in the same way",
+        "has near-duplicates of training images and has been looked at for years: a test set collected anew in the "
+        "same way",
         "(CIFAR-10.1; Recht and others, 2019) cost other networks 3 to 15 points. Expect less on pictures of another",
         "origin. Not for decisions about people.",
         "",

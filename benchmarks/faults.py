@@ -1,20 +1,25 @@
 """Faults against weights: what a hostile or failing world does to files, downloads, uploads and trainings.
 
-    python benchmarks/faults.py [--mutations 10000] [--injections 1000] [--kills 100]
+    python benchmarks/faults.py [--mutations 10000] [--coded 3000] [--injections 1000] [--kills 100] [--only P] [--trial]
 
 - mutations: safetensors files with flipped bits, cut ends, edited and huge headers, other models' files, zip and pickle
   files under their name. None may load, none may crash; the longest time and the most memory of a refusal are noted.
+- coded: compressed files (`sqzoo/weights/coding.py`) with flipped bits, edited lists of layers, compressed parts that
+  unpack to gigabytes, each with a manifest that states its new hash. None may crash or take memory for more weights
+  than the manifest states; all but those whose values alone differ, which a hash alone can tell, must be refused.
 - injections: eight processes load a model from a Hub on loopback (tests/hub_server.py, the real client) that fails in
   every way it knows, on one cache. Each load must end in the right tensors or in one clear error, and no file under its
   final name may be half-written.
-- kills: SIGKILL at random moments of downloading, pushing, saving and training. The next run must work, nothing lost.
+- kills: SIGKILL at random moments of downloading, pushing, saving, training and exporting. The next run must work,
+  nothing lost.
 - network: with every file cached, a process that may open no socket loads everything.
 
-Writes results/faults.json. Everything runs on loopback and in temporary folders. Linux only (fork).
+Writes results/faults.json, but for a --trial. Everything runs on loopback and in temporary folders. Linux only (fork).
 """
 
 import argparse
 import contextlib
+import dataclasses
 import hashlib
 import io
 import json
@@ -30,6 +35,7 @@ import time
 import traceback
 import tracemalloc
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,6 +45,7 @@ from typing import Any
 import huggingface_hub
 import numpy as np
 import torch
+from safetensors.torch import load, save
 
 import sqzoo
 from sqzoo import hub
@@ -46,7 +53,9 @@ from sqzoo.data import Dataset
 from sqzoo.environment import environment
 from sqzoo.hashing import tensors_sha256
 from sqzoo.train import Recipe, train
-from sqzoo.weights import read_manifest
+from sqzoo.weights import read_manifest, read_verified
+from sqzoo.weights.coding import LAYERS, SYMBOLS, VALUES
+from sqzoo.weights.header import compare
 from sqzoo.weights.remote import WEIGHTS, Source, read_weights
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -98,7 +107,7 @@ def _edit(rng: random.Random, data: bytes) -> bytes:
     header = json.loads(data[8 : 8 + length])
     key = rng.choice([k for k in header if k != "__metadata__"])
     entry = header[key]
-    match rng.randrange(7):
+    match rng.randrange(9):
         case 0:
             header[key + "x"] = header.pop(key)
         case 1:
@@ -113,6 +122,10 @@ def _edit(rng: random.Random, data: bytes) -> bytes:
             header["extra"] = entry
         case 6:
             entry["extra"] = 1
+        case 7:
+            header["__metadata__"] = {"format": 5}
+        case 8:
+            entry["shape"] = [3] * 100_000
     return _headed(json.dumps(header).encode(), data)
 
 
@@ -144,28 +157,117 @@ def run_mutations(count: int, seed: int) -> dict[str, Any]:
             (Path(folder) / WEIGHTS).write_bytes(data)
             # Values alone may differ without a hash; names, shapes and sizes may not.
             config = {} if kind not in ("flipped bit", "flipped bit in the header") and number % 2 else stated
-            traced = number % 50 == 7  # tracing memory takes time, so these are not timed
+            began = time.perf_counter()
+            outcome[_offer(source, config, own)] += 1
+            slowest = max(slowest, time.perf_counter() - began)
+            tracemalloc.start()  # apart, since it takes time
+            _offer(source, config, own)
+            most = max(most, tracemalloc.get_traced_memory()[1] / len(originals[0]))
+            tracemalloc.stop()
+    return {
+        "files": count,
+        **{k: outcome[k] for k in ("refused", "accepted", "crashed", "unclear")},
+        "slowest_ms": round(slowest * 1000, 2),
+        "most_memory_in_file_sizes": round(most, 2),
+    }
+
+
+def _offer(source: Source, config: dict[str, str], own: dict[str, torch.Tensor]) -> str:
+    """Return what reading the weights in a folder came to."""
+    try:
+        read_weights(source, config, own)
+    except sqzoo.SqzooError as e:
+        return "refused" if "\n" not in str(e) and str(e).endswith(".") else "unclear"
+    except Exception:
+        traceback.print_exc()
+        return "crashed"
+    return "accepted"
+
+
+# Coded files
+
+
+def coded_mutations(rng: random.Random, original: dict[str, torch.Tensor], count: int) -> Iterator[bytes]:
+    """Yield so many files of coded weights with a change in their compressed parts, the kinds in turn."""
+    bomb = torch.frombuffer(bytearray(zlib.compress(bytes(1 << 28), 9)), dtype=torch.uint8)
+    parts = (LAYERS, VALUES, SYMBOLS)
+    kinds: list[Callable[[], dict[str, torch.Tensor]]] = [
+        lambda: {(key := rng.choice(parts)): _flipped(rng, original[key])},
+        lambda: {(key := rng.choice(parts)): original[key][: rng.randrange(len(original[key]))].clone()},
+        lambda: {LAYERS: _edited_layers(rng, original[LAYERS])},
+        lambda: {rng.choice((LAYERS, SYMBOLS)): bomb},
+        lambda: {(key := rng.choice(parts)): original[key].to(rng.choice([torch.float32, torch.int32, torch.bool]))},
+        lambda: {rng.choice(parts): torch.zeros(rng.choice([(), (0,), (3,), (2, 3)]), dtype=torch.uint8)},
+        lambda: {SYMBOLS: _deflated(rng.randbytes(rng.randrange(1000)))},
+    ]
+    for number in range(count):
+        yield save(original | kinds[number % len(kinds)]())
+
+
+def _flipped(rng: random.Random, tensor: torch.Tensor) -> torch.Tensor:
+    data = tensor.clone()
+    data.view(torch.uint8)[rng.randrange(data.nbytes)] ^= 1 << rng.randrange(8)
+    return data
+
+
+def _deflated(data: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(zlib.compress(data)), dtype=torch.uint8)
+
+
+def _edited_layers(rng: random.Random, tensor: torch.Tensor) -> torch.Tensor:
+    """Change one field of one layer in the list, or the list."""
+    layers = json.loads(zlib.decompress(tensor.numpy().tobytes()))
+    odd = [0, 1, -1, 255, 1 << 30, 1 << 62, 2.5, "1", None, [], True, [1 << 20, 1 << 20]]
+    layer = rng.choice(layers)
+    match rng.randrange(5):
+        case 0:
+            layer[rng.randrange(4)] = rng.choice(odd)
+        case 1:
+            layer[1][rng.randrange(len(layer[1]))] = rng.choice(odd)
+        case 2:
+            layers.remove(layer)
+        case 3:
+            layers.append(layer)
+        case 4:
+            layers = rng.choice([*odd, layer, {"layers": layers}])
+    return _deflated(json.dumps(layers).encode())
+
+
+def run_coded(count: int, seed: int) -> dict[str, Any]:
+    """Load mutated files of coded weights, each under the hash it has; return what happened."""
+    rng = random.Random(seed)
+    entry = next(e for e in read_manifest().values() if e.stored == "coded" and e.architecture == "sq1")
+    own = sqzoo.create_model("sq1", device="meta").state_dict()
+    outcome: Counter[str] = Counter()
+    slowest, most = 0.0, 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "coded.safetensors"
+        for number, data in enumerate(coded_mutations(rng, load(entry.path.read_bytes()), count)):
+            file.write_bytes(data)
+            sha256 = hashlib.sha256(data).hexdigest()
+            mutated = dataclasses.replace(entry, file=str(file), sha256=sha256, size=len(data))
+            traced = number % 20 in (3, 7)  # bombs among them
             if traced:
                 tracemalloc.start()
             began = time.perf_counter()
             try:
-                read_weights(source, config, own)
-                outcome["accepted"] += 1
+                compare(read_verified(mutated), own, str(file))
+                outcome["values_differ"] += 1
             except sqzoo.SqzooError as e:
                 outcome["refused" if "\n" not in str(e) and str(e).endswith(".") else "unclear"] += 1
             except Exception:
                 outcome["crashed"] += 1
                 traceback.print_exc()
             if traced:
-                most = max(most, tracemalloc.get_traced_memory()[1] / len(originals[0]))
+                most = max(most, tracemalloc.get_traced_memory()[1] / (4 * entry.params))
                 tracemalloc.stop()
             else:
                 slowest = max(slowest, time.perf_counter() - began)
     return {
         "files": count,
-        **{k: outcome[k] for k in ("refused", "accepted", "crashed", "unclear")},
+        **{k: outcome[k] for k in ("refused", "values_differ", "crashed", "unclear")},
         "slowest_ms": round(slowest * 1000, 2),
-        "most_memory_in_file_sizes": round(most, 2),
+        "most_memory_in_decoded_sizes": round(most, 2),
     }
 
 
@@ -275,7 +377,9 @@ def _whole(file: Path, files: dict[str, bytes]) -> bool:
 
 
 def run_kills(count: int, seed: int) -> dict[str, Any]:
-    """Kill downloads, pushes, saves and trainings; return how often, and what the next run found."""
+    """Kill downloads, pushes, saves, trainings and exports; return how often, and what the next run found."""
+    from sqzoo.export import export as write_graph
+
     rng = random.Random(seed)
     outcome: dict[str, Counter[str]] = {}
     with tempfile.TemporaryDirectory() as name, HubServer(token="secret") as server:
@@ -288,6 +392,11 @@ def run_kills(count: int, seed: int) -> dict[str, Any]:
         use_hub(server.url, folder / "cache")
         plan, data = _small_training()
         whole = train(plan, *data, folder / "whole", progress=False)
+        write_graph(model, folder / "whole.onnx")  # with all that is imported on the way
+        began = time.perf_counter()
+        graph = write_graph(model, folder / "whole.onnx").read_bytes()
+        usual = {"download": 0.12, "push": 0.08, "save": 0.04, "training": 0.25}  # seconds, about
+        usual["export"] = time.perf_counter() - began
 
         def download(number: int) -> bool:
             loaded = sqzoo.create_model(f"hf-hub:{REPO}", force_download=number % 2 == 0)
@@ -307,13 +416,18 @@ def run_kills(count: int, seed: int) -> dict[str, Any]:
             result = train(plan, *data, folder / f"run{number}", progress=False)
             return result["test"] == whole["test"] and _same(folder / f"run{number}", folder / "whole")
 
+        def export(number: int) -> bool:
+            return write_graph(model, folder / f"exported{number % 3}.onnx").read_bytes() == graph
+
         number = 0
         while sum(found["killed"] for found in outcome.values()) < count:
             number += 1
-            job = (download, push, save, training)[number % 4]
-            usual = {"download": 0.12, "push": 0.08, "save": 0.04, "training": 0.25}[job.__name__]  # seconds, about
+            job = (download, push, save, training, export)[number % 5]
             found = outcome.setdefault(job.__name__, Counter())
-            found["killed" if _kill(lambda job=job, n=number: job(n), rng.uniform(0, usual)) else "too_late"] += 1
+            after = rng.uniform(0, usual[job.__name__])
+            found["killed" if _kill(lambda job=job, n=number: job(n), after) else "too_late"] += 1
+            if job is export:
+                found["half_exported"] += any(f.read_bytes() != graph for f in folder.glob("exported*.onnx"))
             if job is push:  # the server is this process's: whole or nothing may be there
                 with contextlib.suppress(KeyError):
                     there = {k: v for k, v in server.files(f"org/pushed{number}").items() if k in files}
@@ -385,25 +499,38 @@ def main() -> int:
     """Run all, print, record; return 1 where a promise is broken."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mutations", type=int, default=10_000)
+    parser.add_argument("--coded", type=int, default=3000)
     parser.add_argument("--injections", type=int, default=1000)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--only",
+        choices=["network", "mutations", "coded", "kills", "injections"],
+        help="one part; the record of the others stays",
+    )
+    parser.add_argument("--trial", action="store_true", help="record nothing")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("sqzoo").setLevel(logging.ERROR)  # or each file without a stated hash has its line
     parts = {
         "network": run_network,
         "mutations": lambda: run_mutations(arguments.mutations, arguments.seed),
+        "coded": lambda: run_coded(arguments.coded, arguments.seed),
         "kills": lambda: run_kills(arguments.kills, arguments.seed),
         "injections": lambda: run_injections(arguments.injections, arguments.seed),
     }
-    results: dict[str, Any] = {"environment": environment(), "seed": arguments.seed}
+    if arguments.only:
+        results: dict[str, Any] = json.loads(RESULT.read_text(encoding="utf-8"))
+        parts = {arguments.only: parts[arguments.only]}
+    else:
+        results = {"environment": environment(), "seed": arguments.seed}
     for name, part in parts.items():
         began = time.perf_counter()
-        results[name] = part()
+        results[name] = part() | ({"environment": environment()} if arguments.only else {})
         results[name]["seconds"] = round(time.perf_counter() - began, 1)
         print(name, json.dumps(results[name]), flush=True)
-    RESULT.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if not arguments.trial:
+        RESULT.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     broken = broken_promises(results)
     print(*broken, sep="\n")
     return 1 if broken else 0
@@ -418,12 +545,21 @@ def broken_promises(results: dict[str, Any]) -> list[str]:
         "a mutated file crashed the reader": mutations_["crashed"],
         "a refusal took 50 ms": mutations_["slowest_ms"] >= 50,
         "a refusal took more memory than two files": mutations_["most_memory_in_file_sizes"] > 2,
+        "a coded file crashed the reader": results["coded"]["crashed"],
+        "a coded file took more memory than three of what it stands for": results["coded"][
+            "most_memory_in_decoded_sizes"
+        ]
+        > 3,
         "wrong tensors were loaded": injections["wrong"],
         "a file was half-written": injections["half_written"],
-        "a fault ended in no clear sentence": injections["unclear"] + injections["crashed"] + mutations_["unclear"],
+        "a fault ended in no clear sentence": injections["unclear"]
+        + injections["crashed"]
+        + mutations_["unclear"]
+        + results["coded"]["unclear"],
         "the model did not load after the faults": not injections["works_after"],
         "a run after a kill was wrong": wrong_after_kill,
         "half a push was there": results["kills"]["push"].get("half_pushed", 0),
+        "half an export was there": results["kills"].get("export", {}).get("half_exported", 0),
         "a cached model used the network": network["sockets_opened"] + network["requests"],
     }
     return [f"broken: {text}" for text, wrong in promises.items() if wrong]

@@ -1,6 +1,6 @@
 """The paper's Table 2, measured: evaluates every shipped weights tag on CIFAR-10's 10,000 test images.
 
-    python benchmarks/table2.py [--data FOLDER] [--trunk FOLDER] [--only PATTERN] [--render]
+    python benchmarks/table2.py [--data FOLDER] [--trunk FOLDER] [--only PATTERN [--record]] [--render]
 
 Prints the table and a verdict on each claim, writes results/table2.json and the README's table, and exits with 1 where
 a tag no longer gives its recorded accuracy (to 0.05 points).
@@ -67,6 +67,8 @@ def measure(data: Dataset, trunk: str | None, only: str, inexact: np.ndarray) ->
             "confusion": confusion(found, labels),
             "calibration": calibration(found, labels),
         }
+        if entry.stored == "coded":
+            rows[tag] |= {"parent": entry.recipe["parent"], "parent_top1": entry.metrics["parent_test_top1"]}
         print(f"{tag}: loss {whole.loss:.4f}, top-1 {whole.top1:.2f} %, {seconds:.0f} s", file=sys.stderr)
     return rows
 
@@ -81,7 +83,7 @@ def drifted(rows: dict[str, Any]) -> list[str]:
 
 
 def render(results: dict[str, Any]) -> str:
-    """Return Table 2, the fine-tuned rows and the verdicts as Markdown."""
+    """Return Table 2, the fine-tuned and the compressed rows and the verdicts as Markdown."""
     tags = results["tags"]
     lines = [
         "| model | paper: loss · top-1 · parameters | paper's protocol, ours | held-out protocol, ours | parameters "
@@ -105,9 +107,17 @@ def render(results: dict[str, Any]) -> str:
     lines += ["", "| all layers trained | size | loss · top-1, test | parameters | file | seconds |"]
     lines += ["|---|---|---|---|---|---|"]
     for tag, r in tags.items():
-        if r["holds"] == "complete":
+        if r["holds"] == "complete" and "parent" not in r:
             cells = [f"`{tag}`", f"{r['side']} px", f"{r['loss']:.3f} · **{r['top1']:.2f} %**"]
             cells += [f"{r['params']:,}", f"{r['bytes'] / 1e6:.2f} MB", f"{r['seconds']:.0f}"]
+            lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "| compressed | size | loss · top-1, test | parent: top-1, test | parameters | file | seconds |"]
+    lines += ["|---|---|---|---|---|---|---|"]
+    for tag, r in tags.items():
+        if "parent" in r:
+            cells = [f"`{tag}`", f"{r['side']} px", f"{r['loss']:.3f} · **{r['top1']:.2f} %**"]
+            cells += [f"`{r['parent']}`: {r['parent_top1']:.2f} %", f"{r['params']:,}", f"{r['bytes'] / 1e6:.2f} MB"]
+            cells += [f"{r['seconds']:.0f}"]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", *(f"- {v}" for v in verdicts(results))])
 
@@ -224,6 +234,7 @@ def main() -> int:
     parser.add_argument("--data", help="CIFAR-10 folder (default: $SQZOO_CIFAR10, else the Hub)")
     parser.add_argument("--trunk", help="folder with the ImageNet trunk (default: $SQZOO_TRUNKS, else torchvision's)")
     parser.add_argument("--only", default="*", help="tags to evaluate; with a pattern nothing is written")
+    parser.add_argument("--record", action="store_true", help="with --only: put its tags into the recorded table")
     parser.add_argument(
         "--render", action="store_true", help="evaluate nothing, write the tables from the records anew"
     )
@@ -246,6 +257,12 @@ def main() -> int:
     }
     if arguments.only == "*":
         write(results)
+    elif arguments.record:
+        before = json.loads((RESULTS / "table2.json").read_text(encoding="utf-8"))
+        every = before["tags"] | rows
+        results |= {"tags": {tag: every[tag] for tag in list_models("*.*", pretrained=True) if tag in every}}
+        added = before.get("added", {}) | {tag: results["environment"] for tag in rows}
+        write(results | {"environment": before["environment"], "added": added})
     print(render(results))
     wrong = drifted(rows)
     print(*wrong, sep="\n", end="\n" if wrong else "", file=sys.stderr)

@@ -82,7 +82,7 @@ def classify(
         raise ArgumentError(f"top_k must be a whole number from 1 to {len(labels)}, not {top_k!r}.")
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ArgumentError(f"batch_size must be a whole number from 1, not {batch_size!r}.")
-    read = Squares(model)
+    read = Squares.of(model)
     pictures = read_ahead(_each(images), read, 3 * batch_size, readers)
     return _answers(model.eval(), read.prepare, pictures, labels, top_k, batch_size)
 

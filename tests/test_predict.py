@@ -120,7 +120,7 @@ def test_the_pixels_are_those_of_timms_transform(classes: int) -> None:
     """What the network gets is what timm makes of the picture, or of its central square at 32 pixels, exactly."""
     model = sqzoo.create_model("sq1", num_classes=classes)
     transform = create_transform(**resolve_model_data_config(model))
-    read = Squares(model)
+    read = Squares.of(model)
     for size in ((451, 300), (32, 32), (20, 30), (33, 90)):
         picture = Image.open(CAT).resize(size)
         side = min(size)
@@ -130,7 +130,7 @@ def test_the_pixels_are_those_of_timms_transform(classes: int) -> None:
 
 
 def test_large_jpegs_are_decoded_small_and_nearly_the_same(tmp_path: Path, model: torch.nn.Module) -> None:
-    read = Squares(model)
+    read = Squares.of(model)
     large = Image.open(CAT).resize((1804, 1200), Image.Resampling.BICUBIC)
     large.save(tmp_path / "large.jpg", quality=95)
     assert min(as_pil(tmp_path / "large.jpg", 160).size) == 300

@@ -1,6 +1,7 @@
 """A finished run into the package: weights file, manifest entry and record. `python -m sqzoo.train.publish RUN TAG`."""
 
 import argparse
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -11,7 +12,6 @@ from safetensors.torch import load_file, save
 
 from sqzoo.data import NORMALISATIONS
 from sqzoo.errors import SqzooError, WeightsError
-from sqzoo.hashing import file_sha256
 from sqzoo.registry import create_model
 from sqzoo.train.checkpoint import write_text
 from sqzoo.train.shared import take_out
@@ -30,46 +30,46 @@ def publish(run: str | os.PathLike[str], tag: str, root: str | os.PathLike[str],
     A frozen-trunk run is stored as a head file; an all-layers run as a complete file, none of whose tensors may be
     the trunk's own. `record_only` writes the record alone, for weights too large to ship.
     """
-    folder, root = Path(run), Path(root)
+    result, tensors = read_run(run, tag.partition(".")[0])
+    entry = entry_of(result, tag, f"benchmarks/results/runs/{tag}.json")
+    if record_only:
+        _write_record(Path(root), entry, result | {"tag": tag})
+        return
+    if entry["holds"] == "complete":
+        trunk = load_trunk(entry["trunk"])
+        unchanged = [k for k, v in trunk.items() if k in tensors and torch.equal(v, tensors[k])]
+        if unchanged:
+            raise WeightsError(f"{run} left {unchanged} as they were in the ImageNet trunk; train all layers.")
+    add(Path(root), entry, save(tensors, {"format": "pt", "tag": tag}), result | {"tag": tag})
+
+
+def read_run(run: str | os.PathLike[str], architecture: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Return a finished run's result and best weights; of a run of several architectures, those of the one."""
+    folder = Path(run)
     result: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    names, tensors = result["recipe"]["model"].split("+"), load_file(folder / "best.safetensors")
+    if architecture not in names:
+        raise WeightsError(f"{folder} holds a run of {'+'.join(names)}, the tag is of {architecture}; correct one.")
+    if len(names) > 1:
+        measured = result["models"][architecture]
+        result |= {"test": measured["test"], "held_out": measured["held_out"]}
+        tensors = take_out(tensors, architecture)
+    return result, tensors
+
+
+def entry_of(result: dict[str, Any], tag: str, source: str) -> dict[str, Any]:
+    """Return the manifest's entry of a run's weights, but for what `add` reads off the file.
+
+    source: where the record will lie, from the checkout's root.
+    """
     plan = result["recipe"]
     architecture = tag.partition(".")[0]
-    if architecture not in plan["model"].split("+"):
-        raise WeightsError(
-            f"{folder} holds a run of {plan['model']}, the tag {tag!r} is of {architecture}; correct one."
-        )
-    measured = result["models"][architecture] if "+" in plan["model"] else result
-    record_text = (
-        json.dumps(result | {"tag": tag, "test": measured["test"], "held_out": measured["held_out"]}, indent=1) + "\n"
-    )
-    record = root / "benchmarks" / "results" / "runs" / f"{tag}.json"
-    record.parent.mkdir(parents=True, exist_ok=True)
-    if record_only:
-        write_text(record, record_text)
-        return
     trunk = "alexnet" if architecture == "alexnet_cifar" else "squeezenet1_1"
-    tensors = load_file(folder / "best.safetensors")
-    if "+" in plan["model"]:
-        tensors = take_out(tensors, architecture)
-    complete = plan["trunk"] == "trained"
-    if complete:
-        unchanged = [k for k, v in load_trunk(trunk).items() if k in tensors and torch.equal(v, tensors[k])]
-        if unchanged:
-            raise WeightsError(f"{folder} left {unchanged} as they were in the ImageNet trunk; train all layers.")
-    weights = root / "sqzoo" / "weights"
-    file = weights / f"{tag}.safetensors"
-    temporary = file.with_suffix(".writing")
-    temporary.write_bytes(save(tensors, {"format": "pt", "tag": tag}))  # with the usual rights, unlike save_file
-    temporary.replace(file)
     mean, std = NORMALISATIONS[plan["normalisation"]]
     side = plan["sizes"][-1][0]
-    entry = {
-        "tag": tag,
-        "file": file.name,
-        "sha256": file_sha256(file),
-        "size": file.stat().st_size,
+    return {
         "dtype": "float32",
-        "holds": "complete" if complete else "head",
+        "holds": "complete" if plan["trunk"] == "trained" else "head",
         "trunk": trunk,
         "num_classes": 10,
         "input_size": [3, side, side],
@@ -82,20 +82,41 @@ def publish(run: str | os.PathLike[str], tag: str, root: str | os.PathLike[str],
         "provenance": _PROVENANCE.format(trunk=trunk),
         "recipe": plan,
         "metrics": {
-            "test_top1": measured["test"]["top1"],
-            "test_loss": measured["test"]["loss"],
+            "test_top1": result["test"]["top1"],
+            "test_loss": result["test"]["loss"],
             "epoch": result["epoch"],
             "selected_on": plan["select"],
-            "source": record.relative_to(root).as_posix(),
+            "source": source,
         },
         "data": {"train_digest": result["train_digest"], "test_digest": result["test_digest"]},
     }
+
+
+def add(root: Path, entry: dict[str, Any], data: bytes, record: dict[str, Any]) -> None:
+    """Put a weights file, its record and, last, its entry into the package of the checkout `root`."""
+    weights, tag = root / "sqzoo" / "weights", record["tag"]
+    file = weights / f"{tag}.safetensors"
+    temporary = file.with_suffix(".writing")
+    temporary.write_bytes(data)  # with the usual rights, unlike save_file
+    temporary.replace(file)
+    about = {"tag": tag, "file": file.name, "sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
     manifest = weights / "manifest.json"
     entries = [e for e in json.loads(manifest.read_text(encoding="utf-8"))["weights"] if e["tag"] != tag]
-    # Complete files come before head files, so that an architecture's default needs no network.
-    entries = sorted([*entries, entry], key=lambda e: (e["tag"].partition(".")[0], e["holds"] != "complete", e["tag"]))
-    write_text(record, record_text)
+    _write_record(root, entry, record)
+    entries = sorted([*entries, about | entry], key=_place)
     write_text(manifest, json.dumps({"weights": entries}, indent=1) + "\n")  # last: it makes the rest count
+
+
+def _place(entry: dict[str, Any]) -> tuple[str, bool, bool, str]:
+    """Order the manifest: an architecture's default comes first, complete and not coded where there is such a file."""
+    architecture = entry["tag"].partition(".")[0]
+    return architecture, entry["holds"] != "complete", entry.get("stored") == "coded", entry["tag"]
+
+
+def _write_record(root: Path, entry: dict[str, Any], record: dict[str, Any]) -> None:
+    file = root / entry["metrics"]["source"]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, json.dumps(record, indent=1) + "\n")
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ import torch.nn as nn
 from timm.models import adapt_input_conv
 
 from sqzoo.errors import WeightsError
+from sqzoo.weights.coding import decode
 from sqzoo.weights.header import compare, read_tensors
 from sqzoo.weights.manifest import Entry, organisation
 from sqzoo.weights.reading import read_bytes
@@ -21,10 +22,13 @@ _logger = logging.getLogger("sqzoo")
 def read_verified(entry: Entry) -> dict[str, torch.Tensor]:
     """Return the tensors of an entry's file after comparing its size and full SHA-256 with the manifest.
 
-    The bytes that were hashed are the bytes that are parsed. Raises `WeightsError` where they differ.
+    The bytes that were hashed are the bytes that are parsed; a coded file is decoded, to no more weights than the
+    manifest states. Raises `WeightsError` where they differ.
     """
     data = _from_the_hub(entry) if entry.hub else _from_the_package(entry)
-    return read_tensors(data, entry.hub or str(entry.path))
+    name = entry.hub or str(entry.path)
+    tensors = read_tensors(data, name)
+    return decode(tensors, entry.params, name) if entry.stored == "coded" else tensors
 
 
 def _from_the_hub(entry: Entry) -> bytes:

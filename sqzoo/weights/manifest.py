@@ -18,8 +18,9 @@ class Entry:
     """One weights tag: which file, how to prepare images for it, how it was made and what was measured.
 
     `holds` is "complete" (the file is the whole network) or "head" (it is joined with the ImageNet trunk `trunk`).
-    `size` is in bytes, `sha256` that of the whole file; `metrics` names the result file of each figure. The file lies
-    in the package or, where `hub` is given, in the organisation's Hub repository of that name at the commit `commit`.
+    `stored` is "plain", or "coded" where the weights are decoded as they load (see `coding.py`). `size` is in bytes,
+    `sha256` that of the whole file; `metrics` names the result file of each figure. The file lies in the package or,
+    where `hub` is given, in the organisation's Hub repository of that name at the commit `commit`.
     `calibration` has the temperature and threshold of `sqzoo.unsure`; it is empty where no training images were held
     out to find them on.
     """
@@ -43,6 +44,7 @@ class Entry:
     recipe: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
+    stored: str = "plain"
     calibration: dict[str, Any] = field(default_factory=dict)
     hub: str | None = None
     commit: str | None = None
