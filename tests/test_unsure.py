@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from calibrate import Distance, auroc
+from outside import sets
 from PIL import Image
 
 import sqzoo
@@ -116,3 +118,22 @@ def test_noise_is_none_of_the_ten_and_the_cat_is_one(tag: str) -> None:
     *answers, cat = classify(model, [*noise, Image.open(CAT)])
     assert not cat.unsure
     assert sum(bool(a.unsure) for a in answers) >= 15
+
+
+def test_the_benchmarks_measures() -> None:
+    assert auroc(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.0, 1.5])) == pytest.approx(5 / 6)
+    assert auroc(torch.ones(4), torch.ones(3)) == 0.5
+    torch.manual_seed(0)
+    labels = torch.arange(400) % 2
+    wide = torch.tensor([4.0, 0.1])  # the classes spread along the first axis
+    features = torch.stack([labels * 1.0, labels * 10.0], 1) + torch.randn(400, 2) * wide
+    distance = Distance(features, labels)
+    near_along, off_across = distance(torch.tensor([[5.0, 10.0], [1.0, 5.0]]))
+    assert near_along > off_across
+
+
+def test_pictures_of_nothing_are_the_same_each_time() -> None:
+    ((_, drawn_once),) = sets(None).values()
+    ((_, drawn_again),) = sets(None).values()
+    assert len(drawn_once) == 600
+    assert all(a.size == (96, 96) and a.tobytes() == b.tobytes() for a, b in zip(drawn_once, drawn_again, strict=True))
