@@ -39,12 +39,13 @@ async function run(made, model, pixels) {
   return { ...judged(logits.data, model), maps: maps.data, size: maps.dims.slice(2), network };
 }
 
-/** Probabilities at the model's temperature, and whether the energy says that it is none of the classes: sqzoo.unsure. */
+/** Probabilities at the model's temperature, and whether they are those of none of the classes: sqzoo.unsure's score. */
 function judged(logits, { temperature = 1, threshold = -Infinity }) {
   const largest = Math.max(...logits);
-  const total = (divisor) => logits.reduce((sum, logit) => sum + Math.exp((logit - largest) / divisor), 0);
-  const scores = Array.from(logits, (logit) => Math.exp((logit - largest) / temperature) / total(temperature));
-  return { scores, unsure: largest + Math.log(total(1)) < threshold };
+  const powers = Array.from(logits, (logit) => Math.exp((logit - largest) / temperature));
+  const total = powers.reduce((sum, power) => sum + power);
+  const scores = powers.map((power) => power / total);
+  return { scores, unsure: -scores.reduce((sum, p) => sum + (p * (1 - p)) ** 0.1, 0) < threshold };
 }
 
 let last = Promise.resolve();
