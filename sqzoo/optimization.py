@@ -3,16 +3,17 @@
 import copy
 import hashlib
 import json
+import os
 import time
 import warnings
-from typing import Any
+from pathlib import Path
 
 import torch
 import torch.nn as nn
 
 from sqzoo.backends import BACKENDS, Subject, kept_folder
 from sqzoo.data import Dataset
-from sqzoo.environment import environment, package_version
+from sqzoo.environment import cpu, package_version
 from sqzoo.errors import ArgumentError, MissingExtraError, SqzooError, did_you_mean
 from sqzoo.files import write_whole
 from sqzoo.graph import CALIBRATION
@@ -167,9 +168,8 @@ def _top1(run: Run, subject: Subject, data: Dataset) -> float:
     return 100 * float((torch.cat(found).numpy() == data.labels).mean())
 
 
-def _choice_file(subject: Subject, batch_size: int, checks: Dataset | None) -> Any:
-    facts = environment()
-    machine = [facts[k] for k in ("cpu", "cpu_capability", "cores", "threads", "system")]
+def _choice_file(subject: Subject, batch_size: int, checks: Dataset | None) -> Path:
+    machine = [cpu(), torch.backends.cpu.get_cpu_capability(), os.cpu_count(), torch.get_num_threads()]
     versions = [package_version(name) for name in ("sqzoo", "torch", "onnxruntime", "openvino")]
     about = [subject.key, batch_size, machine, versions, checks and checks.digest]
     return kept_folder() / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()}.json"
