@@ -15,6 +15,7 @@ import torch
 import torch.nn as nn
 
 import sqzoo
+from sqzoo.cli import main
 from sqzoo.data import Preprocessing
 from sqzoo.errors import ArgumentError, ExportError, MissingExtraError, WeightsError
 from sqzoo.export import FORMATS, export, metadata, read_int8, run_openvino
@@ -161,6 +162,20 @@ def test_other_outputs_are_not_written(model: nn.Module, tmp_path: Path) -> None
     with pytest.raises(ExportError, match="int8 gives other outputs"):
         export(model, tmp_path / "q.onnx", "onnx-int8", calibration=pixels)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "sq1.ft_cifar10", str(tmp_path / "m.pt2"), "--format", "torch-export"]) == 0
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'm.pt2'}: 3.3")
+    for words, expected in (
+        (["sq1", "--format", "onxx"], "Did you mean 'onnx'"),
+        (["sq2"], "Did you mean 'sq1'"),
+        (["sq1", "/proc/m.onnx"], "Cannot write /proc/m.onnx"),
+    ):
+        assert main(["export", *words]) == 2
+        err = capsys.readouterr().err
+        assert expected in err
+        assert err.count("\n") == 1
 
 
 def test_mistakes_are_one_clear_sentence(model: nn.Module, tmp_path: Path) -> None:
