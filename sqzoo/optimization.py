@@ -97,6 +97,9 @@ def optimize(
         raise ArgumentError(f"batch_size must be a whole number from 1, not {batch_size!r}.")
     if not hasattr(model, "pretrained_cfg"):
         raise ArgumentError(f"{type(model).__name__} is no model of create_model; give one that it made.")
+    device = next(model.parameters()).device
+    if device.type != "cpu":
+        raise ArgumentError(f"optimize is for the CPU, and the model is on {device}; give model.cpu().")
     if preprocessing and (model.in_chans != 3 or not model.num_classes):
         raise ArgumentError("preprocessing=True needs a model with 3 input channels and classes; leave it out.")
     if calibration is not None and len(calibration) < CALIBRATION + _FEWEST:
