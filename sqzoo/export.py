@@ -23,7 +23,8 @@ from sqzoo.graph import calibration_images, run_onnx, to_int8, to_onnx, traced
 from sqzoo.hashing import tensors_sha256
 from sqzoo.parity import INT8_TOLERANCE, Run, compare
 from sqzoo.weights import read_manifest, read_verified
-from sqzoo.weights.header import declared
+from sqzoo.weights.header import read_tensors
+from sqzoo.weights.reading import LARGEST, read_bytes
 
 FORMATS = {
     "onnx": ".onnx",
@@ -121,12 +122,12 @@ def read_int8(file: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     `WeightsError` for a file that is missing or damaged.
     """
     try:
-        data = Path(file).read_bytes()
+        data = read_bytes(Path(file), LARGEST)
     except OSError as e:
         raise WeightsError(f"Cannot read {os.fspath(file)} ({e.strerror}); name a safetensors-int8 file.") from e
-    declared(data, os.fspath(file))
+    tensors = read_tensors(data, os.fspath(file))
     try:
-        return _from_int8(load(data))
+        return _from_int8(tensors)
     except (KeyError, RuntimeError) as e:
         raise WeightsError(f"{os.fspath(file)} is no safetensors-int8 file: its int8 tensors lack scales.") from e
 

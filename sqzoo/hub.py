@@ -66,7 +66,7 @@ def from_pretrained(
     **model_args: Any,
 ) -> nn.Module:
     """Return the model in a folder or in the Hub repository "ORG/NAME", in evaluation mode; see `create_model`."""
-    name = f"local-dir:{source}" if Path(source).is_dir() else f"hf-hub:{source}"
+    name = f"local-dir:{source}" if os.path.isdir(source) else f"hf-hub:{source}"
     return create_model(
         name, revision=revision, token=token, cache_dir=cache_dir, force_download=force_download, **model_args
     )
