@@ -73,10 +73,18 @@ def find_pictures(folder: str | os.PathLike[str]) -> Found:
     root = Path(folder)
     if not root.is_dir():
         raise DataError(f"No folder {os.fspath(folder)!r}; give one with a subfolder of pictures for each class.")
-    below = {d.name.casefold(): d for d in _folders(root)}
+    try:
+        return _in_parts(root)
+    except OSError as e:
+        raise DataError(f"Cannot read {e.filename} ({e.strerror}); see that you may, or move it out of {root}.") from e
+
+
+def _in_parts(root: Path) -> Found:
+    folders = _folders(root)
+    below = {d.name.casefold(): d for d in folders}
     held_out = next((below[name] for name in _HELD_OUT_NAMES if name in below), None)
     left_out: dict[str, str] = {}
-    if "train" not in below or set(below) - {"train", *_HELD_OUT_NAMES}:
+    if "train" not in below or set(below) - {"train", *_HELD_OUT_NAMES} or len(below) < len(folders):
         return _by_class(root, [root], left_out)
     left_out |= {
         _shown(d, root): f"{held_out.name} is the held-out part"
@@ -98,7 +106,7 @@ def _by_class(root: Path, parts: list[Path], left_out: dict[str, str]) -> Found:
                     found[name][number].append(file)
                 else:
                     left_out[_shown(file, root)] = "not a picture, by its suffix"
-        for file in part.iterdir():
+        for file in sorted(part.iterdir()):
             if file.is_file() and not _ignored(file):
                 left_out[_shown(file, root)] = "in no class's folder"
     classes = tuple(sorted(found))

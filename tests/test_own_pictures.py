@@ -152,6 +152,7 @@ def test_a_folder_that_says_what_is_held_out(tmp_path: Path, name: str) -> None:
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     assert find_pictures(fill(tmp_path / "data", names=("boat", "train"))).classes == ("boat", "train")
+    refused(lambda: find_pictures(fill(tmp_path / "twice", names=("Train", "train"))), "same but for their spelling")
 
 
 def test_held_out_part_is_stratified_and_by_seed(tmp_path: Path) -> None:
