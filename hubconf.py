@@ -1,10 +1,21 @@
 """torch.hub entry points: `torch.hub.load("org/sqzoo", "sq1", pretrained=True, trust_repo=True)`."""
 
+import logging as _logging
+import pathlib as _pathlib
 from typing import Any as _Any
 
 import sqzoo as _sqzoo
 
 dependencies = ["torch", "torchvision", "timm", "huggingface_hub", "safetensors"]
+
+_used, _own = (_pathlib.Path(file).resolve().parent for file in (_sqzoo.__path__[0], __file__))
+if _used != _own:  # Python imports a package once, whatever revision torch.hub was asked for
+    _logging.getLogger("sqzoo").warning(
+        "sqzoo %s in %s is already imported and is used, not the one in %s; load that in a new process.",
+        _sqzoo.__version__,
+        _used,
+        _own,
+    )
 
 
 def _create(name: str, pretrained: bool, weights: str | None, model_args: dict[str, _Any]) -> _Any:

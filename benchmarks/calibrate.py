@@ -29,12 +29,13 @@ from sqzoo.environment import environment
 from sqzoo.reading import Squares
 from sqzoo.report import calibration
 from sqzoo.train.checkpoint import write_text
-from sqzoo.unsure import KEPT, calibrate, score
+from sqzoo.unsure import KEPT, calibrate, score, threshold
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "unsure.json"
 MANIFEST = ROOT / "sqzoo" / "weights" / "manifest.json"
-NEIGHBOURS, KNOWN = 10, 5000  # of the feature distance: Sun et al. 2022, and how many training images it looks among
+SHIPPED = "generalised entropy"  # the candidate that `sqzoo.unsure` is
+KNOWN = 5000  # training images whose features the feature distance is made from
 
 
 @torch.inference_mode()
@@ -49,14 +50,34 @@ def outputs(model: nn.Module, images: np.ndarray) -> tuple[torch.Tensor, torch.T
     return torch.cat(logits), torch.cat(features)
 
 
-def scores(logits: torch.Tensor, features: torch.Tensor, known: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return each candidate's score (N,), high for what is like training."""
+def scores(
+    logits: torch.Tensor, features: torch.Tensor, temperature: float, distance: "Distance"
+) -> dict[str, torch.Tensor]:
+    """Return each candidate's score (N,), high for what is like training; the first is the one that ships."""
+    probabilities = (logits.double() / temperature).softmax(1)
     return {
-        "energy": score(logits.double()),
+        "generalised entropy": score(probabilities),
+        "energy": logits.double().logsumexp(1),
+        "largest probability": probabilities.max(1).values,
         "largest logit": logits.max(1).values.double(),
-        "largest probability": logits.double().softmax(1).max(1).values,
-        "feature distance": -torch.cdist(features, known).kthvalue(NEIGHBOURS, dim=1).values.double(),
+        "feature distance": distance(features),
     }
+
+
+class Distance:
+    """Minus the Mahalanobis distance to the nearest class of training images (Lee et al. 2018), from their features."""
+
+    def __init__(self, features: torch.Tensor, labels: torch.Tensor) -> None:
+        features = features.double()
+        self.means = torch.stack([features[labels == c].mean(0) for c in labels.unique()])
+        within = features - self.means[labels]
+        covariance = within.T @ within / len(features)
+        flat = covariance.diagonal().mean() * torch.eye(len(covariance), dtype=torch.float64)
+        self.precision = torch.linalg.inv(0.8 * covariance + 0.2 * flat)  # fewer images than it takes without
+
+    def __call__(self, features: torch.Tensor) -> torch.Tensor:
+        away = features.double()[:, None] - self.means
+        return -torch.einsum("nci,ij,ncj->nc", away, self.precision, away).min(1).values
 
 
 def auroc(inside: torch.Tensor, outside: torch.Tensor) -> float:
@@ -67,38 +88,44 @@ def auroc(inside: torch.Tensor, outside: torch.Tensor) -> float:
 def measure(model: nn.Module, labels: dict[str, np.ndarray], images: dict[str, np.ndarray]) -> dict[str, Any]:
     """Fit on images["held out"], measure on images["test"] and the sets of pictures outside."""
     found = {name: outputs(model, each) for name, each in images.items()}
-    known = found.pop("known")[1]
+    distance = Distance(found.pop("known")[1], torch.from_numpy(labels["known"]))
     held_labels, test_labels = (torch.from_numpy(labels[name]) for name in ("held out", "test"))
     held, test = found["held out"][0], found["test"][0]
     fitted = calibrate(held, held_labels)
     cold = test.double() / fitted["temperature"]
-    by_score = {name: scores(*each, known) for name, each in found.items()}
+    by_score = {name: scores(*each, fitted["temperature"], distance) for name, each in found.items()}
+    limits = {kind: threshold(values) for kind, values in by_score["held out"].items()}
     inside = by_score["test"]
-    outside = {name: each for name, each in by_score.items() if name not in ("held out", "test")}
-    below = {name: (each["energy"] < fitted["threshold"]).double().mean().item() for name, each in by_score.items()}
+    below = {
+        name: {kind: round(100 * (each[kind] < limits[kind]).double().mean().item(), 2) for kind in limits}
+        for name, each in by_score.items()
+    }
+    wrong = test.argmax(1) != test_labels
     return {
         **fitted,
         "held_out_images": len(held),
-        "calibration_error": {
-            "before": calibration(test, test_labels)["error"],
-            "after": calibration(cold, test_labels)["error"],
-        },
-        "loss": {
-            "before": torch.nn.functional.cross_entropy(test.double(), test_labels).item(),
-            "after": torch.nn.functional.cross_entropy(cold, test_labels).item(),
-        },
-        "kept_of_test": 100 * (1 - below["test"]),
-        "unsure_of_wrong": 100
-        * (inside["energy"][test.argmax(1) != test_labels] < fitted["threshold"]).double().mean().item(),
+        "calibration_error": {"before": _error(test, test_labels), "after": _error(cold, test_labels)},
+        "loss": {"before": _loss(test, test_labels), "after": _loss(cold, test_labels)},
+        "unsure_of_test": below["test"],
+        "unsure_of_wrong_answers": round(100 * (inside[SHIPPED][wrong] < limits[SHIPPED]).double().mean().item(), 2),
         "outside": {
             name: {
-                "images": len(each["energy"]),
+                "images": len(each[SHIPPED]),
                 "auroc": {kind: round(100 * auroc(inside[kind], each[kind]), 2) for kind in inside},
-                "unsure": 100 * below[name],
+                "unsure": below[name],
             }
-            for name, each in outside.items()
+            for name, each in by_score.items()
+            if name not in ("held out", "test")
         },
     }
+
+
+def _error(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    return float(calibration(logits, labels)["error"])
+
+
+def _loss(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    return torch.nn.functional.cross_entropy(logits.double(), labels).item()
 
 
 def main() -> int:
@@ -122,25 +149,24 @@ def main() -> int:
         rest, held = hold_out(train.labels, count)
         known = rest[:: len(rest) // KNOWN][:KNOWN]
         images = {"held out": train.images[held], "test": test.images, "known": train.images[known]}
-        read = Squares(model)
+        read = Squares.of(model)
         images |= {name: np.stack([read(picture) for picture in each]) for name, (_, each) in pictures.items()}
-        labels = {"held out": train.labels[held], "test": test.labels}
+        labels = {"held out": train.labels[held], "test": test.labels, "known": train.labels[known]}
         if arguments.limit:
             spread = {name: slice(None, None, max(1, len(each) // arguments.limit)) for name, each in images.items()}
             images = {name: each[spread[name]] for name, each in images.items()}
             labels = {name: each[spread[name]] for name, each in labels.items()}
         row = measure(model, labels, images)
         rows[tag] = row
+        error, unsure = row["calibration_error"], row["unsure_of_test"]
         print(
-            f"{tag}: temperature {row['temperature']:.3f}, calibration error {row['calibration_error']['before']:.1f} "
-            f"to {row['calibration_error']['after']:.1f} points, {row['kept_of_test']:.1f} % of test kept; "
-            + "; ".join(
-                f"{name}: {r['unsure']:.0f} % unsure, AUROC "
-                + ", ".join(f"{kind} {value:.1f}" for kind, value in r["auroc"].items())
-                for name, r in row["outside"].items()
-            ),
-            flush=True,
+            f"{tag}: temperature {row['temperature']:.3f}, calibration error {error['before']:.1f} to "
+            f"{error['after']:.1f} points; unsure of {unsure[SHIPPED]:.1f} % of the test images, "
+            f"{row['unsure_of_wrong_answers']:.0f} % of those called wrongly"
         )
+        for name, r in row["outside"].items():
+            cells = (f"{kind} {value:.1f} ({r['unsure'][kind]:.0f} %)" for kind, value in r["auroc"].items())
+            print(f"  {name}: AUROC (and share called unsure): {', '.join(cells)}", flush=True)
         if not arguments.limit:
             record(tag, row, pictures)
     return 0

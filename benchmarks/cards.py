@@ -197,7 +197,8 @@ def _limits(entry: Entry) -> list[str]:
         "## Limits",
         "",
         "It knows ten classes, from 32x32 pictures, and names one of them whatever it is shown. CIFAR-10's test set",
-        "has near-duplicates of training images and has been looked at for years: a test set collected anew in the same way",
+        "has near-duplicates of training images and has been looked at for years: a test set collected anew in the "
+        "same way",
         "(CIFAR-10.1; Recht and others, 2019) cost other networks 3 to 15 points. Expect less on pictures of another",
         "origin. Not for decisions about people.",
         "",

@@ -1,6 +1,6 @@
 """Faults against weights: what a hostile or failing world does to files, downloads, uploads and trainings.
 
-    python benchmarks/faults.py [--mutations 10000] [--coded 3000] [--injections 1000] [--kills 100] [--only PART]
+    python benchmarks/faults.py [--mutations 10000] [--coded 3000] [--injections 1000] [--kills 100] [--only PART] [--trial]
 
 - mutations: safetensors files with flipped bits, cut ends, edited and huge headers, other models' files, zip and pickle
   files under their name. None may load, none may crash; the longest time and the most memory of a refusal are noted.
@@ -10,10 +10,11 @@
 - injections: eight processes load a model from a Hub on loopback (tests/hub_server.py, the real client) that fails in
   every way it knows, on one cache. Each load must end in the right tensors or in one clear error, and no file under its
   final name may be half-written.
-- kills: SIGKILL at random moments of downloading, pushing, saving and training. The next run must work, nothing lost.
+- kills: SIGKILL at random moments of downloading, pushing, saving, training and exporting. The next run must work,
+  nothing lost.
 - network: with every file cached, a process that may open no socket loads everything.
 
-Writes results/faults.json. Everything runs on loopback and in temporary folders. Linux only (fork).
+Writes results/faults.json, but for a --trial. Everything runs on loopback and in temporary folders. Linux only (fork).
 """
 
 import argparse
@@ -106,7 +107,7 @@ def _edit(rng: random.Random, data: bytes) -> bytes:
     header = json.loads(data[8 : 8 + length])
     key = rng.choice([k for k in header if k != "__metadata__"])
     entry = header[key]
-    match rng.randrange(7):
+    match rng.randrange(9):
         case 0:
             header[key + "x"] = header.pop(key)
         case 1:
@@ -121,6 +122,10 @@ def _edit(rng: random.Random, data: bytes) -> bytes:
             header["extra"] = entry
         case 6:
             entry["extra"] = 1
+        case 7:
+            header["__metadata__"] = {"format": 5}
+        case 8:
+            entry["shape"] = [3] * 100_000
     return _headed(json.dumps(header).encode(), data)
 
 
@@ -152,29 +157,31 @@ def run_mutations(count: int, seed: int) -> dict[str, Any]:
             (Path(folder) / WEIGHTS).write_bytes(data)
             # Values alone may differ without a hash; names, shapes and sizes may not.
             config = {} if kind not in ("flipped bit", "flipped bit in the header") and number % 2 else stated
-            traced = number % 50 == 7  # tracing memory takes time, so these are not timed
-            if traced:
-                tracemalloc.start()
             began = time.perf_counter()
-            try:
-                read_weights(source, config, own)
-                outcome["accepted"] += 1
-            except sqzoo.SqzooError as e:
-                outcome["refused" if "\n" not in str(e) and str(e).endswith(".") else "unclear"] += 1
-            except Exception:
-                outcome["crashed"] += 1
-                traceback.print_exc()
-            if traced:
-                most = max(most, tracemalloc.get_traced_memory()[1] / len(originals[0]))
-                tracemalloc.stop()
-            else:
-                slowest = max(slowest, time.perf_counter() - began)
+            outcome[_offer(source, config, own)] += 1
+            slowest = max(slowest, time.perf_counter() - began)
+            tracemalloc.start()  # apart, since it takes time
+            _offer(source, config, own)
+            most = max(most, tracemalloc.get_traced_memory()[1] / len(originals[0]))
+            tracemalloc.stop()
     return {
         "files": count,
         **{k: outcome[k] for k in ("refused", "accepted", "crashed", "unclear")},
         "slowest_ms": round(slowest * 1000, 2),
         "most_memory_in_file_sizes": round(most, 2),
     }
+
+
+def _offer(source: Source, config: dict[str, str], own: dict[str, torch.Tensor]) -> str:
+    """Return what reading the weights in a folder came to."""
+    try:
+        read_weights(source, config, own)
+    except sqzoo.SqzooError as e:
+        return "refused" if "\n" not in str(e) and str(e).endswith(".") else "unclear"
+    except Exception:
+        traceback.print_exc()
+        return "crashed"
+    return "accepted"
 
 
 # Coded files
@@ -370,7 +377,9 @@ def _whole(file: Path, files: dict[str, bytes]) -> bool:
 
 
 def run_kills(count: int, seed: int) -> dict[str, Any]:
-    """Kill downloads, pushes, saves and trainings; return how often, and what the next run found."""
+    """Kill downloads, pushes, saves, trainings and exports; return how often, and what the next run found."""
+    from sqzoo.export import export as write_graph
+
     rng = random.Random(seed)
     outcome: dict[str, Counter[str]] = {}
     with tempfile.TemporaryDirectory() as name, HubServer(token="secret") as server:
@@ -383,6 +392,11 @@ def run_kills(count: int, seed: int) -> dict[str, Any]:
         use_hub(server.url, folder / "cache")
         plan, data = _small_training()
         whole = train(plan, *data, folder / "whole", progress=False)
+        write_graph(model, folder / "whole.onnx")  # with all that is imported on the way
+        began = time.perf_counter()
+        graph = write_graph(model, folder / "whole.onnx").read_bytes()
+        usual = {"download": 0.12, "push": 0.08, "save": 0.04, "training": 0.25}  # seconds, about
+        usual["export"] = time.perf_counter() - began
 
         def download(number: int) -> bool:
             loaded = sqzoo.create_model(f"hf-hub:{REPO}", force_download=number % 2 == 0)
@@ -402,13 +416,18 @@ def run_kills(count: int, seed: int) -> dict[str, Any]:
             result = train(plan, *data, folder / f"run{number}", progress=False)
             return result["test"] == whole["test"] and _same(folder / f"run{number}", folder / "whole")
 
+        def export(number: int) -> bool:
+            return write_graph(model, folder / f"exported{number % 3}.onnx").read_bytes() == graph
+
         number = 0
         while sum(found["killed"] for found in outcome.values()) < count:
             number += 1
-            job = (download, push, save, training)[number % 4]
-            usual = {"download": 0.12, "push": 0.08, "save": 0.04, "training": 0.25}[job.__name__]  # seconds, about
+            job = (download, push, save, training, export)[number % 5]
             found = outcome.setdefault(job.__name__, Counter())
-            found["killed" if _kill(lambda job=job, n=number: job(n), rng.uniform(0, usual)) else "too_late"] += 1
+            after = rng.uniform(0, usual[job.__name__])
+            found["killed" if _kill(lambda job=job, n=number: job(n), after) else "too_late"] += 1
+            if job is export:
+                found["half_exported"] += any(f.read_bytes() != graph for f in folder.glob("exported*.onnx"))
             if job is push:  # the server is this process's: whole or nothing may be there
                 with contextlib.suppress(KeyError):
                     there = {k: v for k, v in server.files(f"org/pushed{number}").items() if k in files}
@@ -489,6 +508,7 @@ def main() -> int:
         choices=["network", "mutations", "coded", "kills", "injections"],
         help="one part; the record of the others stays",
     )
+    parser.add_argument("--trial", action="store_true", help="record nothing")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("sqzoo").setLevel(logging.ERROR)  # or each file without a stated hash has its line
@@ -509,7 +529,8 @@ def main() -> int:
         results[name] = part() | ({"environment": environment()} if arguments.only else {})
         results[name]["seconds"] = round(time.perf_counter() - began, 1)
         print(name, json.dumps(results[name]), flush=True)
-    RESULT.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if not arguments.trial:
+        RESULT.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     broken = broken_promises(results)
     print(*broken, sep="\n")
     return 1 if broken else 0
@@ -538,6 +559,7 @@ def broken_promises(results: dict[str, Any]) -> list[str]:
         "the model did not load after the faults": not injections["works_after"],
         "a run after a kill was wrong": wrong_after_kill,
         "half a push was there": results["kills"]["push"].get("half_pushed", 0),
+        "half an export was there": results["kills"].get("export", {}).get("half_exported", 0),
         "a cached model used the network": network["sockets_opened"] + network["requests"],
     }
     return [f"broken: {text}" for text, wrong in promises.items() if wrong]

@@ -100,9 +100,8 @@ def remove(name: str) -> Kept:
         # The client removes what a link leads to, and in a cache that others write to that may be any file.
         if root not in link.resolve().parents:
             raise WeightsError(f"{link} leads out of the cache; nothing was removed: remove {found.path} yourself.")
-    scan_cache_dir(constants.HF_HUB_CACHE).delete_revisions(
-        *found.commits
-    ).execute()  # which logs and goes on where it may not
+    scan_cache_dir(constants.HF_HUB_CACHE).delete_revisions(*found.commits).execute()
+    # The client logs what it may not remove, and goes on.
     if left := [c for c in found.commits if (found.path / "snapshots" / c).exists()]:
         raise WeightsError(f"Cannot remove {found.path} (commit {left[0]} is still there); have its owner remove it.")
     return found
@@ -111,7 +110,7 @@ def remove(name: str) -> Kept:
 def _trunks() -> Iterator[Kept]:
     for trunk in TRUNKS.values():
         file = Path(torch.hub.get_dir()) / "checkpoints" / trunk.url.rpartition("/")[2]
-        if file.is_file():
+        if os.path.isfile(file):  # Path's own test raises where one may not look
             yield Kept("trunk", trunk.name, file, file.stat().st_size)
 
 
@@ -141,5 +140,5 @@ def _hub_models() -> Iterator[Kept]:
 def _own() -> Iterator[Kept]:
     for kind, name in (("page", "demo"), ("graphs", "optimize")):
         place = folder() / name
-        if place.is_dir():
+        if os.path.isdir(place):
             yield Kept(kind, place.name, place, sum(f.stat().st_size for f in place.iterdir()))

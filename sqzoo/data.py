@@ -257,7 +257,9 @@ def open_image(file: str | os.PathLike[str], least: int | None = None) -> Image.
                 raise ValueError(f"{image.width}x{image.height} pixels, a side over {_LONGEST} times the other")
             if least is not None:
                 image.draft("RGB", (least, least))
-            return _rgb(ImageOps.exif_transpose(image))
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return _rgb(image)
     except FileNotFoundError as e:
         raise DataError(f"No such image: {os.fspath(file)!r}; check the name.") from e
     except Exception as e:  # Pillow's readers raise nearly anything for damaged pictures
@@ -273,4 +275,4 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -37,7 +37,7 @@ def explain(model: nn.Module, picture: Picture, label: str | None = None) -> Exp
     labels = label_names(model)
     if label is not None and label not in labels:
         raise ArgumentError(f"No class {label!r}.{did_you_mean(label, labels)} There are: {', '.join(labels)}.")
-    read = Squares(model)
+    read = Squares.of(model)
     prepare, square = read.prepare, read(picture)
     weight = next(model.parameters())
     model.eval()

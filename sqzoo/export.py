@@ -15,15 +15,16 @@ import torch.nn as nn
 from safetensors.torch import load, save
 
 from sqzoo import __version__
-from sqzoo.data import Preprocessing
+from sqzoo.backends import Subject
 from sqzoo.errors import ArgumentError, ExportError, WeightsError, did_you_mean
 from sqzoo.extras import require
 from sqzoo.files import write_whole
-from sqzoo.graph import FromPixels, calibration_images, pixels_side, run_onnx, to_int8, to_onnx, traced
+from sqzoo.graph import calibration_images, run_onnx, to_int8, to_onnx, traced
 from sqzoo.hashing import tensors_sha256
 from sqzoo.parity import INT8_TOLERANCE, Run, compare
 from sqzoo.weights import read_manifest, read_verified
-from sqzoo.weights.header import declared
+from sqzoo.weights.header import read_tensors
+from sqzoo.weights.reading import LARGEST, read_bytes
 
 FORMATS = {
     "onnx": ".onnx",
@@ -66,15 +67,11 @@ def export(
             f"preprocessing=True needs a graph, 3 input channels and classes, not {format} of a model with "
             f"{model.in_chans} channels and {model.num_classes} classes; leave it out."
         )
-    net = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
+    subject = Subject(copy.deepcopy(model).cpu().float().eval().requires_grad_(False), preprocessing)
+    net, graph = subject.net, subject.module
     about = metadata(net) | {"input": "uint8 NHWC" if preprocessing else "float32 NCHW, normalised"}
-    graph = FromPixels(net).eval() if preprocessing else net
-    if format == "onnx-int8":
-        pixels = calibration_images(net, calibration)
-    else:
-        side = pixels_side(net)
-        pixels = np.random.default_rng(0).integers(0, 256, (3, side, side, 3), dtype=np.uint8)
-    images = torch.from_numpy(pixels) if preprocessing else _prepared(net, pixels)
+    int8 = format == "onnx-int8"
+    images = subject.prepared(calibration_images(net, calibration)) if int8 else subject.noise(3)
     if format == "safetensors-int8":
         return _write(target, _int8_weights(net, images, about))
     if format == "torch-export":
@@ -85,7 +82,7 @@ def export(
     data = to_onnx(graph, images[:2], about)
     if format == "openvino":
         return _write_openvino(target, data, graph, images, about)
-    if format == "onnx-int8":
+    if int8:
         return _write(target, to_int8(graph, data, images, about))
     compare(graph, run_onnx(data), images, format)
     return _write(target, data)
@@ -104,6 +101,7 @@ def metadata(model: nn.Module) -> dict[str, str]:
         "labels": list(config.get("label_names") or ()),
         "input_size": [model.in_chans, *config["input_size"][1:]],
         **{key: config[key] for key in ("crop_pct", "interpolation", "mean", "std")},
+        "calibration": getattr(model, "calibration", None) or {},
         "weights_sha256": tensors_sha256(state),
     }
     entry = read_manifest().get(f"{config['architecture']}.{config.get('tag')}")
@@ -124,12 +122,12 @@ def read_int8(file: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     `WeightsError` for a file that is missing or damaged.
     """
     try:
-        data = Path(file).read_bytes()
+        data = read_bytes(Path(file), LARGEST)
     except OSError as e:
         raise WeightsError(f"Cannot read {os.fspath(file)} ({e.strerror}); name a safetensors-int8 file.") from e
-    declared(data, os.fspath(file))
+    tensors = read_tensors(data, os.fspath(file))
     try:
-        return _from_int8(load(data))
+        return _from_int8(tensors)
     except (KeyError, RuntimeError) as e:
         raise WeightsError(f"{os.fspath(file)} is no safetensors-int8 file: its int8 tensors lack scales.") from e
 
@@ -162,13 +160,6 @@ def _write(target: Path, data: bytes) -> Path:
     except OSError as e:
         raise ExportError(f"Cannot write {target} ({e.strerror}); free some space, or name another folder.") from e
     return target
-
-
-def _prepared(net: nn.Module, pixels: np.ndarray) -> torch.Tensor:
-    if net.in_chans != 3:  # no pictures: any numbers of about the size of normalised ones
-        side = int(net.pretrained_cfg["input_size"][1])  # type: ignore[index]
-        return torch.randn(len(pixels), int(net.in_chans), side, side, generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
-    return Preprocessing.of(net.pretrained_cfg)(pixels).contiguous()  # type: ignore[arg-type]
 
 
 def _torch_export(graph: nn.Module, images: torch.Tensor, about: dict[str, str]) -> bytes:

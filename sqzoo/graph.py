@@ -1,6 +1,7 @@
 """A model as a graph in memory: ONNX bytes, in float32 or int8, with the preparation of the images inside if wanted."""
 
 import logging
+import os
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ from sqzoo.data import Preprocessing, cifar10
 from sqzoo.errors import ArgumentError
 from sqzoo.extras import require
 from sqzoo.parity import INT8_TOLERANCE, Run, compare
-from sqzoo.weights import CIFAR10_CLASSES
+from sqzoo.reading import knows_cifar10
 
 OPSET = 18
 CALIBRATION, _FEWEST, HELD_BACK = 320, 128, 64  # images
@@ -27,9 +28,10 @@ _CIFAR_SIDE = 32
 class FromPixels(nn.Module):
     """A network with its preparation before it and softmax behind: uint8 (N, H, W, 3) to probabilities (N, classes).
 
-    Does what `Preprocessing` does. Enlarging is linear, so it is two products with constant matrices, whose rows for
-    the pixels that the centre crop drops are left out. PyTorch rounds to whole levels after each of the two; so does
-    this. Every runtime has a matrix product, while their Resize operators differ.
+    The softmax is at the temperature of the network's `calibration`, as in `sqzoo.predict`, and the preparation is that
+    of `Preprocessing`. Enlarging is linear, so it is two products with constant matrices, whose rows for the pixels
+    that the centre crop drops are left out. PyTorch rounds to whole levels after each of the two; so does this. Every
+    runtime has a matrix product, while their Resize operators differ.
     """
 
     grow: torch.Tensor
@@ -51,9 +53,13 @@ class FromPixels(nn.Module):
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (prepare.mean, prepare.std))
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.register_buffer("shift", -mean / std, persistent=False)
+        self.temperature = float((getattr(net, "calibration", None) or {}).get("temperature", 1.0))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.net(self.prepare(images)).softmax(1)
+        return (self.net(self.prepare(images)) / self.temperature).softmax(1)
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}"
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
         """Turn uint8 (N, H, W, 3) into what the network takes, float32 (N, 3, side, side)."""
@@ -69,25 +75,32 @@ class FromPixels(nn.Module):
 def pixels_side(net: nn.Module) -> int:
     """Return the side of the pictures that `FromPixels` takes: 32 for CIFAR-10's classes, else before the crop."""
     config: Mapping[str, Any] = net.pretrained_cfg  # type: ignore[assignment]
-    if tuple(config.get("label_names") or ()) == CIFAR10_CLASSES and net.num_classes == len(CIFAR10_CLASSES):
+    if knows_cifar10(net):
         return _CIFAR_SIDE
     return int(config["input_size"][1] / config["crop_pct"])
 
 
-def calibration_images(net: nn.Module, given: np.ndarray | None = None) -> np.ndarray:
+def calibration_images(
+    net: nn.Module, given: np.ndarray | None = None, root: str | os.PathLike[str] | None = None
+) -> np.ndarray:
     """Return training images that set int8's ranges, uint8 (N, side, side, 3): `given` once checked, or CIFAR-10's.
 
-    CIFAR-10's are `CALIBRATION` images from the training split, evenly spaced, for models that know its classes.
+    CIFAR-10's are `CALIBRATION` images from the training split in `root` (as `sqzoo.data.cifar10` takes it), evenly
+    spaced, for models that know its classes.
     Raises `ArgumentError`, or `DataError` where CIFAR-10 is not to be had.
     """
     side = pixels_side(net)
+    if net.in_chans != 3:
+        raise ArgumentError(
+            f"int8 is for models of 3 input channels, not {net.in_chans}; use another format or backend."
+        )
     if given is None:
-        if side != _CIFAR_SIDE or net.in_chans != 3:
+        if side != _CIFAR_SIDE:
             raise ArgumentError(
-                f"int8 for a model with {net.num_classes} classes and {net.in_chans} channels needs calibration= "
-                f"images of its own: training images, uint8 (N, {side}, {side}, 3)."
+                f"int8 for a model with {net.num_classes} classes that are not CIFAR-10's needs calibration= images of "
+                f"its own: training images, uint8 (N, {side}, {side}, 3)."
             )
-        images = cifar10("train").images
+        images = cifar10("train", root).images
         return images[:: len(images) // CALIBRATION][:CALIBRATION]
     images = np.asarray(given)
     if images.dtype != np.uint8 or images.shape[1:] != (side, side, 3) or len(images) < _FEWEST:

@@ -25,7 +25,8 @@ def save_pretrained(model: nn.Module, folder: str | os.PathLike[str], card: str 
     """Write a model to a folder: model.safetensors, config.json in timm's form with the SHA-256 of the weights, a card.
 
     Both `sqzoo.create_model("local-dir:FOLDER")` and, once sqzoo is imported, timm's read it. Files appear whole; the
-    configuration comes last, so that a folder with one is complete.
+    configuration comes last, so that a folder with one is complete. It has the model's `calibration`, too: set that to
+    None after training the model further.
     """
     target = Path(folder)
     if not isinstance(model, ZooModel):
@@ -39,6 +40,8 @@ def save_pretrained(model: nn.Module, folder: str | os.PathLike[str], card: str 
             save_config_for_hf(model, str(file))
             config = json.loads(file.read_text(encoding="utf-8"))
             config["sha256"] = hashlib.sha256(data).hexdigest()
+            if getattr(model, "calibration", None):
+                config["calibration"] = model.calibration
             contents = {WEIGHTS: data, CARD: (card or _card(model)).encode()}
             contents[CONFIG] = (json.dumps(config, indent=2) + "\n").encode()
             (target / CONFIG).unlink(missing_ok=True)
@@ -63,7 +66,7 @@ def from_pretrained(
     **model_args: Any,
 ) -> nn.Module:
     """Return the model in a folder or in the Hub repository "ORG/NAME", in evaluation mode; see `create_model`."""
-    name = f"local-dir:{source}" if Path(source).is_dir() else f"hf-hub:{source}"
+    name = f"local-dir:{source}" if os.path.isdir(source) else f"hf-hub:{source}"
     return create_model(
         name, revision=revision, token=token, cache_dir=cache_dir, force_download=force_download, **model_args
     )

@@ -152,7 +152,7 @@ def _times(runs: dict[str, Run], images: torch.Tensor, seconds: float) -> dict[s
             for _ in range(3):
                 run(images)
         end = time.perf_counter() + seconds
-        while time.perf_counter() < end or len(found["pytorch"]) < 10:
+        while time.perf_counter() < end or len(found["pytorch"]) < 3:
             for name, run in runs.items():
                 run(images)  # after another's turn the caches are full of the other's data
                 began = time.perf_counter()

@@ -7,22 +7,21 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL
 from PIL import Image
-from torchvision.transforms import CenterCrop, Compose, Resize
 
-from sqzoo.data import Dataset, open_image
+from sqzoo.data import Dataset, Preprocessing
 from sqzoo.errors import ArgumentError, DataError
+from sqzoo.extras import require
+from sqzoo.files import write_whole
+from sqzoo.reading import Squares, picture_suffixes, read_ahead
 
-OWN_PICTURES = "own_pictures"  # the `tag` of a model that was trained on such a folder
 _HELD_OUT_NAMES = ("val", "valid", "validation", "test")  # the first that is there
 _IGNORED = {"thumbs.db", "desktop.ini", "__macosx"}
 
@@ -88,7 +87,7 @@ def find_pictures(folder: str | os.PathLike[str]) -> Found:
 
 
 def _by_class(root: Path, parts: list[Path], left_out: dict[str, str]) -> Found:
-    suffixes = _suffixes()
+    suffixes = picture_suffixes()
     found: dict[str, list[list[Path]]] = {}
     for number, part in enumerate(parts):
         for folder in _folders(part):
@@ -116,7 +115,10 @@ def _by_class(root: Path, parts: list[Path], left_out: dict[str, str]) -> Found:
             files += sorted(some)
             labels += [label] * len(some)
             held += [number == 1] * len(some)
-    return Found(root, classes, files, np.array(labels), np.array(held) if len(parts) > 1 else None, left_out)
+    # The same mixture each time, so that the first few, which may be looked at alone, are of all classes.
+    order = np.random.default_rng(0).permutation(len(files))
+    mixed = [files[i] for i in order]
+    return Found(root, classes, mixed, np.array(labels)[order], np.array(held)[order] if parts[1:] else None, left_out)
 
 
 def _check_classes(root: Path, parts: list[Path], classes: tuple[str, ...], left_out: dict[str, str]) -> None:
@@ -126,6 +128,8 @@ def _check_classes(root: Path, parts: list[Path], classes: tuple[str, ...], left
         raise DataError(
             f"{parts[0]} holds {there}; put the pictures of each class into a folder of its name, two at least."
         )
+    if odd := [name for name in classes if not name.isprintable()]:
+        raise DataError(f"Class {odd[0]!r} has characters in its name that cannot be printed; rename its folder.")
     alike = Counter(unicodedata.normalize("NFC", name).casefold() for name in classes)
     same = [n for n in classes if alike[unicodedata.normalize("NFC", n).casefold()] > 1]
     if same:
@@ -154,10 +158,6 @@ def _ignored(path: Path) -> bool:
     return path.name.startswith(".") or path.name.casefold() in _IGNORED
 
 
-def _suffixes() -> set[str]:
-    return {s for s, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-
-
 def _shown(path: Path, root: Path) -> str:
     """Return a path below `root` as text that can be printed and written whatever its bytes."""
     return os.fsencode(path.relative_to(root)).decode("utf-8", "replace")
@@ -172,12 +172,7 @@ def from_hub(name: str, store: str | os.PathLike[str]) -> Path:
     folder = Path(store) / name.replace("/", "--")
     if folder.is_dir():
         return folder
-    try:
-        import datasets
-    except ImportError as e:
-        raise DataError(
-            f"No folder {name!r}, and fetching a data set needs datasets: pip install 'sqzoo[datasets]'."
-        ) from e
+    datasets = require("datasets", "datasets", f"No folder {name!r}; fetching a data set of that name")
     where, _, revision = name.partition("@")
     try:
         splits = datasets.load_dataset(where, revision=revision or None)
@@ -257,33 +252,19 @@ def read_pictures(
 
 
 def _decode(found: Found, side: int, pixels: Path, notes: Path, progress: Callable[[int, int], Any]) -> None:
-    square = Compose([Resize(side), CenterCrop(side)])
-
-    def read(file: Path) -> bytes | str:
-        try:
-            return np.asarray(square(open_image(file, least=2 * side))).tobytes()
-        except DataError as e:
-            return str(e)
-
     unreadable: dict[str, str] = {}
     pixels.parent.mkdir(parents=True, exist_ok=True)
     temporary = pixels.with_name(f".{pixels.name}.{os.getpid()}")
-    # Pillow releases the interpreter's lock as it decodes. A window, since `map` would hold all results at once.
-    with ThreadPoolExecutor(os.cpu_count()) as pool, temporary.open("wb") as stream:
-        files = iter(found.files)
-        done = 0
-        while window := list(islice(files, 64)):
-            for file, result in zip(window, pool.map(read, window), strict=True):
-                if isinstance(result, bytes):
-                    stream.write(result)
-                else:
-                    unreadable[_shown(file, found.folder)] = result
-            done += len(window)
+    squares = read_ahead(found.files, Squares(Preprocessing(side, crop_pct=1.0)), ahead=64)
+    with temporary.open("wb") as stream:
+        for done, (file, (_, square)) in enumerate(zip(found.files, squares, strict=True), 1):
+            if isinstance(square, DataError):
+                unreadable[_shown(file, found.folder)] = str(square)
+            else:
+                stream.write(square.tobytes())
             progress(done, len(found.files))
     temporary.replace(pixels)
-    write = notes.with_name(f".{notes.name}.{os.getpid()}")
-    write.write_text(json.dumps(unreadable), encoding="utf-8")
-    write.replace(notes)
+    write_whole(notes, json.dumps(unreadable).encode())
 
 
 def _hold_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:

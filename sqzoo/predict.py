@@ -82,7 +82,7 @@ def classify(
         raise ArgumentError(f"top_k must be a whole number from 1 to {len(labels)}, not {top_k!r}.")
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ArgumentError(f"batch_size must be a whole number from 1, not {batch_size!r}.")
-    read = Squares(model)
+    read = Squares.of(model)
     pictures = read_ahead(_each(images), read, 3 * batch_size, readers)
     return _answers(model.eval(), read.prepare, pictures, labels, top_k, batch_size)
 
@@ -105,8 +105,8 @@ def _answers(
             with torch.inference_mode():
                 inputs = _inputs(squares, prepare).to(weight.device, weight.dtype)
                 logits = model(inputs).float()
-                top = (logits / temperature).softmax(1).topk(top_k)
-                scores = score(logits)
+                probabilities = (logits / temperature).softmax(1)
+                top, scores = probabilities.topk(top_k), score(probabilities)
             found = zip(top.values.tolist(), top.indices.tolist(), scores.tolist(), strict=True)
         for picture, square in batch:
             if isinstance(square, DataError):

@@ -13,37 +13,49 @@ import torch
 import torch.nn as nn
 from PIL import Image
 from timm.data import resolve_model_data_config
-from torchvision.transforms import CenterCrop, InterpolationMode, Resize
+from timm.data.transforms import str_to_interp_mode
+from torchvision.transforms import CenterCrop, Resize
 
 from sqzoo.data import Preprocessing, open_image
 from sqzoo.errors import ArgumentError, DataError
-from sqzoo.pictures import OWN_PICTURES
 from sqzoo.weights import CIFAR10_CLASSES
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor
 
+OWN_PICTURES = "own_pictures"  # the `tag` of a model that was trained on a folder of someone's pictures
 _CIFAR_SIDE = 32
 # A JPEG is decoded at a half, quarter or eighth where that leaves its short side at five times what is wanted of it.
 _SPARE = 5
 
 
-class Squares:
-    """Turns a picture into the square of uint8 that a model's preparation takes, `prepare`.
+def knows_cifar10(model: nn.Module) -> bool:
+    """Whether a model was trained on CIFAR-10's images: it has their classes, and not from someone's own pictures."""
+    config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    own = config.get("tag") == OWN_PICTURES or model.num_classes != len(CIFAR10_CLASSES)
+    return tuple(config.get("label_names") or ()) == CIFAR10_CLASSES and not own
 
-    A model that was trained on CIFAR-10 gets the central square shrunk to (32, 32, 3), which `prepare` enlarges again.
-    For others the short side is resized to side / crop_pct and the centre taken.
+
+class Squares:
+    """Turns a picture into the square of uint8 that `prepare` takes.
+
+    The short side is resized to side / crop_pct and the centre taken. shrinks: the central square is shrunk to
+    (32, 32, 3) instead, as CIFAR-10 was made, and `prepare` enlarges it again.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        config: dict[str, Any] = resolve_model_data_config(model)
-        self.prepare = Preprocessing.of(config)
-        whole = int(self.prepare.side / self.prepare.crop_pct)
-        self._resize = Resize(whole, InterpolationMode(config["interpolation"]))
+    def __init__(self, prepare: Preprocessing, interpolation: str = "bilinear", *, shrinks: bool = False) -> None:
+        self.prepare = prepare
+        whole = int(prepare.side / prepare.crop_pct)
+        self._resize = Resize(whole, str_to_interp_mode("bilinear" if interpolation == "random" else interpolation))
         self._crop = CenterCrop(whole)
-        own: bool = model.pretrained_cfg.get("tag") == OWN_PICTURES  # type: ignore[union-attr,operator]
-        self._shrinks = tuple(label_names(model)) == CIFAR10_CLASSES and not own
-        self._grows_later = config["interpolation"] == "bilinear"  # as `prepare` does
-        self._least = _SPARE * _CIFAR_SIDE if self._shrinks else 2 * whole
+        self._shrinks = shrinks
+        self._grows_later = interpolation == "bilinear"  # as `prepare` does
+        self._least = _SPARE * _CIFAR_SIDE if shrinks else 2 * whole
+
+    @staticmethod
+    def of(model: nn.Module) -> "Squares":
+        """Return those of a model's configuration; a model that was trained on CIFAR-10 shrinks."""
+        config: dict[str, Any] = resolve_model_data_config(model)
+        return Squares(Preprocessing.of(config), config["interpolation"], shrinks=knows_cifar10(model))
 
     def __call__(self, picture: Picture) -> np.ndarray:
         """Read it. Raises `DataError` for a file that is no picture and `ArgumentError` for anything else."""
@@ -90,9 +102,15 @@ def read_ahead(
         pool.shutdown(cancel_futures=True)
 
 
+def picture_suffixes() -> set[str]:
+    """Return the suffixes, in small letters, of the files that Pillow reads."""
+    Image.preinit()  # first, or the common formats would be tried behind the rare ones, and each file take longer
+    return {s for s, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+
+
 def pictures_in(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield the picture files at any depth below a folder, known by their suffix, sorted, hidden ones left out."""
-    suffixes = {s for s, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    suffixes = picture_suffixes()
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         for name in sorted(files):

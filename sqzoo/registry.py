@@ -87,6 +87,8 @@ def _from_source(source: Source, num_classes: int | None, in_chans: int | None, 
     asked = {k: v for k, v in {"num_classes": num_classes, "in_chans": in_chans}.items() if v is not None}
     built = {"num_classes": config["num_classes"]} | config["model_args"]
     model: nn.Module = timm.create_model(architecture, True, pretrained_cfg=own, **(built | args | asked))
+    if config["calibration"] and getattr(model, "num_classes", None) == config["num_classes"]:
+        model.calibration = config["calibration"]
     return model
 
 

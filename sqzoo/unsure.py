@@ -1,7 +1,8 @@
 """Unsure is an answer: honest probabilities by a temperature, and a score that is low for none of the classes.
 
-Both come from images that were held out of training: Guo et al. 2017, "On calibration of modern neural networks", and
-Liu et al. 2020, "Energy-based out-of-distribution detection".
+Both are fitted on images that were held out of training. Temperature: Guo et al. 2017, "On calibration of modern neural
+networks". Score: the generalised entropy of Liu et al. 2023, "GEN: pushing the limits of softmax-based
+out-of-distribution detection", which needs the probabilities alone, so that any runtime of a model will do.
 """
 
 import torch
@@ -10,11 +11,16 @@ import torch.nn.functional as F
 from sqzoo.errors import ArgumentError
 
 KEPT = 0.95  # of held-out images are above the threshold
+_POWER = 0.1  # the paper's: small probabilities of the other classes count nearly as much as large ones
 
 
-def score(logits: torch.Tensor) -> torch.Tensor:
-    """Return the negative energy (N,) of logits (N, classes): low where a picture is unlike those of training."""
-    return logits.logsumexp(1)
+def score(probabilities: torch.Tensor) -> torch.Tensor:
+    """Return (N,) scores of probabilities (N, classes): 0 where one class is certain, the lower the more even they are.
+
+    A picture that is none of the classes leaves a trace in the probabilities of several, whichever the largest is.
+    """
+    p = probabilities.double()
+    return -(p * (1 - p)).clamp(min=0).pow(_POWER).sum(1)
 
 
 def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
@@ -45,4 +51,5 @@ def threshold(scores: torch.Tensor, kept: float = KEPT) -> float:
 
 def calibrate(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
     """Return {"temperature", "threshold"} for a model's `calibration` from its logits of held-out images."""
-    return {"temperature": fit_temperature(logits, labels), "threshold": threshold(score(logits))}
+    temperature = fit_temperature(logits, labels)
+    return {"temperature": temperature, "threshold": threshold(score((logits.double() / temperature).softmax(1)))}

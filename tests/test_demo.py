@@ -1,6 +1,7 @@
 """The page in real Chromium: what it answers, that it takes any way in, and that nothing leaves it."""
 
 import base64
+import copy
 import gzip
 import hashlib
 import http.client
@@ -13,6 +14,7 @@ import sys
 import tarfile
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -29,11 +31,10 @@ from selenium.webdriver.support.ui import Select
 
 import sqzoo
 from sqzoo import hub
-from sqzoo.data import open_image
 from sqzoo.demo import Page, runtime, serve
 from sqzoo.demo.graph import WithMaps
 from sqzoo.errors import ArgumentError, DataError
-from sqzoo.predict import _as_cifar, predict
+from sqzoo.predict import classify, predict
 from sqzoo.weights import CIFAR10_CLASSES
 
 CAT = Path(__file__).parent.parent / "examples" / "cat.jpg"
@@ -116,19 +117,46 @@ def test_the_page_answers_as_python_does_with_every_network(opened: Chrome, page
         assert " ms for the network" in text_of(opened, "time")
 
 
+def test_an_unsure_network_says_so(driver: Chrome, page: Page) -> None:
+    """The same page where the first network's calibration says other things: all pictures lie below its threshold."""
+    changed = copy.copy(page)
+    changed.assets = dict(page.assets)
+    entries = json.loads(gzip.decompress(page.assets["/models.json"].packed))
+    entries[0] |= {"temperature": 3.0, "threshold": 1e9}
+    packed = gzip.compress(json.dumps(entries).encode())
+    changed.assets["/models.json"] = replace(page.assets["/models.json"], packed=packed, etag='"other"')
+    with serve(changed, port=0) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        open_page(driver, f"http://127.0.0.1:{server.server_port}/")
+        _give(driver, CAT)
+        found = _answer(driver)
+        server.shutdown()
+        thread.join()
+    assert text_of(driver, "verdict").startswith("None of the 10 classes, perhaps; most like cat, ")
+    model = sqzoo.create_model("sq1", pretrained=True)
+    model.calibration = {"temperature": 3.0, "threshold": 1e9}
+    [answer] = classify(model, CAT, top_k=10)
+    assert answer.unsure
+    assert max(abs(found[p.label] - p.probability) for p in answer.predictions) < TOLERANCE
+
+
 def test_nothing_is_asked_of_another_host_and_it_all_weighs_little(driver: Chrome, url: str, page: Page) -> None:
     driver.execute_cdp_cmd("Network.clearBrowserCache", {})
     requests(driver)
     open_page(driver, url)
     _give(driver, CAT)
     _answer(driver)
+    first = requests(driver)
+    assert 3_000_000 < sum(size for _, size in first) < PAGE_BYTES
+    networks = {f"/{i}.onnx" for i in range(len(page.models))}
+    assert networks & {urlsplit(u).path for u, _ in first} == {"/0.onnx"}  # the others only when they are chosen
     for tag in page.models[1:]:
         Select(driver.find_element(By.ID, "tag")).select_by_visible_text(tag)
         until(driver, lambda d, tag=tag: text_of(d, "state").startswith(f"{tag} is ready"))
-    seen = requests(driver)
+    seen = first + requests(driver)
     assert {urlsplit(u).netloc for u, _ in seen} == {urlsplit(url).netloc}
-    assert {urlsplit(u).path for u, _ in seen} >= {"/", "/0.onnx", "/1.onnx", "/2.onnx", "/ort-wasm-simd-threaded.wasm"}
-    assert 3_000_000 < sum(size for _, size in seen) < PAGE_BYTES
+    assert {urlsplit(u).path for u, _ in seen} >= {"/", "/ort-wasm-simd-threaded.wasm"} | networks
     assert [e for e in driver.get_log("browser") if e["level"] == "SEVERE"] == []
 
 
@@ -391,14 +419,14 @@ def test_the_heat_map_lies_where_the_evidence_is(opened: Chrome, tmp_path: Path)
 @pytest.mark.parametrize("name", ["sq1", "squeezenet_cifar", "fire_next"])
 def test_maps_average_to_the_logits(name: str) -> None:
     net = sqzoo.create_model(name, pretrained=True)
-    picture = torch.from_numpy(np.asarray(_as_cifar(open_image(CAT)))[None].copy())
+    picture = torch.from_numpy(np.array(Image.open(CAT).resize((32, 32), Image.Resampling.BILINEAR)))[None]
     graph = WithMaps(net).eval()
     with torch.inference_mode():
-        probabilities, maps = graph(picture)
-        logits = net(graph.prepare(picture))
+        found, maps = graph(picture)
+        logits = net(graph.pixels.prepare(picture))
     assert maps.shape == (1, 10, 7, 7)
     assert torch.allclose(maps.mean((2, 3)), logits, atol=1e-4)
-    assert torch.allclose(probabilities, logits.softmax(1), atol=1e-6)
+    assert torch.allclose(found, logits, atol=1e-5)
 
 
 def test_the_engine_is_fetched_once_and_again_only_where_it_is_damaged(
@@ -490,10 +518,18 @@ def test_a_port_in_use_and_a_model_without_maps_are_one_sentence(url: str, page:
         serve(page, port=70000)
 
 
+def test_a_cache_that_cannot_be_written_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("SQZOO_CACHE", str(tmp_path / "file"))
+    with pytest.raises(ArgumentError, match="SQZOO_CACHE"):
+        runtime.runtime_files()
+
+
 def test_a_model_of_ones_own_with_other_classes(tmp_path: Path) -> None:
     net = sqzoo.create_model("sq1", init="random", num_classes=3)
     hub.save_pretrained(net, tmp_path / "mine")
     entries = json.loads(gzip.decompress(Page([f"local-dir:{tmp_path / 'mine'}"]).assets["/models.json"].packed))
+    assert entries[0]["tag"] == f"local-dir:{tmp_path / 'mine'}"
     assert entries[0]["labels"] == ["0", "1", "2"]
     assert entries[0]["pixels"] == 128  # no CIFAR-10 classes, so the picture is not shrunk to 32
 

@@ -1,4 +1,4 @@
-"""Files, folders, caches and servers that want sqzoo to load another tensor, unpickle, hang, or write where it must not.
+"""Files, folders, caches and servers that want sqzoo to load another tensor, unpickle, hang, or write elsewhere.
 
 Each of them ends in one clear sentence, or in the right tensors; a pickle that is read leaves a mark.
 """
@@ -9,6 +9,7 @@ import os
 import pickle
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,9 @@ def test_timms_ways_to_a_pickle_are_closed(folder: Path, bomb: Path) -> None:
     overlays: list[dict[str, Any]] = [{"file": str(bomb)}, {"url": f"file://{bomb}"}, {"source": "local-dir"}]
     for overlay in (*overlays, {"file": str(folder)}, {"file": str(folder / "none")}):
         for create in (sqzoo.create_model, timm.create_model):
-            refused(lambda c=create, o=overlay: c("sq1", pretrained=True, pretrained_cfg_overlay=o | {"file": str(bomb)}))
+            refused(
+                lambda c=create, o=overlay: c("sq1", pretrained=True, pretrained_cfg_overlay=o | {"file": str(bomb)})
+            )
             refused(lambda c=create, o=overlay: c("sq1", pretrained=True, pretrained_cfg=o | {"architecture": "sq1"}))
     refused(lambda: sqzoo.create_model("sq1", checkpoint_path=str(bomb)), "checkpoint_path", "local-dir")
 
@@ -200,7 +203,9 @@ def entry(**fields: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     "edit",
     [
-        lambda h: json.dumps(h).replace('{"fc2.bias"', '{"fc2.bias": {}, "fc2.bias"', 1).replace("{", '{"a":1,"a":1,', 1),
+        lambda h: (
+            json.dumps(h).replace('{"fc2.bias"', '{"fc2.bias": {}, "fc2.bias"', 1).replace("{", '{"a":1,"a":1,', 1)
+        ),
         lambda h: h["fc1.bias"].update(data_offsets=h["fc2.bias"]["data_offsets"]),
         lambda h: h["fc2.bias"].update(data_offsets=[n + 4 for n in h["fc2.bias"]["data_offsets"]]),
         lambda h: h["fc2.bias"].update(data_offsets=[n + (1 << 39) for n in h["fc2.bias"]["data_offsets"]]),
@@ -283,7 +288,9 @@ def test_links_in_a_folder_are_followed(folder: Path, tmp_path: Path, model: tor
     assert same(open_folder(folder), model)
 
 
-@pytest.mark.parametrize("revision", ["../../../../x", "a/../../../x", "/tmp/x", "..", "-x", "a b", "a\nb", "a\0b", "x" * 300])
+@pytest.mark.parametrize(
+    "revision", ["../../../../x", "a/../../../x", "/tmp/x", "..", "-x", "a b", "a\nb", "a\0b", "x" * 300]
+)
 def test_a_revision_cannot_leave_the_cache(revision: str, server: HubServer, tmp_path: Path) -> None:  # noqa: F811
     for call in (
         lambda: sqzoo.create_model(f"hf-hub:{REPO}", revision=revision),
@@ -407,6 +414,7 @@ def test_a_file_that_changes_as_it_is_read(folder: Path, files: Files, model: to
                     (folder / "new").replace(folder / WEIGHTS)
                 else:
                     (folder / WEIGHTS).write_bytes(data)
+                time.sleep(0.005)
 
     thread = threading.Thread(target=swap)
     thread.start()
@@ -414,7 +422,8 @@ def test_a_file_that_changes_as_it_is_read(folder: Path, files: Files, model: to
     config = {"sha256": hashlib.sha256(ours).hexdigest()}
     outcome = {"right": 0, "refused": 0}
     try:
-        for _ in range(300):
+        end = time.monotonic() + 60
+        while min(outcome.values()) < 20 and time.monotonic() < end:
             try:
                 tensors = remote.read_weights(remote.Source(str(folder), folder=True), config, own)
             except sqzoo.SqzooError:
@@ -425,7 +434,7 @@ def test_a_file_that_changes_as_it_is_read(folder: Path, files: Files, model: to
     finally:
         stop.set()
         thread.join()
-    assert outcome["refused"] and outcome["right"]
+    assert min(outcome.values()) >= 20
 
 
 def test_a_trunk_changed_in_place_after_its_check(trunks: Path, tmp_path: Path) -> None:

@@ -303,6 +303,10 @@ def test_weights_of_no_stated_hash_load_with_a_line(
     server.put(REPO, files | {CONFIG: json.dumps(config).encode()})
     assert same(sqzoo.create_model(f"hf-hub:{REPO}"), model)
     assert f"{REPO}/{WEIGHTS} states no SHA-256" in caplog.text
+    caplog.clear()
+    server.put("some-org/stated", files)
+    assert same(sqzoo.create_model("hf-hub:some-org/stated"), model)
+    assert f"some-org/stated/{WEIGHTS} is what its own config.json states, and not verified by sqzoo" in caplog.text
 
 
 def test_a_pickle_is_never_read(server: HubServer, files: dict[str, bytes], tmp_path: Path) -> None:

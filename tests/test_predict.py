@@ -1,16 +1,24 @@
 """Pictures in all their forms, good and bad, through `predict` and the command line."""
 
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
 
 import sqzoo
+from sqzoo import hub
 from sqzoo.cli import main
 from sqzoo.errors import ArgumentError, DataError
-from sqzoo.predict import predict
+from sqzoo.predict import classify, predict
+from sqzoo.reading import Squares, as_pil, pictures_in
 from sqzoo.weights import CIFAR10_CLASSES
 
 ROOT = Path(__file__).parent.parent
@@ -96,9 +104,148 @@ def test_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
         (["list", "resnet*"], "No model matches 'resnet*'"),
         (["train", "sq1", "--set", "lr"], "FIELD=JSON"),
         (["train", "sq1", "--set", "lrr=1"], "Did you mean 'lr'?"),
-        (["train", "sq1", "--data", str(tmp_path)], "No CIFAR-10 train split"),
+        (["train", "sq1", "--data", str(tmp_path)], "holds no class folders"),
     ):
         assert main(words) == 2
         err = capsys.readouterr().err
         assert expected in err
         assert err.count("\n") == 1
+
+
+# --- reading ahead ---
+
+
+@pytest.mark.parametrize("classes", [10, 7])
+def test_the_pixels_are_those_of_timms_transform(classes: int) -> None:
+    """What the network gets is what timm makes of the picture, or of its central square at 32 pixels, exactly."""
+    model = sqzoo.create_model("sq1", num_classes=classes)
+    transform = create_transform(**resolve_model_data_config(model))
+    read = Squares.of(model)
+    for size in ((451, 300), (32, 32), (20, 30), (33, 90)):
+        picture = Image.open(CAT).resize(size)
+        side = min(size)
+        box = ((size[0] - side) // 2, (size[1] - side) // 2, (size[0] + side) // 2, (size[1] + side) // 2)
+        shrunk = picture if classes != 10 or side <= 32 else picture.resize((32, 32), Image.Resampling.BILINEAR, box)
+        assert torch.equal(read.prepare(read(picture)[None])[0], transform(shrunk))
+
+
+def test_large_jpegs_are_decoded_small_and_nearly_the_same(tmp_path: Path, model: torch.nn.Module) -> None:
+    read = Squares.of(model)
+    large = Image.open(CAT).resize((1804, 1200), Image.Resampling.BICUBIC)
+    large.save(tmp_path / "large.jpg", quality=95)
+    assert min(as_pil(tmp_path / "large.jpg", 160).size) == 300
+    whole = read(Image.open(tmp_path / "large.jpg")).astype(int)
+    fast = read(tmp_path / "large.jpg").astype(int)
+    assert np.abs(fast - whole).mean() < 1.5
+    assert np.abs(fast - whole).max() < 16
+    assert np.array_equal(read(CAT), read(Image.open(CAT)))  # smaller ones are decoded whole
+
+
+def test_answers_come_in_order_around_bad_pictures_and_read_no_further_than_needed(
+    tmp_path: Path, model: torch.nn.Module
+) -> None:
+    bad = tmp_path / "bad.jpg"
+    bad.write_text("hello")
+    asked = 0
+
+    def pictures() -> Iterator[Path | Image.Image]:
+        nonlocal asked
+        for i in range(100):
+            asked += 1
+            yield bad if i % 5 == 3 else Image.new("RGB", (40, 40), (i, 0, 0))
+
+    answers = classify(model, pictures(), batch_size=4)
+    first = next(answers)
+    assert asked <= 20
+    found = [first, *answers]
+    assert [i for i, a in enumerate(found) if a.error] == list(range(3, 100, 5))
+    assert [a.picture.getpixel((0, 0))[0] for a in found if not a.error] == [i for i in range(100) if i % 5 != 3]
+    assert all(len(a.predictions) == (0 if a.error else 1) for a in found)
+    with pytest.raises(DataError, match=r"bad\.jpg"):
+        predict(model, pictures())
+
+
+def test_a_folders_pictures(tmp_path: Path) -> None:
+    for name in ("b/2.PNG", "b/1.jpg", "a.jpeg", "notes.txt", ".hidden.jpg", ".git/x.png", "b/c/z.webp"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert [f.relative_to(tmp_path).as_posix() for f in pictures_in(tmp_path)] == [
+        "a.jpeg",
+        "b/1.jpg",
+        "b/2.PNG",
+        "b/c/z.webp",
+    ]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two cats, and a file that is no picture between them."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in ("a.jpg", "c, d.jpg"):
+        (folder / name).write_bytes(CAT.read_bytes())
+    (folder / "b.jpg").write_text("hello")
+    return folder
+
+
+def test_a_bad_picture_does_not_stop_the_others(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", str(folder), "--top", "2"]) == 1
+    out, err = capsys.readouterr()
+    assert [line.partition(":")[0] for line in out.splitlines()] == [str(folder / "a.jpg"), str(folder / "c, d.jpg")]
+    assert "b.jpg' is not a readable image" in err
+    assert err.splitlines()[-1] == "sqzoo: 1 of 3 pictures could not be read."
+
+
+def test_json_lines_and_csv_say_the_same(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", str(folder), "--top", "2", "--format", "jsonl"]) == 1
+    objects = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert main(["predict", str(folder), "--top", "2", "--format", "csv"]) == 1
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [o["image"] for o in objects] == [r["image"] for r in rows] == [str(f) for f in sorted(folder.iterdir())]
+    assert ["error" in o for o in objects] == [bool(r["error"]) for r in rows] == [False, True, False]
+    for found, row in zip(objects, rows, strict=True):
+        for n, p in enumerate(found.get("predictions", ()), 1):
+            assert (row[f"label_{n}"], float(row[f"probability_{n}"])) == (
+                p["label"],
+                pytest.approx(p["probability"], abs=1e-6),
+            )
+    assert rows[0]["label_1"] == "cat"
+    assert set(objects[0]) == {"image", "predictions", "score", "unsure"}
+
+
+def test_names_on_stdin(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{folder / 'a.jpg'}\n\n{folder / 'absent.jpg'}\r\n"))
+    assert main(["predict", "-", str(CAT)]) == 1
+    out, err = capsys.readouterr()
+    assert [line.partition(":")[0] for line in out.splitlines()] == [str(folder / "a.jpg"), str(CAT)]
+    assert "No such image" in err
+
+
+def test_output_appears_whole_or_not_at_all(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "out.csv"
+    assert main(["predict", str(folder), "-o", str(file), "--format", "csv"]) == 1
+    assert len(file.read_text(encoding="utf-8").splitlines()) == 4
+    assert not capsys.readouterr().out
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for words, expected in (
+        ([str(CAT), str(empty), "-o", str(tmp_path / "new.txt")], "No picture in"),
+        ([str(CAT), "-o", str(tmp_path / "no" / "x.txt")], "Cannot write"),
+        ([str(CAT), "--batch-size", "0"], "batch_size must be"),
+        ([str(CAT), "--format", "xml"], "--format"),
+    ):
+        assert main(["predict", *words]) == 2
+        err = capsys.readouterr().err
+        assert expected in err
+        assert err.count("\n") == 1
+    assert sorted(os.listdir(tmp_path)) == ["empty", "out.csv", "pictures"]
+
+
+def test_unsure_stands_before_the_classes(
+    model: torch.nn.Module, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    model.calibration = {"temperature": 1.0, "threshold": 1e6}
+    hub.save_pretrained(model, tmp_path / "sure-of-nothing")
+    model.calibration = None
+    assert main(["predict", str(CAT), "--model", str(tmp_path / "sure-of-nothing")]) == 0
+    assert capsys.readouterr().out.startswith(f"{CAT}: none of the ten, perhaps (cat ")

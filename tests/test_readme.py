@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from readme import shown
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -16,8 +18,9 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
-def test_python_block_runs(block: str) -> None:
-    done = subprocess.run([sys.executable, "-c", block], cwd=ROOT, capture_output=True, text=True)
+def test_python_block_runs(block: str, tmp_path: Path) -> None:
+    own = os.environ | {"SQZOO_CACHE": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", block], cwd=ROOT, capture_output=True, text=True, env=own)
     assert done.returncode == 0, done.stderr
 
 
@@ -50,6 +53,13 @@ def test_table_and_manifest_agree() -> None:
         record = json.loads((ROOT / entry["metrics"]["source"]).read_text(encoding="utf-8"))
         assert record["test"]["top1"] == entry["metrics"]["test_top1"]
         assert abs(results["tags"][entry["tag"]]["top1"] - record["test"]["top1"]) <= _table2().TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["own_pictures", "score_many"])
+def test_what_benchmarks_write_is_the_recorded(name: str) -> None:
+    benchmark, results = importlib.import_module(name), ROOT / "benchmarks" / "results" / f"{name}.json"
+    known = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
+    assert shown(name) == benchmark.render(known)
 
 
 def test_a_tag_off_its_record_is_named() -> None:

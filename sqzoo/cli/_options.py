@@ -31,10 +31,22 @@ Trunk = Annotated[
 Data = Annotated[
     str | None, typer.Option(help="CIFAR-10 folder (default: $SQZOO_CIFAR10, else the Hub).", show_default=False)
 ]
+Backend = Annotated[
+    str | None,
+    typer.Option(
+        help="Runtime: auto (the fastest here, measured), onnxruntime, openvino, ... (default: PyTorch as it is).",
+        show_default=False,
+    ),
+]
 
 
-def network(model: str, trunk: str | None) -> "nn.Module":
-    """Return the pretrained model that `--model` names."""
+def network(model: str, trunk: str | None, backend: str | None = None, batch_size: int = 1) -> "nn.Module":
+    """Return the pretrained model that `--model` names, behind the runtime that `--backend` names."""
     from sqzoo.registry import create_model
 
-    return create_model(f"local-dir:{model}" if Path(model).is_dir() else model, pretrained=True, trunk=trunk)
+    found = create_model(f"local-dir:{model}" if Path(model).is_dir() else model, pretrained=True, trunk=trunk)
+    if backend is None:
+        return found
+    from sqzoo.optimization import optimize
+
+    return optimize(found, backend, batch_size)

@@ -12,7 +12,7 @@ def run(
         list[str] | None,
         typer.Argument(
             metavar="[MODEL]...",
-            help="Models to choose from: weights tags, local-dir:FOLDER, hf-hub:ORG/NAME (default: the complete tags).",
+            help="Models to choose from: weights tags, run folders, hf-hub:ORG/NAME (default: the complete tags).",
             show_default=False,
             autocompletion=complete_tag,
         ),
@@ -30,14 +30,15 @@ def run(
     Examples:
     ```
     sqzoo demo --open
-    sqzoo demo local-dir:runs/my-sq1 --port 8080
+    sqzoo demo runs/photos sq1 --port 8080
     ```
     """
     import webbrowser
+    from pathlib import Path
 
     from sqzoo.demo import Page, serve
 
-    page = Page(models or ())
+    page = Page([f"local-dir:{name}" if Path(name).is_dir() else name for name in models or ()])
     with serve(page, host, port) as server:
         bound = f"{f'[{host}]' if ':' in host else host}:{server.server_port}"
         print(f"The page is at http://{bound}/ with {', '.join(page.models)}; Ctrl-C ends it.", flush=True)

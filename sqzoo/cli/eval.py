@@ -20,6 +20,7 @@ def run(
     tag: _options.Tag,
     data: _options.Data = None,
     split: Annotated[Split, typer.Option(help="Images to evaluate on.")] = Split.test,
+    backend: _options.Backend = None,
     trunk: _options.Trunk = None,
 ) -> None:
     """Measure a tag's accuracy and loss on CIFAR-10; prints JSON.
@@ -27,20 +28,19 @@ def run(
     Examples:
     ```
     sqzoo eval sq1.ft_cifar10
-    sqzoo eval fire_next --data cifar-10-batches-py --split test
+    sqzoo eval fire_next --data cifar-10-batches-py --backend auto
     ```
     """
     import time
     from dataclasses import asdict
 
     from sqzoo.data import cifar10
-    from sqzoo.registry import create_model
     from sqzoo.train import evaluate
     from sqzoo.weights import get_weights
 
     entry = get_weights(tag)
     images = cifar10(split.value, data)
-    model = create_model(entry.tag, pretrained=True, trunk=trunk)
+    model = _options.network(entry.tag, trunk, backend, batch_size=8)
     began = time.perf_counter()
     found = asdict(evaluate(model, images))
     found |= {"seconds": round(time.perf_counter() - began, 2), "digest": images.digest, "sha256": entry.sha256}

@@ -41,6 +41,7 @@ def run(
         Path | None, typer.Option("-o", "--output", help="File to write instead of stdout.", show_default=False)
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Pictures at a time.")] = 16,
+    backend: _options.Backend = None,
     trunk: _options.Trunk = None,
 ) -> int:
     """Classify pictures.
@@ -62,7 +63,7 @@ def run(
     from sqzoo.predict import classify
     from sqzoo.reading import label_names
 
-    network = _options.network(model, trunk)
+    network = _options.network(model, trunk, backend, batch_size)
     answers = classify(network, files, top_k=top, batch_size=batch_size)
     seen = bad = 0
     with _writing(output) as stream:

@@ -62,12 +62,14 @@ def run(
     ```
     """
     from sqzoo.data import holds_cifar10
+    from sqzoo.extras import require
 
+    require("scipy", "train", "Training")
     fields = _fields(changes or [])
     try:
         if data is not None and not holds_cifar10(Path(data)):
-            options = {"all_layers": all_layers, "held_out": held_out, "start": start, "recipe_name": recipe}
-            _pictures(model, data, folder, fields | options, trunk, cache, device)
+            fields = {"start": start} | fields | {"all_layers": all_layers, "held_out": held_out, "recipe_name": recipe}
+            _pictures(model, data, folder, fields, trunk, cache, device)
         elif all_layers or start:
             raise ArgumentError(
                 "--all-layers and --start go with --data and a folder of your pictures; for CIFAR-10 give --recipe "

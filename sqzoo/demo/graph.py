@@ -13,40 +13,42 @@ import torch.nn as nn
 
 import sqzoo
 from sqzoo.cache import folder
+from sqzoo.demo.runtime import not_kept
 from sqzoo.errors import ArgumentError
 from sqzoo.files import write_whole
 from sqzoo.graph import FromPixels, pixels_side, to_onnx
 from sqzoo.hashing import tensors_sha256
 from sqzoo.models._blocks import GlobalPool
+from sqzoo.reading import label_names
 from sqzoo.registry import create_model
 
-_FORMAT = 1  # raise it when the graph changes, so that kept files of the old kind are not used
+_FORMAT = 2  # raise it when the graph changes, so that kept files of the old kind are not used
 
 
-class WithMaps(FromPixels):
-    """Pictures (N, side, side, 3) uint8 to probabilities (N, classes) and class activation maps (N, classes, h, w).
+class WithMaps(nn.Module):
+    """Pictures (N, side, side, 3) uint8 to logits (N, classes) and class activation maps (N, classes, h, w).
 
     The maps are the logits before the global pool, Zhou et al. 2016, https://arxiv.org/abs/1512.04150: each place's
     own share in the class. Linear layers behind the pool are applied to each place alone.
     """
 
-    net: Any
-
     def __init__(self, net: nn.Module) -> None:
-        super().__init__(copy.deepcopy(net).cpu().float().eval().requires_grad_(False))
-        self.pool = self.net.global_pool
+        super().__init__()
+        self.net: Any = copy.deepcopy(net).cpu().float().eval().requires_grad_(False)
+        self.pixels = FromPixels(self.net)
+        self.pool: Any = self.net.global_pool
         if not self.net.linear_head:
             self.net.global_pool = GlobalPool("")
 
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
-        features = self.net.forward_features(self.prepare(images))
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = self.net.forward_features(self.pixels.prepare(images))
         if not self.net.linear_head:
             maps = self.net.forward_head(features)
-            return self.pool(maps).softmax(1), maps
+            return self.pool(maps), maps
         n, channels, height, width = features.shape
         places = features.permute(0, 2, 3, 1).reshape(-1, channels, 1, 1)
         maps = self.net.forward_head(places).reshape(n, height, width, -1).permute(0, 3, 1, 2)
-        return self.net.forward_head(features).softmax(1), maps
+        return self.net.forward_head(features), maps
 
 
 @dataclass(frozen=True)
@@ -67,19 +69,12 @@ def page_model(name: str) -> PageModel:
     if not net.num_classes or net.in_chans != 3 or net.global_pool.side != 1:
         raise ArgumentError(f"{name!r} has no classes, no colours or no class maps; give a SqueezeNet-based model.")
     config: dict[str, Any] = net.pretrained_cfg
-    labels = config.get("label_names") or ()
-    if len(labels) != net.num_classes:
-        labels = [str(i) for i in range(int(net.num_classes))]
-    tag = f"{config['architecture']}.{config['tag']}" if config.get("tag") else name
-    about = {
-        "tag": tag,
-        "labels": list(labels),
-        "pixels": pixels_side(net),
-        "side": config["input_size"][1],
-        "step": net.feature_info[-1]["reduction"],
-    }
-    seen = about | {k: config[k] for k in ("crop_pct", "mean", "std")} | {"sqzoo": sqzoo.__version__, "v": _FORMAT}
-    key = hashlib.sha256((tensors_sha256(net.state_dict()) + json.dumps(seen, sort_keys=True)).encode()).hexdigest()
+    tag = f"{config['architecture']}.{config['tag']}" if config.get("tag") and ":" not in name else name
+    about = {"tag": tag, "labels": label_names(net), "pixels": pixels_side(net), "side": config["input_size"][1]}
+    prepared = about | {k: config[k] for k in ("crop_pct", "mean", "std")} | {"sqzoo": sqzoo.__version__, "v": _FORMAT}
+    seen = tensors_sha256(net.state_dict()) + json.dumps(prepared, sort_keys=True)
+    key = hashlib.sha256(seen.encode()).hexdigest()
+    about |= {"step": net.feature_info[-1]["reduction"]} | (net.calibration or {})
     file = folder() / "demo" / f"{config['architecture']}-{key[:16]}.onnx.gz"
     try:
         packed = file.read_bytes()
@@ -89,5 +84,8 @@ def page_model(name: str) -> PageModel:
         packed = gzip.compress(
             to_onnx(WithMaps(net).eval(), torch.zeros(2, side, side, 3, dtype=torch.uint8), {}), mtime=0
         )
-        write_whole(file, packed)
+        try:
+            write_whole(file, packed)
+        except OSError as e:
+            raise not_kept(file.parent, e) from e
     return PageModel(tag, packed, about)

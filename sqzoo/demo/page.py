@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tqdm import tqdm
+
 from sqzoo.demo.graph import page_model
 from sqzoo.demo.runtime import runtime_files
 from sqzoo.registry import list_models
@@ -48,7 +50,8 @@ class Page:
         for name, packed in runtime_files().items():
             self._add(name, packed)
         entries = []
-        for i, name in enumerate(models or complete_tags()):
+        names = models or complete_tags()
+        for i, name in enumerate(tqdm(names, desc="networks for the page", leave=False, disable=None)):
             model = page_model(name)
             self._add(f"{i}.onnx", model.packed)
             entries.append({"file": f"{i}.onnx", "bytes": len(model.packed)} | model.about)

@@ -14,7 +14,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from sqzoo.cache import folder
-from sqzoo.errors import DataError
+from sqzoo.errors import ArgumentError, DataError
 from sqzoo.files import write_whole
 
 VERSION = "1.30.0"
@@ -34,25 +34,38 @@ def runtime_files() -> dict[str, bytes]:
     (`NPM_CONFIG_REGISTRY`, else registry.npmjs.org). Raises `DataError` where it cannot be had.
     """
     place = folder() / "demo"
-    place.mkdir(parents=True, exist_ok=True)
-    with FileLock(place / ".lock"):
-        found = {name: _kept(_file(place, name), digest) for name, digest in FILES.items()}
-        if None in found.values():
-            found |= _unpacked(_fetched(), place)
-    return {name: packed for name, packed in found.items() if packed is not None}
+    found = _kept(place)
+    if len(found) == len(FILES):
+        return found
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with FileLock(place / ".lock"):
+            found = _kept(place)  # another process may have been before us
+            return found if len(found) == len(FILES) else _unpacked(_fetched(), place)
+    except OSError as e:
+        raise not_kept(place, e) from e
+
+
+def not_kept(place: Path, why: OSError) -> ArgumentError:
+    """Return the error of a cache that cannot be written."""
+    return ArgumentError(f"The page's files cannot be kept in {place} ({why.strerror}); name a folder in SQZOO_CACHE.")
 
 
 def _file(place: Path, name: str) -> Path:
     return place / f"{VERSION}-{name}.gz"
 
 
-def _kept(file: Path, digest: str) -> bytes | None:
-    try:
-        packed = file.read_bytes()
-        whole = gzip.decompress(packed)
-    except (OSError, EOFError, zlib.error):
-        return None
-    return packed if hashlib.sha256(whole).hexdigest() == digest else None
+def _kept(place: Path) -> dict[str, bytes]:
+    """Return the files that are there, undamaged."""
+    found = {}
+    for name, digest in FILES.items():
+        try:
+            packed = _file(place, name).read_bytes()
+            if hashlib.sha256(gzip.decompress(packed)).hexdigest() == digest:
+                found[name] = packed
+        except (OSError, EOFError, zlib.error):
+            continue
+    return found
 
 
 def _fetched() -> bytes:

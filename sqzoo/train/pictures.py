@@ -18,7 +18,8 @@ from tqdm import tqdm
 from sqzoo.data import NORMALISATIONS, Dataset
 from sqzoo.errors import ArgumentError, WeightsError
 from sqzoo.hub import save_pretrained
-from sqzoo.pictures import OWN_PICTURES, Pictures, find_pictures, from_hub, read_pictures
+from sqzoo.pictures import Pictures, find_pictures, from_hub, read_pictures
+from sqzoo.reading import OWN_PICTURES
 from sqzoo.registry import check_name
 from sqzoo.report import report
 from sqzoo.train.checkpoint import alone_in, read_json, write_text
@@ -26,9 +27,12 @@ from sqzoo.train.evaluate import logits
 from sqzoo.train.learner import initial_model
 from sqzoo.train.loop import train
 from sqzoo.train.recipe import Recipe, recipe
+from sqzoo.unsure import calibrate
 from sqzoo.weights import get_weights, load_trunk, tags
 
 _HEAD, _ALL = "head", "all_layers"
+_SETTLED = {"hold_out", "select", "log_test", "crop_pct"}
+_FEWEST = 50  # held-out pictures for a calibration
 _logger = logging.getLogger("sqzoo")
 
 
@@ -62,6 +66,8 @@ def train_on_pictures(
     Raises `DataError` where the folder cannot be learnt from.
     """
     check_name(model)
+    if settled := _SETTLED & changes.keys():
+        raise ArgumentError(f"{min(settled)} of the recipe is settled by the pictures; leave it out, or give held_out.")
     folder = Path(run)
     chosen = recipe(recipe_name or ("pictures_all_layers" if all_layers else "pictures"), model, **changes)
     if chosen.trunk == "frozen" and all_layers:
@@ -171,6 +177,9 @@ def _finish(
     if better == name:
         found = _logits(model, plan, pictures)
         held = pictures.held
+        labels = torch.from_numpy(pictures.labels[held])
+        if len(held) >= _FEWEST and bool((found.argmax(1) != labels).any()):
+            model.calibration = calibrate(found, labels)  # type: ignore[assignment]
         result |= {
             "model": plan.model,
             "classes": list(pictures.classes),
@@ -186,7 +195,7 @@ def _finish(
         page = report(
             f"{plan.model} for {len(pictures.classes)} classes, on {len(held)} held-out pictures",
             pictures.classes,
-            torch.from_numpy(pictures.labels[held]),
+            labels,
             found,
             picture=lambda i: Image.fromarray(pictures.images[held[i]]),
             names=[pictures.names[i] for i in held],

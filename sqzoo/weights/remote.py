@@ -87,6 +87,8 @@ def read_weights(source: Source, config: Mapping[str, Any], own: Mapping[str, to
             )
     if stated is None:
         _logger.warning("%s states no SHA-256: sqzoo checks its names, shapes and dtypes, not its values.", name)
+    elif not source.folder:
+        _logger.warning("%s is what its own config.json states, and not verified by sqzoo beyond that.", name)
     return read_tensors(data, name, own)
 
 

@@ -104,9 +104,10 @@ def load_trunk(
 
 def _local_file(trunk: Trunk, source: Path) -> Path:
     names = (f"{trunk.stem}.safetensors", trunk.url.rpartition("/")[2])
-    candidates = [source / n for n in names] if source.is_dir() else [source]
+    # Not Path's own, which raise where one may not look.
+    candidates = [source / n for n in names] if os.path.isdir(source) else [source]
     for file in candidates:
-        if file.is_file():
+        if os.path.isfile(file):
             return file
     raise WeightsError(
         f"No {trunk.name} trunk at {source}: expected a file, or a folder with {' or '.join(names)}; correct the "
@@ -116,7 +117,7 @@ def _local_file(trunk: Trunk, source: Path) -> Path:
 
 def _hub_file(trunk: Trunk) -> Path:
     file = Path(torch.hub.get_dir()) / "checkpoints" / trunk.url.rpartition("/")[2]
-    if not file.is_file():
+    if not os.path.isfile(file):
         prefix = file.stem.rpartition("-")[2]
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -133,9 +134,8 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
     try:
         # Not mapped from the file: what another process writes there later would be in the tensors.
         data = read_bytes(file, LARGEST)
-        tensors = (
-            load(data) if file.suffix == ".safetensors" else torch.load(io.BytesIO(data), "cpu", weights_only=True)
-        )
+        safe = file.suffix == ".safetensors"
+        tensors = load(data) if safe else torch.load(io.BytesIO(data), "cpu", weights_only=True)
         if not all(isinstance(k, str) and isinstance(v, torch.Tensor) and _is_plain(v) for k, v in tensors.items()):
             raise TypeError("not a dictionary of named tensors")
         return dict(tensors)

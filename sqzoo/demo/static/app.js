@@ -18,12 +18,12 @@ function tell(problem) {
 
 const percent = (p) => `${(100 * p).toFixed(1)} %`;
 
-/** Load the chosen network, once, and let it see an empty picture, since its first run is slow. */
+/** Load the chosen network, once, and let it see an empty picture, since all code is slow the first time. */
 async function session(model) {
   if (!sessions.has(model.file)) {
     $("state").textContent = `Loading ${model.tag}, ${(model.bytes / 1e6).toFixed(1)} MB …`;
     const made = await ort.InferenceSession.create(model.file, { executionProviders: ["wasm"] });
-    await run(made, model, new Uint8Array(3 * model.pixels ** 2));
+    await run(made, model, resized(new Uint8ClampedArray(4 * 300 ** 2), 300, model.pixels));
     sessions.set(model.file, made);
   }
   $("state").textContent = `${model.tag} is ready; it knows ${model.labels.length} classes.`;
@@ -35,8 +35,16 @@ async function run(made, model, pixels) {
   const began = performance.now();
   const found = await made.run({ [made.inputNames[0]]: input });
   const network = performance.measure("network", { start: began }).duration;
-  const [scores, maps] = made.outputNames.map((name) => found[name]);
-  return { scores: scores.data, maps: maps.data, size: maps.dims.slice(2), network };
+  const [logits, maps] = made.outputNames.map((name) => found[name]);
+  return { ...judged(logits.data, model), maps: maps.data, size: maps.dims.slice(2), network };
+}
+
+/** Probabilities at the model's temperature, and whether the energy says that it is none of the classes: sqzoo.unsure. */
+function judged(logits, { temperature = 1, threshold = -Infinity }) {
+  const largest = Math.max(...logits);
+  const total = (divisor) => logits.reduce((sum, logit) => sum + Math.exp((logit - largest) / divisor), 0);
+  const scores = Array.from(logits, (logit) => Math.exp((logit - largest) / temperature) / total(temperature));
+  return { scores, unsure: largest + Math.log(total(1)) < threshold };
 }
 
 let last = Promise.resolve();
@@ -63,11 +71,12 @@ function classify(picture) {
 }
 
 function show() {
-  const { square, model, scores, prepared, network } = shown;
+  const { square, model, scores, unsure, prepared, network } = shown;
   const order = [...scores.keys()].sort((a, b) => scores[b] - scores[a]).slice(0, 10);
   tell("");
   $("answer").hidden = false;
-  const verdict = `${model.labels[order[0]]}, ${percent(scores[order[0]])}`;
+  const best = `${model.labels[order[0]]}, ${percent(scores[order[0]])}`;
+  const verdict = unsure ? `None of the ${scores.length} classes, perhaps; most like ${best}` : best;
   if ($("verdict").textContent !== verdict) $("verdict").textContent = verdict;
   $("time").textContent =
     `${network.toFixed(1)} ms for the network, ${prepared.toFixed(1)} ms to prepare the picture, on this device.`;

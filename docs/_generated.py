@@ -1,0 +1,121 @@
+"""What the site takes from elsewhere: {{ name }} in a page becomes what the function of that name returns.
+
+Figures and tables come from recorded results and the manifest, commands from the command line itself.
+"""
+
+import csv
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+import yaml
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+from sqzoo.weights import read_manifest
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+FIGURES = RESULTS / "figures"
+CARDS = ROOT / "MODEL_CARDS"
+# Modules that are documented, in the order of a reader's steps; a name that is not there (yet) is left out.
+MODULES = (
+    *("registry", "predict", "models", "data", "pictures", "train", "train.recipe", "train.evaluate", "report"),
+    *("explain", "unsure", "export", "optimization", "tiny", "hub", "cache", "demo", "weights", "errors"),
+)
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the cards and figures, which lie outside the site's folder."""
+    for source in (*sorted(CARDS.iterdir()), *sorted(FIGURES.glob("*.svg"))):
+        name = f"{'cards' if source.parent == CARDS else 'figures'}/{source.name}"
+        files.append(File.generated(config, name, abs_src_path=str(source)))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Put in what a page asks for by {{ name }}."""
+    return re.sub(r"^\{\{ (\w+) \}\}$", lambda m: globals()[m[1]](), markdown, flags=re.MULTILINE)
+
+
+def table2() -> str:
+    return _script("table2").render(_results("table2"))
+
+
+def demo() -> str:
+    return _script("demo").render(_results("demo"))
+
+
+def claims() -> str:
+    return (RESULTS / "claims.md").read_text(encoding="utf-8").partition("\n")[2]
+
+
+def figures() -> str:
+    titles = yaml.safe_load((ROOT / "benchmarks" / "experiments.yaml").read_text(encoding="utf-8"))["experiments"]
+    parts = []
+    for name, about in titles.items():
+        table = FIGURES / f"{name}.csv"
+        if not table.is_file():
+            continue
+        parts.append(f"### {about['title']}\n")
+        if (FIGURES / f"{name}.svg").is_file():
+            parts.append(f"![{about['title']}](figures/{name}.svg)\n")
+        with table.open(encoding="utf-8", newline="") as stream:
+            parts.append(_table(list(csv.reader(stream))))
+    return "\n".join(parts)
+
+
+def zoo() -> str:
+    rows = [["tag", "top-1, CIFAR-10 test", "parameters", "file", "input", "licence"]]
+    for entry in sorted(read_manifest().values(), key=lambda e: -e.metrics["test_top1"]):
+        name = f"[`{entry.tag}`](cards/{entry.tag}.md)" if (CARDS / f"{entry.tag}.md").is_file() else f"`{entry.tag}`"
+        size = f"{entry.size / 1e6:.2f} MB{'' if entry.holds == 'complete' else ' (' + entry.holds + ')'}"
+        top1, side = f"{entry.metrics['test_top1']:.2f} %", f"{entry.input_size[1]} px"
+        rows.append([name, top1, f"{entry.params:,}", size, side, entry.licence])
+    return _table(rows)
+
+
+def commands() -> str:
+    from sqzoo.cli import app
+
+    group: Any = typer.main.get_command(app)
+    parts = []
+    for name, command in sorted(group.commands.items()):
+        parts.append(f"## sqzoo {name}\n\n{command.help}\n")
+        rows = [["argument", "what it is"]]
+        for option in command.params:
+            help_text = " ".join((getattr(option, "help", None) or "").split())
+            if help_text:
+                names = (
+                    ", ".join(option.opts) if option.opts[0].startswith("-") else option.metavar or option.name.upper()
+                )
+                rows.append([f"`{names}`", help_text])
+        parts.append(_table(rows))
+    return "\n".join(parts)
+
+
+def api() -> str:
+    there = [m for m in MODULES if importlib.util.find_spec(f"sqzoo.{m}")]
+    return "\n\n".join(f"## sqzoo.{m}\n\n::: sqzoo.{m}\n    options:\n      show_root_heading: false" for m in there)
+
+
+def _results(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def _script(name: str) -> Any:
+    """Import a benchmark, which is a script and no part of the package."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.pop(0)
+
+
+def _table(rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:], ""])

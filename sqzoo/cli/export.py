@@ -1,0 +1,56 @@
+"""`sqzoo export`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sqzoo.cli import _options
+
+
+def run(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Model, weights tag, or a folder that save_pretrained wrote.",
+            show_default=False,
+            autocompletion=_options.complete_tag,
+        ),
+    ],
+    output: Annotated[
+        str | None, typer.Argument(help="File to write (default: the model's name, here).", show_default=False)
+    ] = None,
+    format: Annotated[str, typer.Option(help="onnx, onnx-int8, openvino, torch-export or safetensors-int8.")] = "onnx",
+    preprocessing: Annotated[
+        bool, typer.Option("--preprocessing", help="Take uint8 pictures (N, H, W, 3), give probabilities.")
+    ] = False,
+    trunk: _options.Trunk = None,
+    data: _options.Data = None,
+) -> None:
+    """Write a model for another runtime, once its outputs were compared with PyTorch's.
+
+    int8 takes its ranges from CIFAR-10's training images.
+
+    Examples:
+    ```
+    sqzoo export sq1
+    sqzoo export sq1 sq1.onnx --preprocessing
+    sqzoo export fire_next fire_next.xml --format openvino
+    ```
+    """
+    from sqzoo.export import FORMATS, export
+    from sqzoo.graph import calibration_images
+    from sqzoo.registry import create_model
+
+    folder = Path(model).is_dir()
+    network = create_model(f"local-dir:{model}" if folder else model, pretrained=True, trunk=trunk)
+    name = Path(model).resolve().name if folder else model.rpartition("/")[2]
+    images = calibration_images(network, root=data) if format == "onnx-int8" else None
+    file = export(
+        network,
+        output or f"{name}{FORMATS.get(format, '')}",
+        format,
+        preprocessing=preprocessing,
+        calibration=images,
+    )
+    print(f"{file}: {file.stat().st_size / 1e6:.2f} MB, its outputs are PyTorch's")
