@@ -1,7 +1,7 @@
 """Faults against weights: what a hostile or failing world does to files, downloads, uploads and trainings.
 
-    python benchmarks/faults.py [--mutations 10000] [--coded 3000] [--injections 1000] [--kills 100]
-                                [--only PART] [--trial]
+    python benchmarks/faults.py [--mutations 10000] [--coded 3000] [--injections 1000] [--kills 100] [--only PART]
+    python benchmarks/faults.py ... --trial   # records nothing
 
 - mutations: safetensors files with flipped bits, cut ends, edited and huge headers, other models' files, zip and pickle
   files under their name. None may load, none may crash; the longest time and the most memory of a refusal are noted.

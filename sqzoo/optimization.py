@@ -3,16 +3,17 @@
 import copy
 import hashlib
 import json
+import os
 import time
 import warnings
-from typing import Any
+from pathlib import Path
 
 import torch
 import torch.nn as nn
 
 from sqzoo.backends import BACKENDS, Subject, kept_folder
 from sqzoo.data import Dataset
-from sqzoo.environment import environment, package_version
+from sqzoo.environment import cpu, package_version
 from sqzoo.errors import ArgumentError, MissingExtraError, SqzooError, did_you_mean
 from sqzoo.files import write_whole
 from sqzoo.graph import CALIBRATION
@@ -96,6 +97,9 @@ def optimize(
         raise ArgumentError(f"batch_size must be a whole number from 1, not {batch_size!r}.")
     if not hasattr(model, "pretrained_cfg"):
         raise ArgumentError(f"{type(model).__name__} is no model of create_model; give one that it made.")
+    device = next(model.parameters()).device
+    if device.type != "cpu":
+        raise ArgumentError(f"optimize is for the CPU, and the model is on {device}; give model.cpu().")
     if preprocessing and (model.in_chans != 3 or not model.num_classes):
         raise ArgumentError("preprocessing=True needs a model with 3 input channels and classes; leave it out.")
     if calibration is not None and len(calibration) < CALIBRATION + _FEWEST:
@@ -167,9 +171,8 @@ def _top1(run: Run, subject: Subject, data: Dataset) -> float:
     return 100 * float((torch.cat(found).numpy() == data.labels).mean())
 
 
-def _choice_file(subject: Subject, batch_size: int, checks: Dataset | None) -> Any:
-    facts = environment()
-    machine = [facts[k] for k in ("cpu", "cpu_capability", "cores", "threads", "system")]
+def _choice_file(subject: Subject, batch_size: int, checks: Dataset | None) -> Path:
+    machine = [cpu(), torch.backends.cpu.get_cpu_capability(), os.cpu_count(), torch.get_num_threads()]
     versions = [package_version(name) for name in ("sqzoo", "torch", "onnxruntime", "openvino")]
     about = [subject.key, batch_size, machine, versions, checks and checks.digest]
     return kept_folder() / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()}.json"

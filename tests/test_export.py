@@ -15,6 +15,7 @@ import torch
 import torch.nn as nn
 
 import sqzoo
+from sqzoo.cli import main
 from sqzoo.data import Preprocessing
 from sqzoo.errors import ArgumentError, ExportError, MissingExtraError, WeightsError
 from sqzoo.export import FORMATS, export, metadata, read_int8, run_openvino
@@ -47,8 +48,10 @@ def run_file(file: Path, images: torch.Tensor) -> torch.Tensor:
     return run_openvino(file)(images) if file.suffix == ".xml" else run_onnx(file.read_bytes())(images)
 
 
-@pytest.mark.parametrize("format", ["onnx", "openvino", "torch-export"])
-@pytest.mark.parametrize("preprocessing", [False, True])
+@pytest.mark.parametrize(
+    ("format", "preprocessing"),
+    [("onnx", False), ("onnx", True), ("openvino", True), ("torch-export", False), ("torch-export", True)],
+)
 def test_a_file_gives_what_pytorch_gives(
     format: str, preprocessing: bool, model: nn.Module, pixels: np.ndarray, tmp_path: Path
 ) -> None:
@@ -64,9 +67,8 @@ def test_a_file_gives_what_pytorch_gives(
     assert str(ROOT).encode() not in file.read_bytes()
 
 
-@pytest.mark.parametrize("preprocessing", [False, True])
-def test_int8(preprocessing: bool, model: nn.Module, pixels: np.ndarray, tmp_path: Path) -> None:
-    file = export(model, tmp_path / "q.onnx", "onnx-int8", preprocessing=preprocessing, calibration=pixels)
+def test_int8(model: nn.Module, pixels: np.ndarray, tmp_path: Path) -> None:
+    file = export(model, tmp_path / "q.onnx", "onnx-int8", preprocessing=True, calibration=pixels)
     graph = onnx.load(file).graph
     kinds = [node.op_type for node in graph.node]
     assert kinds.count("QuantizeLinear") > 26
@@ -74,9 +76,8 @@ def test_int8(preprocessing: bool, model: nn.Module, pixels: np.ndarray, tmp_pat
     assert len([i for i in weights.values() if len(i.dims) == 4]) == 26
     assert next(i for i in graph.initializer if "features.0.weight_scale" in i.name).dims == [64]  # by channel
     assert file.stat().st_size < 0.32 * get_weights("sq1").size
-    inputs = torch.from_numpy(pixels) if preprocessing else Preprocessing.of(model.pretrained_cfg)(pixels)
-    whole = FromPixels(model) if preprocessing else model
-    compare(whole, run_onnx(file.read_bytes()), inputs, "int8", INT8_TOLERANCE)
+    whole = FromPixels(model).eval()
+    compare(whole, run_onnx(file.read_bytes()), torch.from_numpy(pixels), "int8", INT8_TOLERANCE)
 
 
 def test_int8_weights(model: nn.Module, pixels: np.ndarray, tmp_path: Path) -> None:
@@ -161,6 +162,20 @@ def test_other_outputs_are_not_written(model: nn.Module, tmp_path: Path) -> None
     with pytest.raises(ExportError, match="int8 gives other outputs"):
         export(model, tmp_path / "q.onnx", "onnx-int8", calibration=pixels)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "sq1.ft_cifar10", str(tmp_path / "m.pt2"), "--format", "torch-export"]) == 0
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'm.pt2'}: 3.3")
+    for words, expected in (
+        (["sq1", "--format", "onxx"], "Did you mean 'onnx'"),
+        (["sq2"], "Did you mean 'sq1'"),
+        (["sq1", "/proc/m.onnx"], "Cannot write /proc/m.onnx"),
+    ):
+        assert main(["export", *words]) == 2
+        err = capsys.readouterr().err
+        assert expected in err
+        assert err.count("\n") == 1
 
 
 def test_mistakes_are_one_clear_sentence(model: nn.Module, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import latency
@@ -26,7 +27,8 @@ def record(**milliseconds: float) -> dict[str, Any]:
     environment = {"cpu": "a CPU", "cores": 1}
     peaks = {"1": {"multiply_adds": 100e9, "bytes": 10e9}}
     found = {"thread_counts": ["1"], "rows": rows, "peaks": peaks, "environment": environment}
-    return found | {"int8": {"sq1.x": {"float32_top1": 92.0, "int8_top1": 91.6}}, "verdicts": []}
+    int8 = {"sq1.ft_cifar10": {"float32_top1": 92.0, "int8_top1": 91.6}}
+    return found | {"int8": int8, "verdicts": [], "published_top1": {"ResNet-20": 92.6}}
 
 
 def test_the_readme_has_the_recorded_table() -> None:
@@ -41,7 +43,7 @@ def test_the_readme_has_the_recorded_table() -> None:
 
 def test_verdicts_follow_from_the_figures() -> None:
     names = ("optimize", "onnxruntime", "openvino", "onnxruntime-int8")
-    times = {f"sq1.x 128, {how}": ms for how, ms in zip(names, (2.0, 1.0, 3.0, 1.9), strict=True)}
+    times = {f"sq1.ft_cifar10 128, {how}": ms for how, ms in zip(names, (2.0, 1.0, 3.0, 1.9), strict=True)}
     said = latency.verdicts(record(**{latency.BASE: 16.0}, **times))
     assert [re.search(r"x([\d.]+) \(target ([\d.]+)\): (.*)\.", line).groups() for line in said[:-1]] == [  # type: ignore[union-attr]
         ("8.00", "4", "reached"),
@@ -53,8 +55,20 @@ def test_verdicts_follow_from_the_figures() -> None:
 
 
 def test_the_table_names_backend_and_floor() -> None:
-    text = latency.render(record(**{"sq1.x 128, optimize": 2.0}))
-    assert "| **sq1.x 128, optimize** (onnxruntime) | 2.00 · 2.00 · 2.00 | 500 (batch 1) | 50 % |" in text
+    text = latency.render(record(**{"sq1.ft_cifar10 128, optimize": 2.0}))
+    assert "| **sq1.ft_cifar10 128, optimize** (onnxruntime) | 2.00 · 2.00 · 2.00 | 500 (batch 1) | 50 % |" in text
+
+
+def test_it_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "RESULTS", tmp_path)
+    names = ("sq1.ft_cifar10 128, optimize", "sq1.ft_cifar10 128, onnxruntime-int8", "ResNet-20 32, eager")
+    latency.draw(record(**dict.fromkeys(names, 2.0)))
+    assert sorted(f.name for f in tmp_path.iterdir()) == [
+        "latency.png", "latency.svg", "latency_pareto.png", "latency_pareto.svg",
+    ]  # fmt: skip
+    for name in names:
+        assert name in (tmp_path / "latency.svg").read_text(encoding="utf-8")
+    assert "ResNet-20, eager" in (tmp_path / "latency_pareto.svg").read_text(encoding="utf-8")
 
 
 def test_what_is_counted() -> None:

@@ -176,6 +176,8 @@ def test_mistakes_are_one_clear_sentence(model: nn.Module, pictures: Dataset, mo
         assert "\n" not in str(caught.value)
     with pytest.raises(ArgumentError, match="Linear is no model of create_model"):
         optimize(nn.Linear(2, 2))
+    with pytest.raises(ArgumentError, match="the model is on meta; give"):
+        optimize(sqzoo.create_model("sq1", device="meta"))
     for name in ["onnxruntime", *(m for m in sys.modules if m.startswith("onnxruntime."))]:
         monkeypatch.setitem(sys.modules, name, None)  # as an import finds it where it is not installed
     with pytest.raises(MissingExtraError, match=r"needs onnxruntime, .*pip install 'sqzoo\[export\]'"):
