@@ -141,7 +141,7 @@ def main() -> int:
     pictures = sets(arguments.outside)
     rows = {}
     for tag in fnmatch.filter(list_models("*.*", pretrained=True), arguments.only):
-        count = get_weights(tag).recipe["hold_out"]
+        count = get_weights(tag).recipe.get("hold_out")
         if not count:
             print(f"{tag}: its recipe held no training images out, it stays uncalibrated", file=sys.stderr)
             continue

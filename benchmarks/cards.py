@@ -34,13 +34,14 @@ PROTOCOLS = {
 WATTS, GRAMS = 15, 450
 
 
-def card(entry: Entry, record: dict[str, Any], measured: dict[str, Any]) -> str:
+def card(entry: Entry, record: dict[str, Any], measured: dict[str, Any], unsure: dict[str, Any]) -> str:
     """Return the card of a tag: YAML metadata with a model-index, then what a reader wants to know.
 
-    record: its training run, or its compression. measured: its row of table2.json.
+    record: its training run, or its compression. measured: its row of table2.json. unsure: unsure.json.
     """
     made = _compression(record) if entry.stored == "coded" else _training(entry, record)
-    parts = [_use(entry), _results(entry, record), _classes(entry, measured), made, _limits(entry)]
+    parts = [_use(entry), _results(entry, record), _classes(entry, measured), _unsure(entry, unsure), made]
+    parts.append(_limits(entry))
     return "\n".join([_metadata(entry), *(line for part in parts for line in part)])
 
 
@@ -144,6 +145,39 @@ def _classes(entry: Entry, measured: dict[str, Any]) -> list[str]:
     ]
 
 
+def _unsure(entry: Entry, found: dict[str, Any]) -> list[str]:
+    row = found["tags"].get(entry.tag)
+    if not row:
+        return []
+    error, called = row["calibration_error"], row["unsure_of_test"]["generalised entropy"]
+    lines = [
+        "### Unsure is an answer",
+        "",
+        f"Probabilities are at temperature {row['temperature']:.2f}, fitted on {row['held_out_images']:,} training "
+        f"images held out: on the test images the expected calibration error goes from {error['before']:.1f} to "
+        f"{error['after']:.1f} points. `sqzoo predict` says *none of the ten, perhaps* where the score of "
+        f"`sqzoo.unsure` is below what {found['kept']:.0%} of the held-out images reach. So it says of {called:.1f} % "
+        f"of the test images, of {row['unsure_of_wrong_answers']:.0f} % of those that it calls wrongly, and of these, "
+        "none of which show a class:",
+        "",
+        "| pictures | number | called unsure | AUROC | AUROC by energy | by feature distance |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, r in row["outside"].items():
+        auroc = r["auroc"]
+        cells = [f"{name}: {found['outside'][name]['what']}", f"{r['images']}"]
+        cells.append(f"{r['unsure']['generalised entropy']:.0f} %")
+        cells += [f"{auroc[kind]:.1f}" for kind in ("generalised entropy", "energy", "feature distance")]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [
+        *lines,
+        "",
+        "AUROC: against the test images, in percent; 50 is chance. Record: `benchmarks/results/unsure.json`, by "
+        f"`python benchmarks/calibrate.py --only {entry.tag}`. The score was chosen among others on these pictures.",
+        "",
+    ]
+
+
 def _training(entry: Entry, record: dict[str, Any]) -> list[str]:
     machine = record["environment"]
     minutes = (record["training_seconds"] + record["feature_seconds"]) / 60
@@ -215,13 +249,15 @@ def main() -> int:
     check = parser.parse_args().check
     CARDS.mkdir(exist_ok=True)
     measured = json.loads((ROOT / "benchmarks" / "results" / "table2.json").read_text(encoding="utf-8"))["tags"]
+    file = ROOT / "benchmarks" / "results" / "unsure.json"
+    unsure = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"tags": {}}
     cards = {}
     for tag, entry in read_manifest().items():
         if tag not in measured:
             print(f"{tag} is not in table2.json; run python benchmarks/table2.py first.", file=sys.stderr)
             return 1
         record = json.loads((ROOT / entry.metrics["source"]).read_text(encoding="utf-8"))
-        cards[CARDS / f"{tag}.md"] = card(entry, record, measured[tag])
+        cards[CARDS / f"{tag}.md"] = card(entry, record, measured[tag], unsure)
         row = measured[tag]
         cards[CARDS / f"{tag}.svg"] = confusion_and_calibration(row["confusion"], row["calibration"], CIFAR10_CLASSES)
     differing = [f for f, text in cards.items() if not f.is_file() or f.read_text(encoding="utf-8") != text]

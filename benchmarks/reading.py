@@ -64,7 +64,7 @@ def rate(work: Callable[[], int], seconds: float) -> float:
 
 def compare(model: torch.nn.Module, files: list[Path], seconds: float) -> dict[str, Any]:
     """Return the medians over the turns, pictures a second, and the median of the ratio."""
-    read = Squares(model)
+    read = Squares.of(model)
     batch = read.prepare(np.stack([read(f) for f in itertools.islice(itertools.cycle(files), BATCH)]))
 
     def network() -> int:

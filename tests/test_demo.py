@@ -348,7 +348,8 @@ def test_a_screen_reader_has_names_roles_and_live_answers(opened: Chrome) -> Non
         assert named and all(named), (role, named)
     assert ("combobox", "Network") in nodes
     assert any(kind == "button" and name.startswith("cat") and name.endswith("%") for kind, name in nodes)
-    assert opened.find_element(By.ID, "verdict").get_attribute("role") == "status"
+    assert opened.find_element(By.ID, "spoken").get_attribute("role") == "status"
+    assert text_of(opened, "spoken") == text_of(opened, "verdict") != ""
     assert opened.find_element(By.ID, "problem").get_attribute("role") == "alert"
     assert opened.find_element(By.TAG_NAME, "html").get_attribute("lang") == "en"
 

@@ -1,5 +1,6 @@
 """The documentation: it builds without a warning, every block of code in it runs, and its trial of a newcomer works."""
 
+import importlib
 import os
 import re
 import shutil
@@ -74,6 +75,18 @@ def test_the_blocks_run(page: str, tmp_path: Path) -> None:
             code = "\n".join(b.code for b in together)  # neighbours in one process, since torch takes seconds to import
             done = subprocess.run([*words, code], cwd=tmp_path, capture_output=True, text=True, env=environment)
             assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
+
+
+def test_the_script_makes_the_pictures_that_are_there() -> None:
+    sys.path.insert(0, str(DOCS))
+    try:
+        screenshots = importlib.import_module("screenshots")
+    finally:
+        sys.path.pop(0)
+    made = {f"{name}.webp" for name in screenshots.PAGES} | {f"{name}.svg" for name in screenshots.TERMINALS}
+    assert made == {file.name for file in (DOCS / "images").iterdir()}
+    picture = screenshots._terminal(["--help"])
+    assert "sqzoo&#160;--help" in picture and "predict" in picture
 
 
 def test_a_newcomer_adds_an_architecture(tmp_path: Path) -> None:

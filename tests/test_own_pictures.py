@@ -9,15 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
+from hub_server import HubServer
 from PIL import Image
 
 from sqzoo import create_model
 from sqzoo.cli import main
 from sqzoo.data import Preprocessing, holds_cifar10, open_image
-from sqzoo.errors import ArgumentError, DataError, SqzooError
+from sqzoo.errors import ArgumentError, SqzooError
 from sqzoo.pictures import Pictures, find_pictures, from_hub, read_pictures
 from sqzoo.predict import predict
 from sqzoo.train import Recipe, train
@@ -402,22 +404,38 @@ def test_cifar10_folders_are_told_from_pictures(photos: Path, cifar10_root: Path
     assert holds_cifar10(cifar10_root) and not holds_cifar10(photos) and not holds_cifar10(photos / "absent")
 
 
-# Data sets of the Hub, by the real library from files on disk
+# Data sets of the Hub, fetched by the real library from a Hub on loopback
 
 
-def test_a_data_set_becomes_a_folder(photos: Path, tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
-    local = tmp_path / "repository"
-    made = datasets.load_dataset("imagefolder", data_dir=str(photos), cache_dir=str(tmp_path / "hf"))
-    whole = made["train"].train_test_split(1 / 3, seed=0)
+def test_a_data_set_of_the_hub(photos: Path, tmp_path: Path) -> None:
+    made = datasets.load_dataset("imagefolder", data_dir=str(photos), cache_dir=str(tmp_path / "hf"))["train"]
+    halves, files = made.train_test_split(1 / 3, seed=0), {}
     for split, name in (("train", "train"), ("test", "validation")):
-        whole[split].to_parquet(local / "data" / f"{name}-00000-of-00001.parquet")
-    folder = from_hub(str(local), tmp_path / "store")
-    pictures = read(folder)
-    assert pictures.classes == ("blue", "green", "red") and len(pictures) == 18 and len(pictures.held) == 6
-    assert from_hub(str(local), tmp_path / "store") == folder
-    bare = tmp_path / "texts"
-    bare.mkdir()
-    datasets.Dataset.from_dict({"text": ["a", "b"]}).to_parquet(bare / "train.parquet")
-    with pytest.raises(DataError, match="no column of pictures"):
-        from_hub(str(bare), tmp_path / "store")
+        halves[split].to_parquet(tmp_path / "x.parquet")
+        files[f"data/{name}-00000-of-00001.parquet"] = (tmp_path / "x.parquet").read_bytes()
+    with HubServer() as server:
+        commit = server.put("datasets/org/photos", files)
+        words = ["--start", START, "--set", "sizes=[[64, 1]]", "--cache", "store"]
+
+        def train_on(name: str, run: str) -> subprocess.CompletedProcess[str]:
+            command = [sys.executable, "-m", "sqzoo", "train", "sq1", "--data", name, "--run", run, *words]
+            there = {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(Path(__file__).parents[1])}
+            env = os.environ | server.env | there
+            return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
+
+        done = train_on(f"org/photos@{commit}", "run")
+        assert done.returncode == 0, done.stderr
+        absent = train_on("org/absent", "run2")
+    assert "6 held-out pictures" in done.stdout
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["classes"] == ["blue", "green", "red"] and result["pictures"] == 18
+    assert absent.returncode == 2 and "No folder 'org/absent', and no data set of that name" in absent.stderr
+    # What was fetched is used again, with no Hub there.
+    folder = from_hub(f"org/photos@{commit}", tmp_path / "store")
+    assert np.bincount(find_pictures(folder).labels).tolist() == [6, 6, 6]
+
+
+def test_a_data_set_without_pictures(tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    datasets.Dataset.from_dict({"text": ["a", "b"]}).to_parquet(tmp_path / "texts" / "train.parquet")
+    refused(lambda: from_hub(str(tmp_path / "texts"), tmp_path / "store"), "no column of pictures")

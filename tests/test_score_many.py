@@ -5,14 +5,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from sqzoo import create_model
 from sqzoo.predict import predict
-
-pytest.importorskip("datasets")
-import pyarrow.parquet as pq
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "score_many.py"
 

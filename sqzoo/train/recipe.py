@@ -122,7 +122,7 @@ def _pictures(model: str, all_layers: bool) -> Recipe:
         lr = 0.0001 if model == "alexnet_cifar" else 0.001
         return Recipe(model, sizes=((224, 60),), lr=lr, patience=10, **common)
     rest: dict[str, Any] = {"weight_decay": 0.05, "schedule": "cosine", "warm_up": 0.1, "flip": True, "pad": 28}
-    return Recipe(model, trunk="trained", sizes=((224, 8),), lr=5e-4, **common, **rest)
+    return Recipe(model, trunk="trained", sizes=((224, 8),), lr=2e-4, **common, **rest)
 
 
 # Table 3's learning rate for Sq-1, figure 8's for Fire-Next; the paper gives none for the other two, and no batch size.

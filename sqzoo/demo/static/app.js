@@ -39,12 +39,13 @@ async function run(made, model, pixels) {
   return { ...judged(logits.data, model), maps: maps.data, size: maps.dims.slice(2), network };
 }
 
-/** Probabilities at the model's temperature, and whether the energy says that it is none of the classes: sqzoo.unsure. */
+/** Probabilities at the model's temperature, and whether they are those of none of the classes: sqzoo.unsure's score. */
 function judged(logits, { temperature = 1, threshold = -Infinity }) {
   const largest = Math.max(...logits);
-  const total = (divisor) => logits.reduce((sum, logit) => sum + Math.exp((logit - largest) / divisor), 0);
-  const scores = Array.from(logits, (logit) => Math.exp((logit - largest) / temperature) / total(temperature));
-  return { scores, unsure: largest + Math.log(total(1)) < threshold };
+  const powers = Array.from(logits, (logit) => Math.exp((logit - largest) / temperature));
+  const total = powers.reduce((sum, power) => sum + power);
+  const scores = powers.map((power) => power / total);
+  return { scores, unsure: -scores.reduce((sum, p) => sum + (p * (1 - p)) ** 0.1, 0) < threshold };
 }
 
 let last = Promise.resolve();
@@ -77,7 +78,10 @@ function show() {
   $("answer").hidden = false;
   const best = `${model.labels[order[0]]}, ${percent(scores[order[0]])}`;
   const verdict = unsure ? `None of the ${scores.length} classes, perhaps; most like ${best}` : best;
-  if ($("verdict").textContent !== verdict) $("verdict").textContent = verdict;
+  $("verdict").textContent = verdict;
+  // Spoken from a place that is always there, since what was hidden is not announced; by the camera when it changes.
+  if (!stream || model.labels[order[0]] !== $("spoken").dataset.label) $("spoken").textContent = verdict;
+  $("spoken").dataset.label = model.labels[order[0]];
   $("time").textContent =
     `${network.toFixed(1)} ms for the network, ${prepared.toFixed(1)} ms to prepare the picture, on this device.`;
   const view = $("picture").getContext("2d");
