@@ -137,6 +137,7 @@ def main() -> int:
     parser.add_argument("--outside", type=Path, help="folder with the unpacked packages of outside.py")
     parser.add_argument("--limit", type=int, help="take only so many images of each kind, write nothing")
     arguments = parser.parse_args()
+    about = environment()  # before the manifest is written, which is a change to the commit
     train, test = (cifar10(split, arguments.data) for split in ("train", "test"))
     pictures = sets(arguments.outside)
     rows = {}
@@ -168,14 +169,13 @@ def main() -> int:
             cells = (f"{kind} {value:.1f} ({r['unsure'][kind]:.0f} %)" for kind, value in r["auroc"].items())
             print(f"  {name}: AUROC (and share called unsure): {', '.join(cells)}", flush=True)
         if not arguments.limit:
-            record(tag, row, pictures)
+            record(tag, row | {"weights_sha256": get_weights(tag).sha256, "environment": about}, pictures)
     return 0
 
 
 def record(tag: str, row: dict[str, Any], pictures: dict[str, tuple[str, list[Image.Image]]]) -> None:
     """Put a row into the results, then its calibration into the manifest."""
     known = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {"tags": {}}
-    row = {**row, "weights_sha256": get_weights(tag).sha256, "environment": environment()}
     tags = {k: v for k, v in sorted((known["tags"] | {tag: row}).items()) if k in list_models("*.*", pretrained=True)}
     what = {name: {"what": text, "pictures": len(each)} for name, (text, each) in pictures.items()}
     write_text(RESULT, json.dumps({"kept": KEPT, "outside": what, "tags": tags}, indent=1) + "\n")
