@@ -24,7 +24,7 @@ from safetensors.torch import load, save
 from sqzoo.data import Dataset, Preprocessing
 from sqzoo.errors import ArgumentError
 from sqzoo.models._base import ZooModel
-from sqzoo.weights.coding import Coded, decode, encode
+from sqzoo.weights.coding import Coded, decode, encode, shortest
 
 Batches = list[torch.Tensor]
 _BATCH = 16  # images
@@ -88,7 +88,7 @@ def compress(
     others = {k: v for k, v in model.state_dict().items() if k.removesuffix(".weight") not in layers}
     # What the file holds besides: the others in half precision, their names, the codebooks.
     spare = 2 * sum(t.numel() for t in others.values()) + 80 * len(others) + 100 * len(layers) + 400
-    budget = 8 * (size - spare)
+    budget = 0.995 * 8 * (size - spare)
     if budget < 0.1 * weights:
         raise ArgumentError(f"size={size} is too small for {weights:,} weights; give at least {spare + weights // 80}.")
     with torch.inference_mode():
@@ -173,7 +173,7 @@ def _probe(
                 _put(layer, values[indices], means[name], found.mean)
                 got = torch.cat([_rest(stages, i, x) for x in held]).double()
                 loss = F.kl_div(F.log_softmax(got, 1), wanted, reduction="batchmean", log_target=True).item()
-                probes[name].append(Probe(math.log2(step), _entropy(indices), max(loss, 1e-9)))
+                probes[name].append(Probe(math.log2(step), _bits(indices, values), max(loss, 1e-9)))
                 layer.load_state_dict(before)
             progress(f"{name}: " + ", ".join(f"{p.bits:.2f} bits cost {p.loss:.5f}" for p in probes[name]))
         _advance(stage, inputs)
@@ -242,7 +242,7 @@ def _code(
             rows[name] = {
                 "weights": indices.numel(),
                 "values": len(values),
-                "bits": round(_entropy(indices), 4),
+                "bits": round(_bits(indices, values), 4),
                 "zeros": round((values[indices] == 0).double().mean().item(), 4),
             }
             progress(f"{name}: {rows[name]}")
@@ -364,6 +364,12 @@ def _step(rows: torch.Tensor, bits: float) -> float:
         rounded = torch.round(sample / (largest * 2**middle)).long()
         low, high = (middle, high) if _entropy(rounded) > bits else (low, middle)
     return largest * 2**high
+
+
+def _bits(indices: torch.Tensor, values: torch.Tensor) -> float:
+    """Return the bits that a weight takes in the file."""
+    coded = shortest(indices.to(torch.uint8).numpy().ravel(), values.numpy())
+    return 8 * coded[1] / indices.numel()
 
 
 def _entropy(indices: torch.Tensor) -> float:

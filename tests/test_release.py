@@ -61,6 +61,7 @@ def test_two_checkouts_build_the_same_bytes(builds: list[Path]) -> None:
 
 def test_wheel_holds_the_manifests_files_and_the_bill(builds: list[Path]) -> None:
     (wheel,) = builds[0].glob("*.whl")
+    assert wheel.stat().st_size < 25_000_000
     with ZipFile(wheel) as archive:
         names = archive.namelist()
         entries = json.loads(archive.read("sqzoo/weights/manifest.json"))["weights"]

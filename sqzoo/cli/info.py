@@ -29,7 +29,10 @@ def run(tag: _options.Tag, as_json: Annotated[bool, typer.Option("--json", help=
         return
     shown: list[tuple[str, Any]] = [
         ("tag", entry.tag),
-        ("file", f"{entry.hub or entry.path} ({entry.size / 1e6:.2f} MB, {entry.dtype}, {entry.holds})"),
+        (
+            "file",
+            f"{entry.hub or entry.path} ({entry.size / 1e6:.2f} MB, {entry.dtype}, {entry.holds}, {entry.stored})",
+        ),
         ("SHA-256", entry.sha256),
         ("parameters", f"{entry.params:,}"),
         ("multiply-adds", f"{facts['multiply_adds'] / 1e6:.1f} million an image of {entry.input_size[1]} px"),

@@ -34,11 +34,9 @@ def encode(coded: Mapping[str, Coded], others: Mapping[str, torch.Tensor]) -> di
     for name, (indices, codebook) in coded.items():
         flat = np.ascontiguousarray(indices, np.uint8).ravel()
         values.append(codebook.astype(np.float16))
-        zero = int(np.flatnonzero(values[-1] == 0)[0])
-        gaps, kept = _gaps(flat, zero)
-        sparse = len(deflate([gaps, kept])) < len(deflate([flat]))
-        layers.append([name, list(indices.shape), len(codebook), len(gaps) if sparse else None])
-        symbols += [gaps, kept] if sparse else [flat]
+        parts = shortest(flat, values[-1])[0]
+        layers.append([name, list(indices.shape), len(codebook), len(parts[0]) if len(parts) > 1 else None])
+        symbols += parts
     index = zlib.compress(json.dumps(layers, separators=(",", ":")).encode(), 9)
     tensors = {k: t.half() if t.is_floating_point() else t for k, t in others.items()}
     return tensors | {
@@ -46,6 +44,14 @@ def encode(coded: Mapping[str, Coded], others: Mapping[str, torch.Tensor]) -> di
         VALUES: torch.from_numpy(np.concatenate(values)),
         SYMBOLS: torch.frombuffer(bytearray(deflate(symbols)), dtype=torch.uint8),
     }
+
+
+def shortest(flat: np.ndarray, codebook: np.ndarray) -> tuple[list[np.ndarray], int]:
+    """Return what a tensor's indices are stored as, alone or as gaps and indices, and its bytes once coded."""
+    zero = int(np.flatnonzero(codebook == 0)[0])
+    forms = [[flat], [*_gaps(flat, zero)]]
+    taken = [len(deflate(parts)) for parts in forms]
+    return forms[taken.index(min(taken))], min(taken)
 
 
 def deflate(parts: list[np.ndarray]) -> bytes:
