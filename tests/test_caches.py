@@ -42,6 +42,7 @@ def as_nobody(call: Callable[[], Any]) -> Any:
         os.setgroups([])
         os.setgid(NOBODY)
         os.setuid(NOBODY)
+        torch.set_num_threads(1)  # OpenMP's other threads did not come along: to wait for them would take for ever
         try:
             sender.send(call())
         except BaseException as e:
@@ -142,6 +143,7 @@ def test_processes_that_fill_one_cache_at_once(
     results = Forked.Queue()
 
     def job() -> None:
+        torch.set_num_threads(1)  # see as_nobody
         results.put(same(sqzoo.create_model(f"hf-hub:{REPO}"), model))
 
     workers = [Forked.Process(target=job) for _ in range(4)]
