@@ -25,6 +25,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 from contenders import PEERS, Contender, Process, network
+from readme import write_into_readme
 from torch.utils.flop_counter import FlopCounterMode
 
 from sqzoo import SqzooError, get_weights
@@ -258,15 +259,7 @@ def render(results: dict[str, Any]) -> str:
         "",
         *(f"- {sentence}" for sentence in results["verdicts"]),
     ]
-    return "\n".join(lines) + "\n"
-
-
-def write_readme(results: dict[str, Any]) -> None:
-    """Write the table between the README's latency markers."""
-    readme = ROOT / "README.md"
-    before, rest = readme.read_text(encoding="utf-8").split("<!-- latency -->\n")
-    after = rest.split("<!-- /latency -->")[1]
-    write_text(readme, f"{before}<!-- latency -->\n{render(results)}<!-- /latency -->{after}")
+    return "\n".join(lines)
 
 
 def draw(results: dict[str, Any]) -> None:
@@ -361,7 +354,7 @@ def main() -> int:
             write_text(file, json.dumps(results, indent=1) + "\n")
     if arguments.only == "*":
         draw(results)
-        write_readme(results)
+        write_into_readme("latency", render(results))
     print(render(results))
     return 0
 

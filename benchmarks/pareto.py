@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 from published import PUBLISHED
+from readme import write_into_readme
 from torch.utils.flop_counter import FlopCounterMode
 
 from sqzoo import SqzooError, create_model, get_weights
@@ -168,14 +169,7 @@ def render(results: dict[str, Any]) -> str:
         "",
         f"Milliseconds: ONNX Runtime, batch 1, {results['threads']} threads, {where['cpu']}; median, all in one run.",
     ]
-    return "\n".join(lines) + "\n"
-
-
-def write_readme(results: dict[str, Any]) -> None:
-    readme = ROOT / "README.md"
-    before, rest = readme.read_text(encoding="utf-8").split("<!-- pareto -->\n")
-    after = rest.split("<!-- /pareto -->")[1]
-    write_text(readme, f"{before}<!-- pareto -->\n{render(results)}<!-- /pareto -->{after}")
+    return "\n".join(lines)
 
 
 def main() -> int:
@@ -209,7 +203,7 @@ def main() -> int:
         write_text(file, json.dumps(results, indent=1) + "\n")
     results = json.loads(file.read_text(encoding="utf-8"))
     draw(results)
-    write_readme(results)
+    write_into_readme("pareto", render(results))
     print(render(results))
     return 0
 

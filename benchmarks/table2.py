@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from readme import write_into_readme
 
 from sqzoo import SqzooError, create_model, get_weights, list_models
 from sqzoo.data import Dataset, cifar10
@@ -221,11 +222,7 @@ def write(results: dict[str, Any]) -> None:
     """Write results/table2.json, verdicts included, and the table between the README's table2 markers."""
     recorded = results | {"verdicts": verdicts(results)}
     (RESULTS / "table2.json").write_text(json.dumps(recorded, indent=1) + "\n", encoding="utf-8")
-    readme = ROOT / "README.md"
-    begin, end = "<!-- table2 -->\n", "<!-- /table2 -->"
-    before, _, rest = readme.read_text(encoding="utf-8").partition(begin)
-    _, _, after = rest.partition(end)
-    readme.write_text(before + begin + render(results) + "\n" + end + after, encoding="utf-8")
+    write_into_readme("table2", render(results))
 
 
 def main() -> int:
