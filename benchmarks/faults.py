@@ -21,6 +21,7 @@ Writes results/faults.json, but for a --trial. Everything runs on loopback and i
 import argparse
 import contextlib
 import dataclasses
+import gc
 import hashlib
 import io
 import json
@@ -152,6 +153,7 @@ def run_mutations(count: int, seed: int) -> dict[str, Any]:
     stated = {"sha256": hashlib.sha256(originals[0]).hexdigest()}
     outcome: Counter[str] = Counter()
     slowest, most = 0.0, 0.0
+    gc.freeze()  # or the time would be that of the garbage collector, which walks through all of torch now and then
     with tempfile.TemporaryDirectory() as folder:
         source = Source(folder, folder=True)
         for number, (kind, data) in enumerate(mutations(rng, originals, count)):
