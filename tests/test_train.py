@@ -506,12 +506,13 @@ def test_a_cache_serves_runs_of_other_heads(tmp_path: Path, trunks: Path) -> Non
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_named_recipes_are_json(name: str) -> None:
-    more = {"start": "best.safetensors"} if name == "finetune_more" else {}
+    more = {"start": "best.safetensors"} if name in ("finetune_more", "finetune_norm") else {}
     plan = recipe(name, "alexnet_cifar" if name.startswith("fc") else "sq1", seed=3, **more)
     back = json.loads(json.dumps(plan.to_json()))
     assert back == plan.to_json() and back["seed"] == 3
     assert Recipe(**(back | {"sizes": tuple(map(tuple, back["sizes"]))})) == plan
-    assert (plan.select == "held_out") == (plan.hold_out > 0) == name.endswith(("_held_out", "finetune", "more"))
+    held_out = name.endswith("_held_out") or name.startswith(("finetune", "pictures"))
+    assert (plan.select == "held_out") == (plan.hold_out > 0) == held_out
 
 
 @pytest.mark.parametrize(

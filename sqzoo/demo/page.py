@@ -64,6 +64,7 @@ class Page:
 
 
 def complete_tags() -> list[str]:
-    """Return the tags that need no ImageNet trunk, `sq1`'s first."""
-    tags = [tag for tag in list_models(pretrained=True) if get_weights(tag).holds == "complete"]
+    """Return the tags that need no ImageNet trunk and have class maps, which AlexNet has not; `sq1`'s first."""
+    known = {tag: get_weights(tag) for tag in list_models(pretrained=True)}
+    tags = [tag for tag, entry in known.items() if entry.holds == "complete" and entry.trunk != "alexnet"]
     return sorted(tags, key=lambda tag: (not tag.startswith("sq1."), tag))
