@@ -35,7 +35,9 @@ def record(**milliseconds: float) -> dict[str, Any]:
 def test_the_readme_has_the_recorded_table() -> None:
     file = latency.RESULTS / "latency.json"
     results = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-    assert shown("latency") == (latency.render(results) if results else "")
+    assert shown("latency") == (
+        latency.render(results) if results else "Not measured yet: `python benchmarks/latency.py`."
+    )
     if results:
         assert results["verdicts"] == latency.verdicts(results)
         assert {row["name"] for row in results["rows"]} >= {latency.BASE}

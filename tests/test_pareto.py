@@ -32,6 +32,10 @@ def test_held_out_images_choose_the_side() -> None:
 
 
 def test_readme_shows_the_record() -> None:
-    results = json.loads((pareto.RESULTS / "pareto.json").read_text(encoding="utf-8"))
+    file = pareto.RESULTS / "pareto.json"
+    if not file.is_file():
+        assert shown("pareto") == "Not measured yet: `python benchmarks/pareto.py`."
+        return
+    results = json.loads(file.read_text(encoding="utf-8"))
     assert shown("pareto") == pareto.render(results)
     assert {row["side"] for row in results["ours"]} >= {64, 96, 128, 160}
