@@ -65,7 +65,10 @@ def test_one_process_goes_on_where_two_stopped(tmp_path: Path, trunks: Path) -> 
     result = json.loads((folder / "result.json").read_text())
     (folder / "result.json").unlink()
     again = train(PLAN, TRAIN, TEST, folder, trunk=trunks, progress=False)
-    assert again["log"] == result["log"] and again["test"] == result["test"]
+    assert again["log"] == result["log"]
+    # The same weights, looked at with another number of threads, which add up in another order.
+    assert again["test"]["loss"] == pytest.approx(result["test"]["loss"], rel=1e-5)
+    assert again["test"]["top1"] == result["test"]["top1"]
 
 
 def test_heads_of_a_frozen_trunk_train_in_one_process(tmp_path: Path, trunks: Path) -> None:
