@@ -67,7 +67,9 @@ class Process:
     """A contender in a process of its own: the peak memory is its own, and its idle threads are put to sleep."""
 
     def __init__(self, contender: Contender, threads: list[int], calibration: Dataset) -> None:
-        context = multiprocessing.get_context("spawn")
+        # All share what importing takes, or 34 processes would fill 24 GB.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["torch", "torchvision", "timm", "onnx", "onnxruntime", "openvino"])
         self.contender = contender
         self._ours, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(contender, threads, calibration, theirs), daemon=True)
