@@ -127,7 +127,9 @@ def alone_in(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-_DEFAULTS = {name: getattr(Recipe, name) for name in ("ema", "label_smoothing", "trunk_norm", "patience")}
+_DEFAULTS = {
+    name: getattr(Recipe, name) for name in ("ema", "label_smoothing", "trunk_norm", "patience", "precision")
+}
 
 
 def same_run_or_raise(folder: Path, about: dict[str, Any]) -> dict[str, Any] | None:

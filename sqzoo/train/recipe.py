@@ -31,6 +31,8 @@ class Recipe:
     ema: decay by step, in [0, 1), of a running average of the weights, which is then what is evaluated and kept; 0 is
     none. label_smoothing: share, in [0, 1), of a target that is spread over all classes. trunk_norm: train with batch
     norm in the trunk, which is folded away at the end (see `norms.py`).
+    precision: of the layers' arithmetic in training; "bfloat16" is faster where the processor has instructions for it
+    (`sqzoo doctor` tells), slower elsewhere. Weights, optimiser and evaluation are float32 in any case.
     """
 
     model: str
@@ -56,6 +58,7 @@ class Recipe:
     ema: float = 0.0
     label_smoothing: float = 0.0
     trunk_norm: bool = False
+    precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -65,6 +68,7 @@ class Recipe:
             "normalisation": tuple(NORMALISATIONS),
             "select": ("held_out", "test"),
             "schedule": ("constant", "cosine"),
+            "precision": ("float32", "bfloat16"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -82,6 +86,8 @@ class Recipe:
             )
         if self.trunk_norm and self.trunk == "frozen":
             raise ArgumentError("trunk_norm=True changes the trunk as it learns; give trunk='trained' with it.")
+        if self.precision != "float32" and self.trunk == "frozen":
+            raise ArgumentError("a frozen trunk's head trains in float32; give trunk='trained' with precision='bfloat16'.")
         if self.head == "last" and self.trunk == "trained":
             raise ArgumentError("head='last' trains one layer alone; give trunk='frozen' with it, or head='all'.")
         if self.schedule == "constant" and self.warm_up:
@@ -145,7 +151,7 @@ def recipe(name: str, model: str, **changes: Any) -> Recipe:
     the 5,000 held out. fc, fc_held_out: AlexNet's three linear layers from scratch, for want of torchvision's; the
     last layer alone is the paper's. finetune: all layers, AdamW, random crop and flip, growing images. finetune_more:
     another, longer cycle at the last size, from the weights file `start` of a finetune run, on 49,000 images.
-    finetune_norm: a third, up to larger images, from such a file, with batch norm in the trunk and averaged weights.
+    finetune_norm: from ImageNet again, longer and up to larger images, with batch norm in the trunk and averaged weights.
     pictures: the head alone, for one's own pictures, until the held-out ones gain no more; pictures_all_layers: all
     layers after it. Both are for `train_on_pictures`, which says which images are held out.
     """
@@ -175,15 +181,13 @@ def recipe(name: str, model: str, **changes: Any) -> Recipe:
             flip=True,
             pad=4,
         )
-        if name != "finetune":
+        if name == "finetune_more":
             if "start" not in changes:
                 raise ArgumentError(f"{name} goes on from an earlier run: give its best.safetensors as start.")
-            base = dataclasses.replace(base, hold_out=1000)
-        if name == "finetune_more":
-            base = dataclasses.replace(base, sizes=((128, 8),), head_epochs=1, lr=4e-4, pad=3)
+            base = dataclasses.replace(base, hold_out=1000, sizes=((128, 8),), head_epochs=1, lr=4e-4, pad=3)
         elif name == "finetune_norm":
-            sizes = ((96, 4), (128, 3), (160, 3))
-            base = dataclasses.replace(base, sizes=sizes, lr=1e-3, trunk_norm=True, ema=0.998)
+            sizes = ((96, 12), (128, 8), (160, 6), (192, 4))
+            base = dataclasses.replace(base, hold_out=1000, sizes=sizes, lr=1e-3, trunk_norm=True, ema=0.998)
     else:
         base = _paper(model, 0.0001, 2) if name.startswith("fc") else _PAPER[model]
         if name.endswith("_held_out"):
