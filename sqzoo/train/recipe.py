@@ -28,6 +28,8 @@ class Recipe:
     patience: epochs without a better score on the images that choose before the run stops; 0: it never does.
     schedule: the learning rate is `lr` throughout, or with "cosine" rises to it over the share `warm_up` of all steps
     and falls along a cosine to zero.
+    flip, pad, cutout: mirror half of the images, shift them by up to `pad` pixels, paint over a square of `cutout`
+    pixels a side, all at the data's own size (32 pixels for CIFAR-10).
     ema: decay by step, in [0, 1), of a running average of the weights, which is then what is evaluated and kept; 0 is
     none. label_smoothing: share, in [0, 1), of a target that is spread over all classes. trunk_norm: train with batch
     norm in the trunk, which is folded away at the end (see `norms.py`).
@@ -55,6 +57,7 @@ class Recipe:
     warm_up: float = 0.0
     flip: bool = False
     pad: int = 0
+    cutout: int = 0
     ema: float = 0.0
     label_smoothing: float = 0.0
     trunk_norm: bool = False
@@ -77,6 +80,8 @@ class Recipe:
             raise ArgumentError(f"sizes must be (side in pixels, epochs) pairs of at least 1, not {self.sizes!r}.")
         if self.batch_size < 1:
             raise ArgumentError(f"batch_size must be at least 1, not {self.batch_size!r}.")
+        if not 0 <= self.cutout <= 32:
+            raise ArgumentError(f"cutout must be between 0 and 32 pixels, not {self.cutout!r}.")
         for name in ("ema", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ArgumentError(f"{name} must be at least 0 and below 1, not {getattr(self, name)!r}.")
@@ -87,15 +92,19 @@ class Recipe:
         if self.trunk_norm and self.trunk == "frozen":
             raise ArgumentError("trunk_norm=True changes the trunk as it learns; give trunk='trained' with it.")
         if self.precision != "float32" and self.trunk == "frozen":
-            raise ArgumentError("a frozen trunk's head trains in float32; give trunk='trained' with precision='bfloat16'.")
+            raise ArgumentError(
+                "a frozen trunk's head trains in float32; give trunk='trained' with precision='bfloat16'."
+            )
         if self.head == "last" and self.trunk == "trained":
             raise ArgumentError("head='last' trains one layer alone; give trunk='frozen' with it, or head='all'.")
         if self.schedule == "constant" and self.warm_up:
             raise ArgumentError(f"warm_up={self.warm_up!r} goes with schedule='cosine'; give both or neither.")
         if self.select == "held_out" and self.hold_out < 1:
             raise ArgumentError(f"select='held_out' needs images: hold_out is {self.hold_out}; give 5000, say.")
-        if self.trunk == "frozen" and (len(self.sizes) > 1 or self.flip or self.pad):
-            raise ArgumentError("a frozen trunk's features are computed once: give one size, no flip and no pad.")
+        if self.trunk == "frozen" and (len(self.sizes) > 1 or self.flip or self.pad or self.cutout):
+            raise ArgumentError(
+                "a frozen trunk's features are computed once: give one size, no flip, no pad and no cutout."
+            )
 
     @property
     def epochs(self) -> int:
@@ -151,7 +160,7 @@ def recipe(name: str, model: str, **changes: Any) -> Recipe:
     the 5,000 held out. fc, fc_held_out: AlexNet's three linear layers from scratch, for want of torchvision's; the
     last layer alone is the paper's. finetune: all layers, AdamW, random crop and flip, growing images. finetune_more:
     another, longer cycle at the last size, from the weights file `start` of a finetune run, on 49,000 images.
-    finetune_norm: from ImageNet again, longer and up to larger images, with batch norm in the trunk and averaged weights.
+    finetune_norm: from ImageNet again, longer, up to larger images, with batch norm in the trunk and averaged weights.
     pictures: the head alone, for one's own pictures, until the held-out ones gain no more; pictures_all_layers: all
     layers after it. Both are for `train_on_pictures`, which says which images are held out.
     """
@@ -186,8 +195,8 @@ def recipe(name: str, model: str, **changes: Any) -> Recipe:
                 raise ArgumentError(f"{name} goes on from an earlier run: give its best.safetensors as start.")
             base = dataclasses.replace(base, hold_out=1000, sizes=((128, 8),), head_epochs=1, lr=4e-4, pad=3)
         elif name == "finetune_norm":
-            sizes = ((96, 12), (128, 8), (160, 6), (192, 4))
-            base = dataclasses.replace(base, hold_out=1000, sizes=sizes, lr=1e-3, trunk_norm=True, ema=0.998)
+            sizes = ((96, 10), (128, 8), (160, 6), (192, 4))
+            base = dataclasses.replace(base, hold_out=1000, sizes=sizes, lr=1e-3, trunk_norm=True, ema=0.998, cutout=8)
     else:
         base = _paper(model, 0.0001, 2) if name.startswith("fc") else _PAPER[model]
         if name.endswith("_held_out"):
