@@ -531,6 +531,24 @@ def test_augment_gives_windows_of_the_reflected_image() -> None:
     assert 430 < sum(f in flipped for f in found) < 570  # 4.4 standard deviations of a fair coin
 
 
+def test_cutout_paints_a_square_in_the_mean_colour() -> None:
+    images = torch.randint(0, 256, (50, 32, 32, 3), dtype=torch.uint8)
+    torch.manual_seed(0)
+    whole = augment(images, 4, True)
+    torch.manual_seed(0)
+    cut = augment(images, 4, True, 8)
+    places = set()
+    for before, after in zip(whole, cut, strict=True):
+        row, column = (int(p.min()) for p in torch.nonzero((before != after).any(-1), as_tuple=True))
+        hole = after[row : row + 8, column : column + 8]
+        assert (hole == before.float().mean((0, 1)).round().byte()).all()
+        rest = torch.ones(32, 32, dtype=torch.bool)
+        rest[row : row + 8, column : column + 8] = False
+        assert torch.equal(before[rest], after[rest])
+        places.add((row, column))
+    assert len(places) > 30
+
+
 # Pictures
 
 

@@ -390,11 +390,25 @@ def test_a_run_with_norms_leaves_a_plain_network(tmp_path: Path, trunks: Path) -
         replace(FROZEN, trunk_norm=True)
 
 
+def test_bfloat16_changes_the_arithmetic_and_not_what_is_kept(tmp_path: Path, trunks: Path) -> None:
+    plan = replace(TRAINED, trunk_norm=True, sizes=((64, 2),))
+    full = run(plan, tmp_path / "full", trunks)
+    half = run(replace(plan, precision="bfloat16"), tmp_path / "half", trunks)
+    losses = [r["log"][0]["train_loss"] for r in (full, half)]
+    assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.05)
+    kept = load_file(tmp_path / "half" / "best.safetensors")
+    assert {t.dtype for t in kept.values()} == {torch.float32}
+    model = create_model("sq1")
+    model.load_state_dict(kept, strict=True)
+    assert evaluate(model, TEST, plan.preprocessing(64)).loss == pytest.approx(half["test"]["loss"], rel=1e-5)
+
+
 def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path, trunks: Path) -> None:
     """Whose recipe lacks the fields that came later."""
     before = run(FROZEN, tmp_path, trunks)
     about = json.loads((tmp_path / "recipe.json").read_text())
-    del about["recipe"]["ema"], about["recipe"]["label_smoothing"], about["recipe"]["trunk_norm"]
+    for later in ("ema", "label_smoothing", "trunk_norm", "precision", "cutout"):
+        del about["recipe"][later]
     (tmp_path / "recipe.json").write_text(json.dumps(about))
     assert run(FROZEN, tmp_path, trunks) == before
     with pytest.raises(ArgumentError):
@@ -506,7 +520,7 @@ def test_a_cache_serves_runs_of_other_heads(tmp_path: Path, trunks: Path) -> Non
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_named_recipes_are_json(name: str) -> None:
-    more = {"start": "best.safetensors"} if name in ("finetune_more", "finetune_norm") else {}
+    more = {"start": "best.safetensors"} if name == "finetune_more" else {}
     plan = recipe(name, "alexnet_cifar" if name.startswith("fc") else "sq1", seed=3, **more)
     back = json.loads(json.dumps(plan.to_json()))
     assert back == plan.to_json() and back["seed"] == 3
@@ -529,6 +543,10 @@ def test_named_recipes_are_json(name: str) -> None:
         ({"sizes": ((32, 1), (64, 1))}, "one size"),
         ({"flip": True}, "no flip"),
         ({"pad": 4}, "no pad"),
+        ({"cutout": 8}, "no cutout"),
+        ({"cutout": 33}, "33"),
+        ({"precision": "float16"}, "'float16'"),
+        ({"precision": "bfloat16"}, "trunk='trained'"),
         ({"batch_size": 0}, "0"),
         ({"warm_up": 0.1}, "schedule='cosine'"),
         ({"head": "last", "trunk": "trained"}, "head='last'"),
