@@ -111,6 +111,17 @@ def test_list_filters_sorts_and_says_the_same_as_json(capsys: pytest.CaptureFixt
     assert main(["list", "*.nothing"]) == 2
 
 
+def test_list_measures_milliseconds_once_for_each_size(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "sq1.*", "--sort", "ms", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    times = {row["size"]: row["ms"] for row in rows}
+    assert all(row["ms"] == times[row["size"]] > 0 for row in rows)
+    assert [row["ms"] for row in rows] == sorted(row["ms"] for row in rows)
+    assert main(["list", "sq1.*", "--ms"]) == 0  # remembered: the same figures again
+    shown = capsys.readouterr().out
+    assert " ms " in shown and all(f" {ms} " in shown for ms in times.values())
+
+
 def test_multiply_adds_are_those_counted_by_hand() -> None:
     """SqueezeNet 1.1's first convolution at 224 alone: 111 x 111 places, 64 kernels of 3 x 3 x 3."""
     whole = multiply_adds(replace(get_weights("squeezenet_cifar"), input_size=(3, 224, 224)))
