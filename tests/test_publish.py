@@ -15,10 +15,10 @@ from sqzoo.train.publish import publish
 from sqzoo.weights import load_trunk
 
 
-def _run(folder: Path, name: str, tensors: dict[str, torch.Tensor]) -> Path:
+def _run(folder: Path, name: str, tensors: dict[str, torch.Tensor], side: int = 224) -> Path:
     folder.mkdir()
     result = {
-        "recipe": recipe(name, "sq1").to_json(),
+        "recipe": recipe(name, "sq1", sizes=((side, 1),)).to_json(),
         "train_digest": "a",
         "test_digest": "b",
         "epoch": 3,
@@ -58,6 +58,16 @@ def test_head_and_complete_files(root: Path, trunks: Path, monkeypatch: pytest.M
         assert all(torch.equal(stored[k], v) for k, v in expected.items())
         record = json.loads((root / entry["metrics"]["source"]).read_text())
         assert record["test"]["top1"] == entry["metrics"]["test_top1"]
+
+
+def test_the_default_is_the_complete_file_for_the_largest_images(
+    root: Path, trunks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SQZOO_TRUNKS", str(trunks))
+    for tag, name, side in (("a", "finetune", 128), ("b", "paper", 224), ("c", "finetune", 192)):
+        publish(_run(root / tag, name, _state(), side), f"sq1.{tag}_test", root)
+    entries = json.loads((root / "sqzoo" / "weights" / "manifest.json").read_text())["weights"]
+    assert [e["tag"] for e in entries] == ["sq1.c_test", "sq1.a_test", "sq1.b_test"]
 
 
 def test_unchanged_trunk_is_not_published(root: Path, trunks: Path, monkeypatch: pytest.MonkeyPatch) -> None:

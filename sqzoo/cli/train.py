@@ -58,7 +58,7 @@ def run(
     sqzoo train sq1 --data photos --all-layers --run runs/photos
     sqzoo train sq1 --recipe paper
     sqzoo train sq1 --recipe finetune --run runs/mine --set lr=0.001
-    torchrun --nproc-per-node 2 -m sqzoo train sq1 --recipe finetune
+    torchrun --nproc-per-node 2 -m -- sqzoo train sq1 --recipe finetune --run runs/mine
     ```
     """
     from sqzoo.data import holds_cifar10

@@ -107,10 +107,13 @@ def add(root: Path, entry: dict[str, Any], data: bytes, record: dict[str, Any]) 
     write_text(manifest, json.dumps({"weights": entries}, indent=1) + "\n")  # last: it makes the rest count
 
 
-def _place(entry: dict[str, Any]) -> tuple[str, bool, bool, str]:
-    """Order the manifest: an architecture's default comes first, complete and not coded where there is such a file."""
-    architecture = entry["tag"].partition(".")[0]
-    return architecture, entry["holds"] != "complete", entry.get("stored") == "coded", entry["tag"]
+def _place(entry: dict[str, Any]) -> tuple[str, bool, bool, int, str]:
+    """Order the manifest: an architecture's default comes first, the complete and uncoded file for the largest images.
+
+    An architecture without such a file has as its default the next best.
+    """
+    coded, side = entry.get("stored") == "coded", entry["input_size"][1]
+    return entry["tag"].partition(".")[0], entry["holds"] != "complete", coded, -side, entry["tag"]
 
 
 def _write_record(root: Path, entry: dict[str, Any], record: dict[str, Any]) -> None:
