@@ -117,14 +117,24 @@ def multiply_adds(entry: Entry) -> int:
 
 
 def start_from_imagenet(model: nn.Module, architecture: str) -> None:
-    """Load torchvision's ImageNet trunk into `model.features`; the head and bypasses stay as they are."""
+    """Load torchvision's ImageNet trunk into `model.features`; the head and bypasses stay as they are.
+
+    Raises `ArgumentError` for an architecture with a trunk of its own.
+    """
     tensors = load_trunk("alexnet" if architecture == "alexnet_cifar" else "squeezenet1_1")
     own = model.features.state_dict()  # type: ignore[union-attr]
     trunk = {k.removeprefix("features."): v for k, v in tensors.items()}
     first = "0.weight"
     if trunk[first].shape[1] != own[first].shape[1]:
         trunk[first] = timm.models.adapt_input_conv(own[first].shape[1], trunk[first])
-    model.features.load_state_dict({k: v if ".bypass." in k else trunk[k] for k, v in own.items()}, strict=True)  # type: ignore[union-attr]
+    trunk |= {k: v for k, v in own.items() if ".bypass." in k}
+    other = [k for k, v in own.items() if k not in trunk or trunk[k].shape != v.shape]
+    if other:
+        raise ArgumentError(
+            f"init='imagenet' is for architectures on SqueezeNet's or AlexNet's trunk, and {architecture} has its own "
+            f"(features.{other[0]} is not ImageNet's); leave init out."
+        )
+    model.features.load_state_dict({k: trunk[k] for k in own}, strict=True)  # type: ignore[union-attr]
 
 
 def _is_ours(name: str) -> bool:

@@ -21,7 +21,8 @@ from update_golden import golden_logits
 
 import sqzoo
 from sqzoo.errors import ArgumentError, SqzooError, UnknownModelError, WeightsError
-from sqzoo.weights import read_verified
+from sqzoo.registry import start_from_imagenet
+from sqzoo.weights import read_verified, trunk_source
 
 NAMES = sqzoo.list_models()
 TAGS = sqzoo.list_models(pretrained=True)
@@ -137,6 +138,13 @@ def test_a_trunk_that_is_not_there_or_not_the_trunk(name: str, tmp_path: Path) -
     save_file({"features.0.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
     with pytest.raises(WeightsError, match=r"other\.safetensors does not hold torchvision's"):
         sqzoo.create_model(name, init="imagenet", trunk=tmp_path / "other.safetensors")
+
+
+def test_init_imagenet_is_refused_by_a_trunk_that_is_not_imagenets(trunks: Path) -> None:
+    model = sqzoo.create_model("sq1")
+    model.features.insert(0, torch.nn.Conv2d(3, 3, 1))
+    with trunk_source(trunks), pytest.raises(ArgumentError, match=r"^init='imagenet' is for .* mine has its own .*\.$"):
+        start_from_imagenet(model, "mine")
 
 
 @pytest.mark.parametrize("name", NAMES)
