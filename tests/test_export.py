@@ -106,7 +106,7 @@ def test_pixels_are_prepared_as_everywhere(pixels: np.ndarray) -> None:
         logits = graph(torch.from_numpy(images)).log()  # softmax over the three channels: all but a shift
         prepared = Preprocessing.of(model.pretrained_cfg)(images)
         # Where the sides are no multiples, PyTorch's weights are short numbers: a pixel may be a level of 255 apart.
-        whole = int(changes.get("input_size", (3, 128))[1] / changes.get("crop_pct", 1.0))
+        whole = int(changes.get("input_size", get_weights("sq1").input_size)[1] / changes.get("crop_pct", 1.0))
         near = 2e-5 if whole % graph.side == 0 else 2.1 / 255 / 0.224
         torch.testing.assert_close(logits, prepared.log_softmax(1), atol=near, rtol=0)
 
@@ -128,7 +128,7 @@ def test_metadata_says_what_the_file_holds(model: nn.Module, tmp_path: Path) -> 
     assert (found["tag"], found["file_sha256"]) == (entry.tag, entry.sha256)
     assert found["weights_sha256"] == tensors_sha256(model.state_dict())
     assert json.loads(found["mean"]) == list(entry.mean)
-    assert json.loads(found["input_size"]) == [3, 128, 128]
+    assert json.loads(found["input_size"]) == list(entry.input_size)
     changed = sqzoo.create_model("sq1", pretrained=True)
     with torch.no_grad():
         changed.fc2.bias.add_(1)
@@ -151,7 +151,7 @@ def test_other_outputs_are_not_written(model: nn.Module, tmp_path: Path) -> None
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return model(x) + 0.01
 
-    images = torch.randn(3, 3, 128, 128)
+    images = torch.randn(3, *get_weights("sq1").input_size)
     with pytest.raises(ExportError, match="onnx gives other outputs than PyTorch"):
         compare(model, Random(), images, "onnx")
     with pytest.raises(ExportError, match="shape"):
