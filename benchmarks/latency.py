@@ -25,6 +25,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 from contenders import PEERS, Contender, Process, network
+from pareto import chosen, shipped
 from readme import write_into_readme
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -53,14 +54,15 @@ def contenders() -> list[Contender]:
     """
     found = []
     for name in OURS:
-        tag, side = get_weights(name).tag, get_weights(name).input_size[1]
+        tag, *others = shipped(name)
+        side = get_weights(tag).input_size[1]
         hows = ["eager", "optimize", "onnxruntime-int8"]
         if name == "sq1":
             hows += ["onnxruntime", "openvino", "openvino-int8", ALLOWED]
         found += [Contender(tag, side, how) for how in hows]
-        for other in knees(tag):
-            if other != side:
-                found += [Contender(tag, other, how) for how in ("optimize", "onnxruntime", "openvino")]
+        smaller = [(tag, other) for other in knees(tag) if other != side]
+        smaller += [(other, get_weights(other).input_size[1]) for other in others]
+        found += [Contender(*each, how) for each in smaller for how in ("optimize", "onnxruntime", "openvino")]
     found += [Contender(get_weights("sq1").tag, 224, how) for how in ("optimize", "onnxruntime", "openvino")]
     found += [Contender("alexnet_cifar", 224, how) for how in ("eager", "optimize")]
     for name, (side, _) in PEERS.items():
@@ -74,8 +76,6 @@ def knees(tag: str) -> list[int]:
     file = RESULTS / "pareto.json"
     if not file.is_file():
         return []
-    from pareto import chosen
-
     picked = chosen(json.loads(file.read_text(encoding="utf-8"))["ours"])
     return [picked[tag]["knee"]["side"]] if tag in picked else []
 

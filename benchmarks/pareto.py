@@ -2,10 +2,11 @@
 
     python benchmarks/pareto.py [--sides 64,96,128,160,192,224] [--seconds 5] [--threads N] [--draw]
 
-Each architecture's default tag is evaluated at each side, on the training images that its run held out and on the test
-images, then all networks, ours and those of published.py, are timed in ONNX Runtime at batch 1, in turns, in this one
-run. A side is chosen on held-out images: the best, and the smallest within 0.3 points of it. Writes
-results/pareto.json, .png and .svg, and the README's table. `--draw` makes the last three from the record.
+Each architecture's default tag is evaluated at each side, its other complete tags at their own, on the training images
+that the run held out and on the test images. Then all networks, ours and those of published.py, are timed in ONNX
+Runtime at batch 1, in turns, in this one run. A side is chosen on held-out images: the best, and the smallest within
+0.3 points of it. Writes results/pareto.json, .png and .svg, and the README's table. `--draw` makes the last three from
+the record.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from sqzoo.environment import environment
 from sqzoo.graph import to_onnx
 from sqzoo.train import logits, metrics
 from sqzoo.train.checkpoint import write_text
+from sqzoo.weights import tags
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -50,21 +52,27 @@ def mirrored(data: Dataset) -> Dataset:
     return Dataset(np.ascontiguousarray(data.images[:, :, ::-1]), data.labels)
 
 
+def shipped(name: str) -> list[str]:
+    """Return the tags of an architecture that are complete and not coded, the default first."""
+    return [tag for tag in tags(name) if get_weights(tag).holds == "complete" and get_weights(tag).stored == "plain"]
+
+
 def evaluate_ours(train: Dataset, test: Dataset, sides: list[int]) -> list[dict[str, Any]]:
-    """Return a row for each architecture's default tag at each side: accuracy, multiply-adds, parameters."""
+    """Return a row for each tag and side: accuracy, multiply-adds, parameters."""
     rows = []
-    for name in OURS:
-        entry = get_weights(name)
-        model = create_model(name, pretrained=True)
+    for tag in (tag for name in OURS for tag in shipped(name)):
+        entry = get_weights(tag)
+        model = create_model(tag, pretrained=True)
         held = train[hold_out(train.labels, entry.recipe["hold_out"])[1]]
-        for side in sides:
+        own = entry.input_size[1]
+        for side in sorted({*sides, own}) if tag == shipped(entry.architecture)[0] else [own]:
             prepare = Preprocessing(side, entry.crop_pct, entry.mean, entry.std)
             seen = {
                 part: metrics(logits(model, data, prepare), torch.from_numpy(data.labels)).top1
                 for part, data in (("held_out_top1", held), ("test_top1", test))
             }
-            about = {"tag": entry.tag, "side": side, "trained_at": entry.input_size[1], "held_out_images": len(held)}
-            if side == entry.input_size[1]:
+            about = {"tag": tag, "side": side, "trained_at": own, "held_out_images": len(held)}
+            if side == own:
                 both = logits(model, test, prepare) + logits(model, mirrored(test), prepare)
                 about["test_top1_with_mirror_image"] = metrics(both, torch.from_numpy(test.labels)).top1
             macs, params = multiply_adds(model, side), sum(p.numel() for p in model.parameters())

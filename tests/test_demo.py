@@ -532,7 +532,8 @@ def test_a_model_of_ones_own_with_other_classes(tmp_path: Path) -> None:
     entries = json.loads(gzip.decompress(Page([f"local-dir:{tmp_path / 'mine'}"]).assets["/models.json"].packed))
     assert entries[0]["tag"] == f"local-dir:{tmp_path / 'mine'}"
     assert entries[0]["labels"] == ["0", "1", "2"]
-    assert entries[0]["pixels"] == sqzoo.get_weights("sq1").input_size[1]  # no CIFAR-10 classes, so the picture is not shrunk to 32
+    # No CIFAR-10 classes, so the picture is not shrunk to 32 pixels.
+    assert entries[0]["pixels"] == sqzoo.get_weights("sq1").input_size[1]
 
 
 def test_the_command_serves_the_page_until_it_is_stopped() -> None:
