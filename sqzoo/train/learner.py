@@ -164,7 +164,7 @@ class Learner:
             for name, tensor in self.learned.items():
                 tensor.copy_(self.state.best[name])
         self.model.eval()
-        data.enter_epoch(self.recipe.epochs - 1)
+        data.enter_epoch(self.state.best_epoch - 1)  # its weights are for images of its size
         logged = self.state.log[self.state.best_epoch - 1]
         if self.recipe.trunk_norm:
             fold_away(self.model.features)
@@ -176,6 +176,7 @@ class Learner:
         seen = {n: logged.get(n) or dataclasses.asdict(score(self.forward, look())) for n, look in looks.items()}
         result = self.about | {
             "epoch": self.state.best_epoch,
+            "side": self.state.log[self.state.best_epoch - 1]["side"],
             "test": seen.get("test"),
             "held_out": seen.get("held_out"),
             "training_seconds": round(self.state.seconds, 1),

@@ -66,7 +66,7 @@ def entry_of(result: dict[str, Any], tag: str, source: str) -> dict[str, Any]:
     architecture = tag.partition(".")[0]
     trunk = "alexnet" if architecture == "alexnet_cifar" else "squeezenet1_1"
     mean, std = NORMALISATIONS[plan["normalisation"]]
-    side = plan["sizes"][-1][0]
+    side = result.get("side") or plan["sizes"][-1][0]  # records of part 1 lack it
     return {
         "dtype": "float32",
         "holds": "complete" if plan["trunk"] == "trained" else "head",
