@@ -2,8 +2,8 @@
 
     python benchmarks/gpu_estimate.py
 
-Counts the FLOPs of the recipe finetune_norm, training steps and evaluations. Prints the command and writes
-results/gpu_estimate.json.
+Counts the FLOPs of the recipes finetune_norm, to its last epoch, and finetune_more, training steps and evaluations.
+Prints the commands and writes results/gpu_estimate.json.
 """
 
 import json
@@ -18,7 +18,7 @@ from sqzoo.environment import environment
 from sqzoo.train import recipe
 from sqzoo.train.checkpoint import write_text
 
-COMMAND = "sqzoo train sq1 --recipe finetune_norm --set 'precision=\"bfloat16\"' --device cuda"
+RECIPES = ("finetune_norm", "finetune_more")
 IMAGES, TEST = 50_000, 10_000
 
 
@@ -34,23 +34,29 @@ def flops(side: int, training: bool) -> float:
 
 def main() -> None:
     """Count, print, record."""
-    plan = recipe("finetune_norm", "sq1")
-    seen = IMAGES - plan.hold_out
-    work = sum(e * (seen * flops(s, True) + plan.hold_out * flops(s, False)) for s, e in plan.sizes)
-    work += TEST * flops(plan.sizes[-1][0], False)
+    total, rows = 0.0, []
+    for name in RECIPES:
+        start = {} if name == "finetune_norm" else {"start": "FILE"}
+        plan = recipe(name, "sq1", **start)
+        seen = IMAGES - plan.hold_out
+        work = sum(e * (seen * flops(s, True) + plan.hold_out * flops(s, False)) for s, e in plan.sizes)
+        work += TEST * flops(plan.sizes[-1][0], False)
+        total += work
+        more = " --set 'start=\"FILE\"'" if start else ""
+        command = f"sqzoo train sq1 --recipe {name}{more} --set 'precision=\"bfloat16\"' --device cuda"
+        rows.append({"command": command, "petaflop": round(work / 1e15, 4)})
+        print(f"{command}: {work / 1e15:.2f} PFLOP")
     result = {
         "measured": False,
         "assumed_tflops": GPU_FLOPS / 1e12,
-        "command": COMMAND,
-        "petaflop": round(work / 1e15, 4),
-        "seconds": round(work / GPU_FLOPS, 1),
+        "petaflop": round(total / 1e15, 4),
+        "seconds": round(total / GPU_FLOPS, 1),
+        "recipes": rows,
         "environment": environment(),
     }
     file = Path(__file__).parent / "results" / "gpu_estimate.json"
     write_text(file, json.dumps(result, indent=1) + "\n")
-    print(
-        f"{COMMAND}: {work / 1e15:.2f} PFLOP, {work / GPU_FLOPS:.0f} s at {GPU_FLOPS / 1e12:.0f} TFLOP/s: not measured"
-    )
+    print(f"{total / 1e15:.2f} PFLOP, {total / GPU_FLOPS:.0f} s at {GPU_FLOPS / 1e12:.0f} TFLOP/s: not measured")
 
 
 if __name__ == "__main__":

@@ -151,6 +151,16 @@ def test_the_recorded_figures_are_those_of_the_saved_weights(plan: Recipe, tmp_p
         assert measured.loss == pytest.approx(result[name]["loss"], abs=1e-5)
 
 
+def test_the_best_epoch_is_measured_at_its_own_size(tmp_path: Path, trunks: Path) -> None:
+    plan = replace(TRAINED, sizes=((64, 3), (32, 1)), schedule="constant", warm_up=0.0)
+    result = run(plan, tmp_path, trunks)
+    best = result["log"][result["epoch"] - 1]
+    assert result["side"] == best["side"] == 64 != result["log"][-1]["side"]
+    model = create_model("sq1")
+    model.load_state_dict(load_file(tmp_path / "best.safetensors"), strict=True)
+    assert evaluate(model, TEST, plan.preprocessing(64)).loss == pytest.approx(result["test"]["loss"], rel=1e-5)
+
+
 def test_cached_features_train_as_a_textbook_loop_does(tmp_path: Path, trunks: Path) -> None:
     """The frozen trunk run anew in every step, and plain Adam: the same weights after 21 steps, within 1e-4.
 

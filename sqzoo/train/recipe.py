@@ -159,8 +159,9 @@ def recipe(name: str, model: str, **changes: Any) -> Recipe:
     paper: frozen trunk, Adam, best epoch on the test images. paper_held_out: the same on 45,000 images, best epoch on
     the 5,000 held out. fc, fc_held_out: AlexNet's three linear layers from scratch, for want of torchvision's; the
     last layer alone is the paper's. finetune: all layers, AdamW, random crop and flip, growing images, 10 epochs.
-    finetune_norm: longer, up to larger images, with batch norm in the trunk, averaged weights and cutout; the shipped
-    `ft` weights are from it. finetune_more: a short cycle at one size, from the weights file or tag `start`.
+    finetune_norm: longer, up to larger images, with batch norm in the trunk, averaged weights and cutout. At 192 pixels
+    the rate is too low for a new size: 160 was better, and `patience` ends the run. finetune_more: another cycle at one
+    size, from the weights file or tag `start`. The shipped `ft` weights are from these two in turn.
     pictures: the head alone, for one's own pictures, until the held-out ones gain no more; pictures_all_layers: all
     layers after it. Both are for `train_on_pictures`, which says which images are held out.
     """
@@ -192,11 +193,12 @@ def recipe(name: str, model: str, **changes: Any) -> Recipe:
         )
         if name != "finetune":
             sizes = ((96, 10), (128, 8), (160, 6), (192, 4))
-            base = dataclasses.replace(base, hold_out=1000, sizes=sizes, lr=1e-3, trunk_norm=True, ema=0.998, cutout=8)
+            base = dataclasses.replace(base, hold_out=1000, sizes=sizes, lr=1e-3, patience=3)
+            base = dataclasses.replace(base, trunk_norm=True, ema=0.998, cutout=8)
         if name == "finetune_more":
             if "start" not in changes:
                 raise ArgumentError(f"{name} goes on from an earlier run: give its best.safetensors as start.")
-            base = dataclasses.replace(base, sizes=((128, 3),), lr=3e-4)
+            base = dataclasses.replace(base, sizes=((128, 8),), lr=3e-4, patience=0)
     else:
         base = _paper(model, 0.0001, 2) if name.startswith("fc") else _PAPER[model]
         if name.endswith("_held_out"):
