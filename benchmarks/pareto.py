@@ -37,6 +37,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 OURS = ("sq1", "squeezenet_cifar", "fire_next")
 SIDES = (64, 96, 128, 160, 192, 224)
+RUNS = 1000  # of a network: enough, though they took less than `--seconds`
 NEAR = 0.3  # points of held-out top-1 that a smaller image may cost
 
 
@@ -96,12 +97,16 @@ def time_all(networks: dict[str, tuple[nn.Module, int]], seconds: float, threads
             session.run(None, {"images": image})
         sessions[name] = (session, image)
     times: dict[str, list[float]] = {name: [] for name in sessions}
-    while min(sum(found) for found in times.values()) < seconds:
-        for name, (session, image) in sessions.items():
+    left = set(sessions)
+    while left:
+        for name in sorted(left):
+            session, image = sessions[name]
             for _ in range(10):
                 began = time.perf_counter()
                 session.run(None, {"images": image})
                 times[name].append(time.perf_counter() - began)
+            if sum(times[name]) >= seconds or len(times[name]) >= RUNS:
+                left.remove(name)
     return {
         name: {"ms_p50": 1e3 * statistics.median(t), "ms_p90": 1e3 * float(np.quantile(t, 0.9)), "runs": len(t)}
         for name, t in times.items()
