@@ -1,6 +1,6 @@
 """Accuracy against parameters, multiply-adds and CPU time: our networks at every image size, and published ones.
 
-    python benchmarks/pareto.py [--sides 64,96,128,160,192,224] [--seconds 5] [--threads N] [--draw]
+    python benchmarks/pareto.py [--sides 64,96,128,160,192,224] [--seconds 5] [--threads N] [--times] [--draw]
 
 Each architecture's default tag is evaluated at each side, its other complete tags at their own, on the training images
 that the run held out and on the test images. Then all networks, ours and those of published.py, are timed in ONNX
@@ -88,6 +88,8 @@ def time_all(networks: dict[str, tuple[nn.Module, int]], seconds: float, threads
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    # Or the threads of the network before would spin beside those of the one that is timed.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     sessions = {}
     for name, (model, side) in networks.items():
         graph = to_onnx(model.eval(), torch.zeros(2, 3, side, side), {})
@@ -177,7 +179,7 @@ def render(results: dict[str, Any]) -> str:
     for top1, name, params, macs, ms, source in sorted(rows, key=lambda r: -r[0]):
         time_ = f"{ms:.2f}" if ms else "-"
         lines.append(f"| {name} | {top1:.2f} | {params:.2f} | {macs:.0f} | {time_} | {source} |")
-    where = results["environment"]
+    where = results["timing_environment"]
     lines += [
         "",
         f"Milliseconds: ONNX Runtime, batch 1, {results['threads']} threads, {where['cpu']}; median, all in one run.",
@@ -192,13 +194,23 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=5, help="time a network for so long")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--data", help="CIFAR-10 folder (default: $SQZOO_CIFAR10, else the Hub)")
+    parser.add_argument("--times", action="store_true", help="measure the times anew, and keep the accuracies")
     parser.add_argument("--draw", action="store_true", help="from the record, measure nothing")
     arguments = parser.parse_args()
     file = RESULTS / "pareto.json"
     if not arguments.draw:
-        train, test = cifar10("train", arguments.data), cifar10("test", arguments.data)
-        ours = evaluate_ours(train, test, [int(side) for side in arguments.sides.split(",")])
-        networks = {f"{r['tag']} {r['side']}": (create_model(r["tag"], pretrained=True), r["side"]) for r in ours}
+        if arguments.times:
+            results = json.loads(file.read_text(encoding="utf-8"))
+        else:
+            train, test = cifar10("train", arguments.data), cifar10("test", arguments.data)
+            results = {
+                "environment": environment(),
+                "data": {"train_digest": train.digest, "test_digest": test.digest},
+                "ours": evaluate_ours(train, test, [int(side) for side in arguments.sides.split(",")]),
+            }
+        networks = {
+            f"{r['tag']} {r['side']}": (create_model(r["tag"], pretrained=True), r["side"]) for r in results["ours"]
+        }
         networks |= {p.name: (p.build(), 32) for p in PUBLISHED if p.build}
         times = time_all(networks, arguments.seconds, arguments.threads)
         published = []
@@ -206,11 +218,10 @@ def main() -> int:
             about = {k: getattr(p, k) for k in ("name", "top1", "params", "macs", "source")}
             counted = {"mega_multiply_adds": round(multiply_adds(networks[p.name][0], 32), 1)} if p.build else {}
             published.append(about | counted | times.get(p.name, {}))
-        results = {
-            "environment": environment(),
-            "data": {"train_digest": train.digest, "test_digest": test.digest},
+        results |= {
+            "timing_environment": environment(),
             "threads": arguments.threads,
-            "ours": [row | times[f"{row['tag']} {row['side']}"] for row in ours],
+            "ours": [row | times[f"{row['tag']} {row['side']}"] for row in results["ours"]],
             "published": published,
         }
         write_text(file, json.dumps(results, indent=1) + "\n")
