@@ -273,7 +273,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[
     base = tmp_path_factory.mktemp("own")
     folder = fill(base / "photos", 10)
     (folder / "red" / "notes.txt").write_text("no picture")
-    changes = SHORT | {"sizes": ((64, 8),), "lr": 0.01}
+    changes = SHORT | {"sizes": ((64, 30),), "lr": 0.003}
     return folder, base / "run", train_on_pictures("sq1", folder, base / "run", **changes)
 
 
@@ -361,7 +361,7 @@ def test_training_stops_when_the_held_out_pictures_gain_no_more(tmp_path: Path) 
 def test_changed_pictures_are_another_run(trained: tuple[Path, Path, dict[str, Any]], tmp_path: Path) -> None:
     folder, run = (shutil.copytree(p, tmp_path / p.name) for p in trained[:2])
     photo((1, 1, 1), 1).save(folder / "red" / "new.jpg")
-    changes = SHORT | {"sizes": ((64, 8),), "lr": 0.01}
+    changes = SHORT | {"sizes": ((64, 30),), "lr": 0.003}
     refused(lambda: train_on_pictures("sq1", folder, run, **changes), "another recipe or other data")
 
 
