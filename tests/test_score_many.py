@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import openvino
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -40,9 +41,10 @@ def test_scores_are_predicts_and_a_second_start_does_what_is_missing(pictures: P
     rows = [row for part in parts for row in pq.read_table(part).to_pylist()]
     assert sorted(row["file"] for row in rows) == sorted(map(str, [*pictures.rglob("*.png"), pictures / "broken.jpg"]))
     read = [row for row in rows if row["error"] is None]
+    # `optimize` may take bf16 where the CPU has it: measured, 0.0015 apart.
+    near = 0.01 if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else 1e-5
     for row, wanted in zip(read, predict(create_model("sq1", True), [row["file"] for row in read]), strict=True):
-        # `optimize` takes bf16 where the CPU is faster in it: measured, 0.0015 apart.
-        assert row["label"] == wanted[0].label and abs(row["probability"] - wanted[0].probability) < 0.01
+        assert row["label"] == wanted[0].label and abs(row["probability"] - wanted[0].probability) < near
     (broken,) = (row for row in rows if row["error"])
     assert (
         broken["file"].endswith("broken.jpg") and broken["label"] is None and "not a readable image" in broken["error"]
