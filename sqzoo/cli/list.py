@@ -67,7 +67,7 @@ def run(
     rows += [dict.fromkeys(columns, None) | {"tag": name} for name in bare]
     if sort is not Column.tag:
         best = -1 if sort is Column.top1 else 1
-        rows.sort(key=lambda row: (row[sort.value] is None, best * (row[sort.value] or 0)))
+        rows.sort(key=lambda row: (row.get(sort.value) is None, best * (row.get(sort.value) or 0)))
     if as_json:
         print(json.dumps(rows, indent=1))
         return
@@ -99,7 +99,7 @@ def _milliseconds(tags: list[str]) -> dict[str, float]:
     from sqzoo.weights import get_weights
 
     found: dict[tuple[str, int], float] = {}
-    keys = {tag: (tag.partition(".")[0], get_weights(tag).input_size[1]) for tag in tags}
+    keys = {tag: (get_weights(tag).architecture, get_weights(tag).input_size[1]) for tag in tags}
     for tag, key in keys.items():
         if key not in found:
             torch.manual_seed(0)  # the choice is remembered by the weights

@@ -70,7 +70,6 @@ class Learner:
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in parameters)
         self.parameters = parameters
-        self.half = recipe.precision == "bfloat16"
         # Batch norm, which a head may have, changes its running statistics too.
         self.learned = {n: t.detach() for n, t in (parameters | dict(self.model.named_buffers())).items()}
         decayed = [p for p in parameters.values() if p.dim() > 1]
@@ -102,7 +101,8 @@ class Learner:
             group["lr"] = learning_rate(self.recipe, done, steps)
         own = labels[part(len(labels))]
         if len(own):
-            with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.half):
+            half = self.recipe.precision == "bfloat16"
+            with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=half):
                 logits = self.forward(inputs)
             smoothing = self.recipe.label_smoothing
             loss = F.cross_entropy(logits.float(), own.repeat(len(logits) // len(own)), label_smoothing=smoothing)

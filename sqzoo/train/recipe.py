@@ -193,8 +193,9 @@ def recipe(name: str, model: str, **changes: Any) -> Recipe:
         )
         if name != "finetune":
             sizes = ((96, 10), (128, 8), (160, 6), (192, 4))
-            base = dataclasses.replace(base, hold_out=1000, sizes=sizes, lr=1e-3, patience=3)
-            base = dataclasses.replace(base, trunk_norm=True, ema=0.998, cutout=8)
+            base = dataclasses.replace(
+                base, hold_out=1000, sizes=sizes, lr=1e-3, patience=3, trunk_norm=True, ema=0.998, cutout=8
+            )
         if name == "finetune_more":
             if "start" not in changes:
                 raise ArgumentError(f"{name} goes on from an earlier run: give its best.safetensors as start.")
