@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from sqzoo import create_model
 from sqzoo.data import Dataset, Preprocessing, hold_out
 from sqzoo.errors import ArgumentError, DataError, UnknownModelError
-from sqzoo.train import RECIPES, Recipe, evaluate, learner, norms, recipe, train
+from sqzoo.train import RECIPES, Recipe, evaluate, learner, norms, pruning, recipe, train
 from sqzoo.train.checkpoint import alone_in
 from sqzoo.weights import load_trunk
 
@@ -413,11 +413,31 @@ def test_bfloat16_changes_the_arithmetic_and_not_what_is_kept(tmp_path: Path, tr
     assert evaluate(model, TEST, plan.preprocessing(64)).loss == pytest.approx(half["test"]["loss"], rel=1e-5)
 
 
+def test_pruned_weights_stay_zero_and_the_best_epoch_has_them_all(
+    tmp_path: Path, trunks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = replace(FROZEN, prune=0.9, sizes=((32, 5),))
+    with pytest.raises(ArgumentError) as caught:
+        run(plan, tmp_path / "refused", trunks)
+    assert_one_sentence(caught.value, "prune=0.9", "1,000,000")
+
+    monkeypatch.setattr(pruning, "_LEAST", 10_000)
+    result = run(plan, tmp_path / "pruned", trunks)
+    kept = load_file(tmp_path / "pruned" / "best.safetensors")
+    large = [n for n, t in kept.items() if t.dim() > 1 and t.numel() >= 10_000]
+    assert large and result["epoch"] >= 3  # the zeros are whole in the middle of the third
+    for name, weight in kept.items():
+        share = (weight == 0).double().mean().item()
+        assert share == (pytest.approx(0.9, abs=1e-3) if name in large else pytest.approx(0, abs=0.01)), name
+    with pytest.raises(ArgumentError):  # the zeros come by the run's length: a shorter run is not its beginning
+        run(replace(plan, sizes=((32, 6),)), tmp_path / "pruned", trunks)
+
+
 def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path, trunks: Path) -> None:
     """Whose recipe lacks the fields that came later."""
     before = run(FROZEN, tmp_path, trunks)
     about = json.loads((tmp_path / "recipe.json").read_text())
-    for later in ("ema", "label_smoothing", "trunk_norm", "precision", "cutout"):
+    for later in ("ema", "label_smoothing", "trunk_norm", "precision", "cutout", "prune"):
         del about["recipe"][later]
     (tmp_path / "recipe.json").write_text(json.dumps(about))
     assert run(FROZEN, tmp_path, trunks) == before
@@ -557,6 +577,8 @@ def test_named_recipes_are_json(name: str) -> None:
         ({"cutout": 33}, "33"),
         ({"precision": "float16"}, "'float16'"),
         ({"precision": "bfloat16"}, "trunk='trained'"),
+        ({"prune": 1.0}, "1.0"),
+        ({"prune": 0.5, "ema": 0.9}, "not both"),
         ({"batch_size": 0}, "0"),
         ({"warm_up": 0.1}, "schedule='cosine'"),
         ({"head": "last", "trunk": "trained"}, "head='last'"),

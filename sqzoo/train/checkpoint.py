@@ -40,10 +40,12 @@ class Checkpoint:
         left = sum(row["seconds"] for row in self.log) / self.epoch * (epochs - self.epoch)
         return f", best {self.best_score[0]:.2f} %, about {left / 60:.0f} min left"
 
-    def record(self, epoch: int, row: dict[str, Any], metrics: Metrics, learned: dict[str, torch.Tensor]) -> None:
+    def record(
+        self, epoch: int, row: dict[str, Any], metrics: Metrics, learned: dict[str, torch.Tensor], *, may_be_best: bool
+    ) -> None:
         self.epoch = epoch
         self.log.append(row)
-        if (metrics.top1, -metrics.loss) > self.best_score:
+        if may_be_best and (metrics.top1, -metrics.loss) > self.best_score:
             self.best_epoch, self.best_score = epoch, (metrics.top1, -metrics.loss)
             self.best = {n: t.clone() for n, t in learned.items()}
 
@@ -128,7 +130,8 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 _DEFAULTS = {
-    name: getattr(Recipe, name) for name in ("ema", "label_smoothing", "trunk_norm", "patience", "precision", "cutout")
+    name: getattr(Recipe, name)
+    for name in ("ema", "label_smoothing", "trunk_norm", "patience", "precision", "cutout", "prune")
 }
 
 
@@ -161,7 +164,7 @@ def _begins(shorter: dict[str, Any], longer: dict[str, Any]) -> bool:
         (same_side, more), *_ = longer["recipe"]["sizes"]
     except (KeyError, TypeError, ValueError):
         return False
-    constant = longer["recipe"]["schedule"] == "constant" and not others
+    constant = longer["recipe"]["schedule"] == "constant" and not longer["recipe"]["prune"] and not others
     return constant and side == same_side and epochs < more and lengthened == longer
 
 

@@ -25,6 +25,7 @@ from sqzoo.train.checkpoint import resume, same_run_or_raise, write_tensors, wri
 from sqzoo.train.distributed import first_alone, part, processes, rank, sum_over_processes
 from sqzoo.train.evaluate import Metrics, score
 from sqzoo.train.norms import fold_away, put_in
+from sqzoo.train.pruning import Pruning
 from sqzoo.train.recipe import Recipe
 from sqzoo.train.shared import SharedTrunk
 from sqzoo.weights import get_weights, load_trunk, read_manifest, read_verified, trunk_source
@@ -70,6 +71,7 @@ class Learner:
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in parameters)
         self.parameters = parameters
+        self.pruning = Pruning(parameters.values(), recipe.prune)
         # Batch norm, which a head may have, changes its running statistics too.
         self.learned = {n: t.detach() for n, t in (parameters | dict(self.model.named_buffers())).items()}
         decayed = [p for p in parameters.values() if p.dim() > 1]
@@ -82,7 +84,7 @@ class Learner:
     @property
     def stopped(self) -> bool:
         """Whether the run has gone on for `patience` epochs without getting better."""
-        return 0 < self.recipe.patience <= self.state.epoch - self.state.best_epoch
+        return self.state.best_epoch > 0 and 0 < self.recipe.patience <= self.state.epoch - self.state.best_epoch
 
     def begin(self, epoch: int) -> None:
         """Make ready for an epoch's steps."""
@@ -113,7 +115,8 @@ class Learner:
             for p in trained:
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
             sum_over_processes(p.grad for p in trained)
-        self.optimizer.step()
+        with self.pruning.kept(done, steps):
+            self.optimizer.step()
         self.optimizer.zero_grad()
         self.images += len(labels)
         if self.average:
@@ -152,7 +155,7 @@ class Learner:
         row |= {name: dataclasses.asdict(m) for name, m in seen.items()}
         row |= {"seconds": round(took, 2), "time": time.strftime("%Y-%m-%dT%H:%M:%S")}
         self.state.seconds += seconds
-        self.state.record(epoch + 1, row, seen[self.recipe.select], self.learned)
+        self.state.record(epoch + 1, row, seen[self.recipe.select], self.learned, may_be_best=self.pruning.complete)
         self._exchange()
         if rank() == 0:
             self.state.save(self.folder, self.learned, self.average, self.parameters, self.optimizer)

@@ -33,6 +33,8 @@ class Recipe:
     ema: decay by step, in [0, 1), of a running average of the weights, which is then what is evaluated and kept; 0 is
     none. label_smoothing: share, in [0, 1), of a target that is spread over all classes. trunk_norm: train with batch
     norm in the trunk, which is folded away at the end (see `norms.py`).
+    prune: share, in [0, 1), of the weights of each layer of a million or more that are set to zero over the first half
+    of the run, the smallest first; no epoch before that counts as the best (see `pruning.py`).
     precision: of the layers' arithmetic in training; "bfloat16" is faster where the processor has instructions for it
     (`sqzoo doctor` tells), slower elsewhere. Weights, optimiser and evaluation are float32 in any case.
     """
@@ -61,6 +63,7 @@ class Recipe:
     ema: float = 0.0
     label_smoothing: float = 0.0
     trunk_norm: bool = False
+    prune: float = 0.0
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
 
@@ -82,7 +85,7 @@ class Recipe:
             raise ArgumentError(f"batch_size must be at least 1, not {self.batch_size!r}.")
         if not 0 <= self.cutout <= 32:
             raise ArgumentError(f"cutout must be between 0 and 32 pixels, not {self.cutout!r}.")
-        for name in ("ema", "label_smoothing"):
+        for name in ("ema", "label_smoothing", "prune"):
             if not 0 <= getattr(self, name) < 1:
                 raise ArgumentError(f"{name} must be at least 0 and below 1, not {getattr(self, name)!r}.")
         if self.trunk == "frozen" and ("+" in self.model or self.head_epochs):
@@ -91,6 +94,8 @@ class Recipe:
             )
         if self.trunk_norm and self.trunk == "frozen":
             raise ArgumentError("trunk_norm=True changes the trunk as it learns; give trunk='trained' with it.")
+        if self.prune and self.ema:
+            raise ArgumentError("An average of weights has no zeros where they had; give prune or ema, not both.")
         if self.precision != "float32" and self.trunk == "frozen":
             raise ArgumentError(
                 "a frozen trunk's head trains in float32; give trunk='trained' with precision='bfloat16'."
