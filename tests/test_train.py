@@ -217,6 +217,15 @@ def test_selection_on_held_out_images_never_looks_at_test(tmp_path: Path, trunks
     assert result["held_out"] == pytest.approx(best["held_out"])
 
 
+@pytest.mark.parametrize("hold_out", [0, 20])
+def test_the_last_epoch_counts_where_nothing_chooses(hold_out: int, tmp_path: Path, trunks: Path) -> None:
+    result = run(replace(FROZEN, select="last", hold_out=hold_out, lr=0.03), tmp_path, trunks)
+    assert result["epoch"] == 3 and all("test" not in row for row in result["log"])
+    assert result["held_out"] == (result["log"][-1]["held_out"] if hold_out else None)
+    kept, last = (load_file(tmp_path / f"{name}.safetensors") for name in ("best", "last"))
+    assert all(torch.equal(t, last[f"model.{n}"]) for n, t in kept.items())
+
+
 def test_selection_on_test_images_logs_them(tmp_path: Path, trunks: Path) -> None:
     result = run(replace(FROZEN, hold_out=0, select="test"), tmp_path, trunks)
     assert result["held_out"] is None

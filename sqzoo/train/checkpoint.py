@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from sqzoo.errors import ArgumentError, BusyError, DataError
 from sqzoo.files import write_whole
 from sqzoo.hashing import tensors_sha256
-from sqzoo.train.evaluate import Metrics
 from sqzoo.train.recipe import Recipe
 
 
@@ -41,12 +40,12 @@ class Checkpoint:
         return f", best {self.best_score[0]:.2f} %, about {left / 60:.0f} min left"
 
     def record(
-        self, epoch: int, row: dict[str, Any], metrics: Metrics, learned: dict[str, torch.Tensor], *, may_be_best: bool
+        self, epoch: int, row: dict[str, Any], score: tuple[float, float] | None, learned: dict[str, torch.Tensor]
     ) -> None:
         self.epoch = epoch
         self.log.append(row)
-        if may_be_best and (metrics.top1, -metrics.loss) > self.best_score:
-            self.best_epoch, self.best_score = epoch, (metrics.top1, -metrics.loss)
+        if score and score > self.best_score:
+            self.best_epoch, self.best_score = epoch, score
             self.best = {n: t.clone() for n, t in learned.items()}
 
     def save(

@@ -155,11 +155,18 @@ class Learner:
         row |= {name: dataclasses.asdict(m) for name, m in seen.items()}
         row |= {"seconds": round(took, 2), "time": time.strftime("%Y-%m-%dT%H:%M:%S")}
         self.state.seconds += seconds
-        self.state.record(epoch + 1, row, seen[self.recipe.select], self.learned, may_be_best=self.pruning.complete)
+        self.state.record(epoch + 1, row, self._score(epoch, seen), self.learned)
         self._exchange()
         if rank() == 0:
             self.state.save(self.folder, self.learned, self.average, self.parameters, self.optimizer)
         return row
+
+    def _score(self, epoch: int, seen: dict[str, Metrics]) -> tuple[float, float] | None:
+        """Return what an epoch is compared with others by, or None where it may not be the best."""
+        last = self.recipe.select == "last"
+        if not self.pruning.complete or (last and epoch + 1 < self.recipe.epochs):
+            return None
+        return (0.0, 0.0) if last else (seen[self.recipe.select].top1, -seen[self.recipe.select].loss)
 
     def finish(self, data: FrozenBatches | ImageBatches) -> dict[str, Any]:
         """Take the best epoch's weights, measure what the log lacks, write the weights and the result."""

@@ -1,6 +1,7 @@
 """Small weights of large layers set to zero for good as a network trains, more and more of them.
 
-The rest learns to do without them, so `sqzoo compress` finds few weights to code. The share grows as in Zhu, Gupta 2017.
+The rest learns to do without them, so `sqzoo compress` finds few weights to code. The share grows as in Zhu and Gupta
+(2017).
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,14 +17,14 @@ _RISE = 0.5  # of a run's steps, over which the share grows
 
 
 class Pruning:
-    """Keeps a growing share, in [0, 1), of the weights of each large layer at zero. Its state is the zeros themselves."""
+    """Keeps a growing share, in [0, 1), of the weights of each large layer at zero; the zeros are all its state."""
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter], share: float) -> None:
         self.share = share
         self.weights = [p for p in parameters if p.dim() > 1 and p.numel() >= _LEAST] if share else []
         if share and not self.weights:
             raise ArgumentError(
-                f"prune={share} is for layers of {_LEAST:,} weights or more, and this network trains none; leave it out."
+                f"prune={share} is for layers of {_LEAST:,} weights or more, and none such is trained; leave it out."
             )
 
     @property

@@ -24,7 +24,8 @@ class Recipe:
     sizes: (side in pixels, epochs) in turn; a frozen trunk has one side.
     crop_pct: 0.875 sees the central 28 of 32 pixels (the paper's resize 256, crop 224), 1.0 all of them.
     hold_out: training images kept apart; select: which images choose the best epoch, "held_out" or "test" (the
-    paper's own way, which flatters). log_test: look at the test images after every epoch though they choose nothing.
+    paper's own way, which flatters), or "last": none do, the last epoch counts. log_test: look at the test images after
+    every epoch though they choose nothing.
     patience: epochs without a better score on the images that choose before the run stops; 0: it never does.
     schedule: the learning rate is `lr` throughout, or with "cosine" rises to it over the share `warm_up` of all steps
     and falls along a cosine to zero.
@@ -49,7 +50,7 @@ class Recipe:
     crop_pct: float = 0.875
     normalisation: str = "imagenet"
     hold_out: int = 0
-    select: Literal["held_out", "test"] = "test"
+    select: Literal["held_out", "test", "last"] = "test"
     log_test: bool = False
     patience: int = 0
     batch_size: int = 128
@@ -72,7 +73,7 @@ class Recipe:
             "trunk": ("frozen", "trained"),
             "head": ("all", "last"),
             "normalisation": tuple(NORMALISATIONS),
-            "select": ("held_out", "test"),
+            "select": ("held_out", "test", "last"),
             "schedule": ("constant", "cosine"),
             "precision": ("float32", "bfloat16"),
         }
