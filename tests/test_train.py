@@ -24,7 +24,8 @@ from sqzoo.data import Dataset, Preprocessing, hold_out
 from sqzoo.errors import ArgumentError, DataError, UnknownModelError
 from sqzoo.train import RECIPES, Recipe, evaluate, learner, norms, pruning, recipe, train
 from sqzoo.train.checkpoint import alone_in
-from sqzoo.weights import load_trunk
+from sqzoo.train.evaluate import logits
+from sqzoo.weights import get_weights, load_trunk
 
 FROZEN = Recipe("sq1", sizes=((32, 3),), crop_pct=1.0, hold_out=20, select="held_out", batch_size=16)
 # At 32 pixels the last map is a single point: 64 lets the 3x3 convolutions of the last layers learn at their edges.
@@ -422,6 +423,25 @@ def test_bfloat16_changes_the_arithmetic_and_not_what_is_kept(tmp_path: Path, tr
     assert evaluate(model, TEST, plan.preprocessing(64)).loss == pytest.approx(half["test"]["loss"], rel=1e-5)
 
 
+def test_a_teacher_is_learnt_from_as_a_textbook_says(tmp_path: Path, trunks: Path) -> None:
+    """Its logits for each image, softened, are to be met beside the label; held against the loss written out."""
+    plan = replace(FROZEN, sizes=((32, 1),), hold_out=0, select="last", teacher="sq1.ft_cifar10", batch_size=100)
+    result = run(plan, tmp_path / "taught", trunks)
+    assert result["teacher_sha256"] == get_weights("sq1.ft_cifar10").sha256
+    wanted = logits(create_model("sq1.ft_cifar10", pretrained=True), TRAIN)
+    torch.manual_seed(plan.seed)
+    model = create_model("sq1", init="imagenet", trunk=trunks).train()
+    torch.manual_seed(plan.seed * 1_000_003)
+    order = torch.randperm(100)
+    found = model(plan.preprocessing(32)(TRAIN.images[order]))
+    label = F.cross_entropy(found, torch.from_numpy(TRAIN.labels)[order])
+    soft, said = (found / 3).softmax(1), (wanted[order] / 3).softmax(1)
+    expected = 0.3 * label + 0.7 * 9 * (said * (said / soft).log()).sum(1).mean()
+    assert result["log"][0]["train_loss"] == pytest.approx(expected.item(), rel=1e-4)
+    with pytest.raises(UnknownModelError, match=r"'sq1\.ft_cifar'.*Did you mean"):
+        run(replace(plan, teacher="sq1.ft_cifar"), tmp_path / "unknown", trunks)
+
+
 def test_pruned_weights_stay_zero_and_the_best_epoch_has_them_all(
     tmp_path: Path, trunks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -446,7 +466,7 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path, trunks: Path) -> No
     """Whose recipe lacks the fields that came later."""
     before = run(FROZEN, tmp_path, trunks)
     about = json.loads((tmp_path / "recipe.json").read_text())
-    for later in ("ema", "label_smoothing", "trunk_norm", "precision", "cutout", "prune"):
+    for later in ("ema", "label_smoothing", "trunk_norm", "precision", "cutout", "prune", "teacher"):
         del about["recipe"][later]
     (tmp_path / "recipe.json").write_text(json.dumps(about))
     assert run(FROZEN, tmp_path, trunks) == before

@@ -130,7 +130,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 _DEFAULTS = {
     name: getattr(Recipe, name)
-    for name in ("ema", "label_smoothing", "trunk_norm", "patience", "precision", "cutout", "prune")
+    for name in ("ema", "label_smoothing", "trunk_norm", "patience", "precision", "cutout", "prune", "teacher")
 }
 
 

@@ -28,6 +28,7 @@ from sqzoo.train.norms import fold_away, put_in
 from sqzoo.train.pruning import Pruning
 from sqzoo.train.recipe import Recipe
 from sqzoo.train.shared import SharedTrunk
+from sqzoo.train.teacher import lessons, taught
 from sqzoo.weights import get_weights, load_trunk, read_manifest, read_verified, trunk_source
 
 
@@ -51,6 +52,8 @@ class Learner:
         }
         if recipe.start != "imagenet":
             self.about["start_sha256"] = _start_sha256(recipe.start)
+        if recipe.teacher:
+            self.about["teacher_sha256"] = get_weights(recipe.teacher).sha256
         with first_alone():
             self.finished = same_run_or_raise(folder, self.about)
         if self.finished:
@@ -70,6 +73,10 @@ class Learner:
             parameters = {n: p for n, p in parameters.items() if id(p) in last}
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in parameters)
+        self.lessons: torch.Tensor | None = None
+        if recipe.teacher:
+            with first_alone():
+                self.lessons = lessons(recipe.teacher, train_set, folder / "lessons.safetensors", trunk, device)
         self.parameters = parameters
         self.pruning = Pruning(parameters.values(), recipe.prune)
         # Batch norm, which a head may have, changes its running statistics too.
@@ -94,10 +101,11 @@ class Learner:
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self.images = 0
 
-    def step(self, inputs: Any, labels: torch.Tensor, done: int, steps: int) -> None:
+    def step(self, inputs: Any, labels: torch.Tensor, numbers: torch.Tensor, done: int, steps: int) -> None:
         """Take one step of the optimiser on a batch; `done` of the run's `steps` steps lie behind it.
 
-        Of several processes each gets its part of the batch's inputs and all of its labels.
+        numbers: of the batch's images in the training set. Of several processes each gets its part of the batch's
+        inputs, and all of its labels and numbers.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.recipe, done, steps)
@@ -107,7 +115,10 @@ class Learner:
             with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=half):
                 logits = self.forward(inputs)
             smoothing = self.recipe.label_smoothing
-            loss = F.cross_entropy(logits.float(), own.repeat(len(logits) // len(own)), label_smoothing=smoothing)
+            logits, heads = logits.float(), len(logits) // len(own)
+            loss = F.cross_entropy(logits, own.repeat(heads), label_smoothing=smoothing)
+            if self.lessons is not None:
+                loss = taught(loss, logits, self.lessons[numbers[part(len(labels))]].repeat(heads, 1))
             (loss if processes() == 1 else loss * (len(own) / len(labels))).backward()
             self.loss_sum += loss.detach() * len(own)
         if processes() > 1:

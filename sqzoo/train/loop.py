@@ -138,11 +138,12 @@ def _train(
             disable=not progress,
             leave=False,
         )
+        numbers = torch.from_numpy(kept[order]).split(recipe.batch_size)
         for step, (inputs, labels) in enumerate(bar):
             for i, learner in enumerate(active):
                 with _own_stream(streams, i, device):
                     done, steps = epoch * steps_per_epoch + step, learner.recipe.epochs * steps_per_epoch
-                    learner.step(inputs, labels, done, steps)
+                    learner.step(inputs, labels, numbers[step], done, steps)
         seconds = time.perf_counter() - began
 
         for learner in active:
@@ -165,7 +166,7 @@ def _train(
 
 _OWN = (
     *("model", "model_args", "head", "sizes", "select", "log_test", "lr", "weight_decay", "schedule", "warm_up"),
-    "patience",
+    *("patience", "teacher"),
 )
 
 

@@ -36,6 +36,7 @@ class Recipe:
     norm in the trunk, which is folded away at the end (see `norms.py`).
     prune: share, in [0, 1), of the weights of each layer of a million or more that are set to zero over the first half
     of the run, the smallest first; no epoch before that counts as the best (see `pruning.py`).
+    teacher: weights tag of a network to learn from besides the labels (see `teacher.py`); "" is none.
     precision: of the layers' arithmetic in training; "bfloat16" is faster where the processor has instructions for it
     (`sqzoo doctor` tells), slower elsewhere. Weights, optimiser and evaluation are float32 in any case.
     """
@@ -65,6 +66,7 @@ class Recipe:
     label_smoothing: float = 0.0
     trunk_norm: bool = False
     prune: float = 0.0
+    teacher: str = ""
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
 
