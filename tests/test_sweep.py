@@ -41,7 +41,7 @@ def small(**changes: Any) -> Setting:
 
 def test_each_setting_is_trained_once_for_the_longest_that_asks() -> None:
     known = experiments()
-    assert list(known) == ["table1", "table3", *(f"fig{n}" for n in range(5, 12)), "bypass"]
+    assert list(known) == ["table1", "table3", *(f"fig{n}" for n in range(5, 12)), "bypass", "distillation"]
     plan = passes(list(known.values()))
     trained = [s for one in plan for s in one.settings]
     wanted = {s for e in known.values() for s in e.settings.values()}
@@ -56,7 +56,17 @@ def test_each_setting_is_trained_once_for_the_longest_that_asks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("fig5", 25), ("fig7", 8), ("fig8", 6), ("fig9", 4), ("fig10", 6), ("fig11", 4), ("bypass", 3)]
+    ("name", "count"),
+    [
+        ("fig5", 25),
+        ("fig7", 8),
+        ("fig8", 6),
+        ("fig9", 4),
+        ("fig10", 6),
+        ("fig11", 4),
+        ("bypass", 3),
+        ("distillation", 2),
+    ],
 )
 def test_the_papers_grids(name: str, count: int) -> None:
     assert len(experiments()[name].settings) == count
