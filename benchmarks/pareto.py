@@ -187,6 +187,36 @@ def render(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def measured(data: str | None, sides: list[int]) -> dict[str, Any]:
+    """Return the accuracy of our networks at each side."""
+    train, test = cifar10("train", data), cifar10("test", data)
+    return {
+        "environment": environment(),
+        "data": {"train_digest": train.digest, "test_digest": test.digest},
+        "ours": evaluate_ours(train, test, sides),
+    }
+
+
+def timed(results: dict[str, Any], seconds: float, threads: int) -> dict[str, Any]:
+    """Return the results with the time of every network, ours and the published ones, measured in turns."""
+    networks = {
+        f"{r['tag']} {r['side']}": (create_model(r["tag"], pretrained=True), r["side"]) for r in results["ours"]
+    }
+    networks |= {p.name: (p.build(), 32) for p in PUBLISHED if p.build}
+    times = time_all(networks, seconds, threads)
+    published = []
+    for p in PUBLISHED:
+        about = {k: getattr(p, k) for k in ("name", "top1", "params", "macs", "source")}
+        counted = {"mega_multiply_adds": round(multiply_adds(networks[p.name][0], 32), 1)} if p.build else {}
+        published.append(about | counted | times.get(p.name, {}))
+    return results | {
+        "timing_environment": environment(),
+        "threads": threads,
+        "ours": [row | times[f"{row['tag']} {row['side']}"] for row in results["ours"]],
+        "published": published,
+    }
+
+
 def main() -> int:
     """Evaluate, time, record, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -202,29 +232,8 @@ def main() -> int:
         if arguments.times:
             results = json.loads(file.read_text(encoding="utf-8"))
         else:
-            train, test = cifar10("train", arguments.data), cifar10("test", arguments.data)
-            results = {
-                "environment": environment(),
-                "data": {"train_digest": train.digest, "test_digest": test.digest},
-                "ours": evaluate_ours(train, test, [int(side) for side in arguments.sides.split(",")]),
-            }
-        networks = {
-            f"{r['tag']} {r['side']}": (create_model(r["tag"], pretrained=True), r["side"]) for r in results["ours"]
-        }
-        networks |= {p.name: (p.build(), 32) for p in PUBLISHED if p.build}
-        times = time_all(networks, arguments.seconds, arguments.threads)
-        published = []
-        for p in PUBLISHED:
-            about = {k: getattr(p, k) for k in ("name", "top1", "params", "macs", "source")}
-            counted = {"mega_multiply_adds": round(multiply_adds(networks[p.name][0], 32), 1)} if p.build else {}
-            published.append(about | counted | times.get(p.name, {}))
-        results |= {
-            "timing_environment": environment(),
-            "threads": arguments.threads,
-            "ours": [row | times[f"{row['tag']} {row['side']}"] for row in results["ours"]],
-            "published": published,
-        }
-        write_text(file, json.dumps(results, indent=1) + "\n")
+            results = measured(arguments.data, [int(side) for side in arguments.sides.split(",")])
+        write_text(file, json.dumps(timed(results, arguments.seconds, arguments.threads), indent=1) + "\n")
     results = json.loads(file.read_text(encoding="utf-8"))
     draw(results)
     write_into_readme("pareto", render(results))
