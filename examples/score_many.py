@@ -1,7 +1,7 @@
 """Score a folder of pictures of any size into parquet files, on all cores and in constant memory.
 
     pip install 'sqzoo[datasets]'
-    python examples/score_many.py PICTURES SCORES [--model sq1] [--part 20000] [--workers CORES]
+    python examples/score_many.py PICTURES SCORES [--model sq1] [--part 50000] [--workers CORES]
 
 PICTURES is searched at any depth. SCORES gets a file for every `--part` pictures, part-00000-of-00005.parquet and so
 on, with the columns file, label, probability and error (of a file that is no picture). A stopped run goes on behind its
@@ -71,7 +71,7 @@ class Scorer:
         return {"square": square}
 
 
-def score_many(pictures: str, scores: str, model: str = "sq1", part: int = 20_000, workers: int | None = None) -> int:
+def score_many(pictures: str, scores: str, model: str = "sq1", part: int = 50_000, workers: int | None = None) -> int:
     """Score all pictures below `pictures` into `scores`; return their number."""
     if next(pictures_in(pictures), None) is None:
         raise SystemExit(f"No pictures in {pictures!r}; give a folder that has some, at any depth.")
@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("pictures", help="folder of pictures")
     parser.add_argument("scores", help="folder for the parquet files; another one for other pictures")
     parser.add_argument("--model", default="sq1", help="model, weights tag, local-dir:FOLDER or hf-hub:ORG/NAME")
-    parser.add_argument("--part", type=int, default=20_000, help="pictures a parquet file")
+    parser.add_argument("--part", type=int, default=50_000, help="pictures a parquet file")
     parser.add_argument("--workers", type=int, help="processes (default: one a core)")
     arguments = parser.parse_args()
     disable_progress_bars()
