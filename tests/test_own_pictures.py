@@ -370,6 +370,7 @@ def test_what_does_not_go_together(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="trains the head alone"):
         train_on_pictures("sq1", photos, run, recipe_name="paper", all_layers=True)
     refused(lambda: train_on_pictures("sq1", photos, run, hold_out=5), "hold_out", "settled by the pictures")
+    refused(lambda: train_on_pictures("sq1", photos, run, teacher="sq1.ft_cifar10"), "teacher='sq1.ft_cifar10'")
     with pytest.raises(ArgumentError, match="there are none"):
         train(Recipe("sq1", model_args={"num_classes": 3}), read(photos), None, run)
     refused(lambda: train_on_pictures("sq2", photos, run), "Unknown model 'sq2'")

@@ -68,6 +68,8 @@ def train_on_pictures(
     check_name(model)
     if settled := _SETTLED & changes.keys():
         raise ArgumentError(f"{min(settled)} of the recipe is settled by the pictures; leave it out, or give held_out.")
+    if changes.get("teacher"):
+        raise ArgumentError(f"teacher={changes['teacher']!r} knows CIFAR-10's classes, not these; leave it out.")
     folder = Path(run)
     chosen = recipe(recipe_name or ("pictures_all_layers" if all_layers else "pictures"), model, **changes)
     if chosen.trunk == "frozen" and all_layers:
