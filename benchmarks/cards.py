@@ -216,7 +216,8 @@ def _compression(record: dict[str, Any]) -> list[str]:
         f"{record['parent_bytes'] / record['bytes']:.1f} times fewer, without training: k-means values a layer, each "
         "layer's number of bits by its measured sensitivity on training images held out, Huffman codes. "
         f"{record['seconds'] / 60:.0f} minutes with {machine['threads']} thread(s) on {machine['cpu']}, torch "
-        f"{machine['versions']['torch']}, commit {machine['commit']}.",
+        f"{machine['versions']['torch']}, commit {machine['commit']}. How the parent was trained: "
+        f"`benchmarks/results/runs/{recipe['parent']}.json`.",
         "",
         "| layer | weights | values | bits a weight | zeros |",
         "|---|---|---|---|---|",
