@@ -15,6 +15,7 @@ import tarfile
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -538,7 +539,11 @@ def test_a_model_of_ones_own_with_other_classes(tmp_path: Path) -> None:
 
 def test_the_command_serves_the_page_until_it_is_stopped() -> None:
     words = [sys.executable, "-m", "sqzoo", "demo", "sq1", "--port", "0"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # What runs in a shell's background ignores Ctrl-C, and so would what it starts.
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeds
+    ) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
         try:
@@ -550,5 +555,8 @@ def test_the_command_serves_the_page_until_it_is_stopped() -> None:
             connection.close()
         finally:
             process.send_signal(signal.SIGINT)
-            process.wait(20)
+            try:
+                process.wait(20)
+            finally:
+                process.kill()  # or leaving the block would wait for it for ever
         assert process.returncode == 0
