@@ -73,6 +73,13 @@ def run(plan: list[Pass], seeds: int, data: tuple[Dataset, Dataset], place: Plac
             time.sleep(2)  # the last passes are with other processes, which may be killed
 
 
+class _Grid(optuna.samplers.GridSampler):
+    """A grid that leaves it to `run` to know the end: Optuna's looks for a number that a retried trial may lack."""
+
+    def after_trial(self, *_: Any) -> None:
+        pass
+
+
 def _books(storage: str, names: list[str], seeds: int) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # which its heartbeat says that it is
@@ -87,7 +94,7 @@ def _books(storage: str, names: list[str], seeds: int) -> optuna.Study:
     return optuna.create_study(
         study_name=f"sweep-{digest}",
         storage=database,
-        sampler=optuna.samplers.GridSampler({"pass": names}, seed=0),
+        sampler=_Grid({"pass": names}, seed=0),
         direction="maximize",
         load_if_exists=True,
     )
