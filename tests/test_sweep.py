@@ -18,7 +18,7 @@ import plots
 import pytest
 from experiments import HEADS, Experiment, Pass, Setting, experiments, passes, setting
 from records import COLUMNS, outcomes, record, recorded
-from sweep import Place, missing, run
+from sweep import Place, _books, missing, run
 from test_train import TEST, TRAIN
 
 from sqzoo.train import train
@@ -163,6 +163,15 @@ def test_processes_share_the_work(tmp_path: Path, trunks: Path) -> None:
     assert [p.wait(timeout=300) for p in both] == [0, 0]
     assert logs(tmp_path).keys() == {f"{s.name},seed={k}" for p in PLAN for s in p.settings for k in (0, 1)}
     assert not list(tmp_path.glob("cache-*"))
+
+
+def test_the_last_pass_may_be_one_that_was_interrupted(tmp_path: Path, trunks: Path) -> None:
+    """A trial that was put back has no place in Optuna's grid, which asked for it where one pass is left."""
+    where, one = place(tmp_path, trunks), small()
+    where.folder.mkdir(exist_ok=True)
+    _books(f"sqlite:///{where.folder / 'optuna.db'}", ["last"], 1).enqueue_trial({"pass": "last"})
+    run([Pass("last", {one: 1})], 1, (TRAIN, TEST), where)
+    assert f"{one.name},seed=0" in recorded(tmp_path / "runs.json")["runs"]
 
 
 def test_features_of_an_odd_trunk_are_removed(tmp_path: Path, trunks: Path) -> None:
