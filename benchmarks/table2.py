@@ -209,12 +209,15 @@ def tried() -> dict[str, Any]:
     }
 
 
+def unshipped(tag: str) -> dict[str, Any] | None:
+    """Return the record of a run whose weights are not shipped (AlexNet's have 228 MB), where there is one."""
+    file = RESULTS / "runs" / f"{tag}.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
 def alexnet_fc() -> dict[str, Any] | None:
-    """Return the recorded runs of AlexNet's three linear layers (their 218 MB of weights are not shipped)."""
-    found = {}
-    for key, tag in (("paper", "alexnet_cifar.fc_cifar10"), ("held_out", "alexnet_cifar.fc_held_out_cifar10")):
-        file = RESULTS / "runs" / f"{tag}.json"
-        found[key] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    """Return the recorded runs of AlexNet's three linear layers."""
+    found = {"paper": unshipped("alexnet_cifar.fc_cifar10"), "held_out": unshipped("alexnet_cifar.fc_held_out_cifar10")}
     if not any(found.values()):
         return None
     params = next(r["params"] for r in found.values() if r)
@@ -223,11 +226,13 @@ def alexnet_fc() -> dict[str, Any] | None:
 
 def alexnet_ft() -> dict[str, Any] | None:
     """Return the recorded run of all of AlexNet's layers, whose weights are shipped compressed only."""
-    file = RESULTS / "runs" / "alexnet_cifar.ft_cifar10.json"
-    if not file.is_file():
-        return None
-    found = json.loads(file.read_text(encoding="utf-8"))
-    return found["test"] | {"params": found["params"], "side": found["side"]}
+    found = unshipped("alexnet_cifar.ft_cifar10")
+    return found and found["test"] | {"params": found["params"], "side": found["side"]}
+
+
+def beside_the_tags() -> dict[str, Any]:
+    """Return what the tables show besides the shipped tags' rows, from the records and the architectures."""
+    return {"params": counts(), "alexnet_fc": alexnet_fc(), "alexnet_ft": alexnet_ft(), "tried": tried()}
 
 
 def write(results: dict[str, Any]) -> None:
@@ -250,7 +255,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.render:
         results = json.loads((RESULTS / "table2.json").read_text(encoding="utf-8"))
-        write(results | {"params": counts(), "alexnet_fc": alexnet_fc(), "alexnet_ft": alexnet_ft(), "tried": tried()})
+        write(results | beside_the_tags())
         return 0
     data = cifar10("test", arguments.data)
     listed = Path(arguments.data or os.environ.get("SQZOO_CIFAR10", ".")) / "test_not_exact.txt"
@@ -260,11 +265,7 @@ def main() -> int:
         "environment": environment(),
         "test_digest": data.digest,
         "tags": rows,
-        "params": counts(),
-        "alexnet_fc": alexnet_fc(),
-        "alexnet_ft": alexnet_ft(),
-        "tried": tried(),
-    }
+    } | beside_the_tags()
     if arguments.only == "*":
         write(results)
     elif arguments.record:

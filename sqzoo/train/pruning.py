@@ -37,15 +37,15 @@ class Pruning:
         """Around a step of the optimiser, with `done` of the run's `steps` behind it: zeros stay, more may come."""
         dead = [w == 0 for w in self.weights]
         yield
+        whole = _RISE * steps  # steps until the share is whole
+        due = done % _EVERY == 0 or done < whole <= done + 1
+        share = self.share * (1 - (1 - min(1.0, (done + 1) / whole)) ** 3)
         with torch.no_grad():
             for weight, zero in zip(self.weights, dead, strict=True):
                 weight.masked_fill_(zero, 0.0)
-                left = 1 - min(1.0, (done + 1) / (_RISE * steps))
-                if done % _EVERY == 0 or not left:
-                    count = int(self.share * (1 - left**3) * weight.numel())
-                    if count > _zeros(weight):
-                        size = weight.abs()
-                        weight.masked_fill_(size <= size.flatten().kthvalue(count).values, 0.0)
+                if due and (count := int(share * weight.numel())) > _zeros(weight):
+                    size = weight.abs()
+                    weight.masked_fill_(size <= size.flatten().kthvalue(count).values, 0.0)
 
 
 def _zeros(weight: torch.Tensor) -> int:
