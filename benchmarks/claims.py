@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments import experiments
+from experiments import Experiment, experiments
 from records import PROTOCOLS, Outcome, outcomes, recorded
 from scipy import stats
 
@@ -48,6 +48,7 @@ class Evidence:
         self.sizes = {name: len(e.settings) for name, e in experiments().items()}
         self.epochs = {name: (epochs, experiments()[name].epochs) for name, (_, epochs) in found.items()}
         self.seeds = seeds
+        self.bfloat16 = [e.title.partition(":")[0] for e in experiments().values() if in_bfloat16(e, known)]
         self.table2 = json.loads((RESULTS / "table2.json").read_text(encoding="utf-8"))
 
     def sweep(self, name: str) -> dict[Any, Outcome] | None:
@@ -337,6 +338,15 @@ CLAIMS = [
 ]
 
 
+def in_bfloat16(experiment: Experiment, known: dict[str, Any]) -> bool:
+    """Return whether any of an experiment's runs was trained in bfloat16 (weights and evaluation are float32)."""
+    names = {setting.run(0).removesuffix("0") for setting in experiment.settings.values()}
+    return any(
+        name.rstrip("0123456789") in names and run["recipe"].get("precision", "float32") == "bfloat16"
+        for name, run in known["runs"].items()
+    )
+
+
 def _verdict(evidence: Evidence, claim: Claim, protocol: str) -> Verdict:
     text, verdict = claim.judge(evidence, protocol)
     return text, verdict if verdict == OPEN else evidence.so_far(claim.source) + verdict
@@ -355,7 +365,8 @@ def render(evidence: Evidence) -> str:
         f"{len(judged)} claims, {max(tally)} judged, {early} of these so far only. Paper's protocol: the best epoch on "
         "the test images. "
         "Held-out: the epoch chosen on 5,000 training images. Sweeps train on 45,000 images in both columns, "
-        f"{evidence.seeds} seeds, mean ± standard deviation; Table 2's rows are single runs. Counts have no protocol.",
+        f"{evidence.seeds} seeds, mean ± standard deviation; Table 2's rows are single runs. Counts have no protocol."
+        + (f" Trained in bfloat16, the rest in float32: {', '.join(evidence.bfloat16)}." if evidence.bfloat16 else ""),
         "",
         "| # | source | claim | paper's protocol | verdict | held-out protocol | verdict |",
         "|---|---|---|---|---|---|---|",

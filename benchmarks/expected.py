@@ -28,7 +28,7 @@ class Cost:
     flops: float
 
 
-def report(plan: list[Pass], seeds: int, workers: int, cached: bool, device: str) -> str:
+def report(plan: list[Pass], seeds: int, workers: int, cached: bool, device: str, bfloat16: bool = False) -> str:
     """Return the plan as lines of text: its passes, the time it takes here, and on a GPU by counted work."""
     costs: dict[tuple[str, bool], Cost] = {}
     seconds = flops = 0.0
@@ -37,7 +37,7 @@ def report(plan: list[Pass], seeds: int, workers: int, cached: bool, device: str
         for setting, epochs in one.settings.items():
             kind = (setting.model, setting.frozen)
             if kind not in costs:
-                costs[kind] = _cost(setting)
+                costs[kind] = _cost(setting, bfloat16 and setting.dense)
             cost = costs[kind]
             epoch = IMAGES * (cost.step + cost.batch / len(one.settings)) + (HELD_OUT + TEST) * cost.evaluation
             seconds += seeds * epochs * epoch
@@ -58,7 +58,7 @@ def report(plan: list[Pass], seeds: int, workers: int, cached: bool, device: str
     return "\n".join(lines)
 
 
-def _cost(setting: Setting) -> Cost:
+def _cost(setting: Setting, half: bool) -> Cost:
     fields = json.loads(setting.fields)
     count, side = fields["batch_size"], fields["side"]
     torch.manual_seed(0)
@@ -73,10 +73,12 @@ def _cost(setting: Setting) -> Cost:
 
         def batch() -> NonZeroMaps | torch.Tensor:
             maps = NonZeroMaps((count, 512, 13, 13), where, values)
+            if half:
+                return maps.dense()
             _ = maps.by_channel
             return maps
 
-        dense: torch.Tensor = batch().dense()  # type: ignore[union-attr]
+        dense = NonZeroMaps((count, 512, 13, 13), where, values).dense()
     else:
         forward = model
 
@@ -87,7 +89,9 @@ def _cost(setting: Setting) -> Cost:
     inputs = batch()
 
     def step(x: object = inputs) -> None:
-        torch.nn.functional.cross_entropy(forward(x), labels).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            logits = forward(x)
+        torch.nn.functional.cross_entropy(logits.float(), labels).backward()
 
     def evaluation() -> None:
         with torch.inference_mode():

@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -24,10 +24,11 @@ class Setting:
     name: str
     fields: str  # JSON of the recipe's fields, `side` for its `sizes`: text, which hashes
 
-    def recipe(self, seed: int, epochs: int) -> Recipe:
-        """Return the recipe for a seed and a number of epochs."""
+    def recipe(self, seed: int, epochs: int, bfloat16: bool = False) -> Recipe:
+        """Return the recipe for a seed and a number of epochs, in bfloat16 where asked for and a gain."""
         fields = json.loads(self.fields)
-        return Recipe(self.model, sizes=((fields.pop("side"), epochs),), seed=seed, **fields)
+        precision: Literal["float32", "bfloat16"] = "bfloat16" if bfloat16 and self.dense else "float32"
+        return Recipe(self.model, sizes=((fields.pop("side"), epochs),), seed=seed, precision=precision, **fields)
 
     def run(self, seed: int) -> str:
         """Return the name of its run with a seed: its run folder, and its key in the records."""
@@ -37,6 +38,11 @@ class Setting:
     def frozen(self) -> bool:
         """Whether the head alone is trained."""
         return bool(json.loads(self.fields)["trunk"] == "frozen")
+
+    @property
+    def dense(self) -> bool:
+        """Whether its work is products of all values, and not, as for Sq-1's head, of a map's non-zeros."""
+        return self.model != "sq1" or not self.frozen
 
     @property
     def trunk(self) -> str:

@@ -46,6 +46,11 @@ def main() -> int:
     parser.add_argument("--data", help="CIFAR-10 folder (default: $SQZOO_CIFAR10, else the Hub)")
     parser.add_argument("--trunk", help="folder with the ImageNet trunk (default: $SQZOO_TRUNKS, else torchvision's)")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--bfloat16",
+        action="store_true",
+        help="train Fire-Next in bfloat16, 1.6 times as fast where `sqzoo doctor` calls it fast, slower elsewhere",
+    )
     arguments = parser.parse_args()
     if arguments.seeds < 1 or arguments.workers < 1 or (arguments.epochs is not None and arguments.epochs < 1):
         raise ArgumentError("--seeds, --workers and --epochs must be at least 1; correct the one that is not.")
@@ -78,7 +83,8 @@ def train(plan: list[Pass], arguments: argparse.Namespace) -> None:
         left = [Pass(p.name, settings) for p, settings in open_.items() if settings]
         threads = torch.get_num_threads()
         torch.set_num_threads(max(1, threads // arguments.workers))
-        print(report(left, arguments.seeds, arguments.workers, cache.is_dir(), arguments.device), flush=True)
+        cached, device, half = cache.is_dir(), arguments.device, arguments.bfloat16
+        print(report(left, arguments.seeds, arguments.workers, cached, device, half), flush=True)
         torch.set_num_threads(threads)
         if arguments.plan or not left:
             return
@@ -90,7 +96,7 @@ def train(plan: list[Pass], arguments: argparse.Namespace) -> None:
             raise DataError("A worker failed, its message is above; start again to go on where it stopped.")
         return
     data = (cifar10("train", arguments.data), cifar10("test", arguments.data))
-    place = Place(folder, RECORDS, arguments.trunk, cache, arguments.device)
+    place = Place(folder, RECORDS, arguments.trunk, cache, arguments.device, bfloat16=arguments.bfloat16)
     run(plan, arguments.seeds, data, place, arguments.storage)
 
 

@@ -33,6 +33,7 @@ class Place:
     cache: Path
     device: str = "cpu"
     progress: bool = True
+    bfloat16: bool = False  # for the settings that gain by it
 
 
 def missing(one: Pass, seed: int, runs: dict[str, Any]) -> Pass:
@@ -107,7 +108,7 @@ def _train(one: Pass, seeds: int, data: tuple[Dataset, Dataset], place: Place) -
         left = missing(one, seed, recorded(place.records)["runs"]).settings
         if left:
             results = train_together(
-                [s.recipe(seed, epochs) for s, epochs in left.items()],
+                [s.recipe(seed, epochs, place.bfloat16) for s, epochs in left.items()],
                 *data,
                 [place.folder / "runs" / s.run(seed) for s in left],
                 trunk=place.trunk,

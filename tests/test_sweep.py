@@ -55,6 +55,15 @@ def test_each_setting_is_trained_once_for_the_longest_that_asks() -> None:
     assert all(e == 2 for one in passes(list(known.values()), 2) for e in one.settings.values())
 
 
+def test_bfloat16_is_for_those_that_gain_by_it() -> None:
+    """Sq-1's head reads non-zeros, for which there is no bfloat16 product."""
+    plain, half = [
+        [s.recipe(1, 2, wanted).precision for s in (setting("sq1", {}), setting("fire_next", {"add": True}))]
+        for wanted in (False, True)
+    ]
+    assert plain == ["float32", "float32"] and half == ["float32", "bfloat16"]
+
+
 @pytest.mark.parametrize(
     ("name", "count"),
     [

@@ -89,6 +89,22 @@ def test_recipes_that_share_no_features_are_refused(
     assert_one_sentence(caught.value, part)
 
 
+def test_heads_in_bfloat16_are_nearly_those_in_float32(tmp_path: Path, trunks: Path) -> None:
+    """And, like those, each as when trained alone; what is kept is float32."""
+    plan = replace(FROZEN, model="fire_next", precision="bfloat16", sizes=((64, 2),))
+    plans = [plan, replace(plan, lr=0.002), replace(plan, model_args={"batch_norm": True})]
+    runs = together(plans, tmp_path / "half", trunks)
+    for one, folder in zip(plans, runs, strict=True):
+        full = train(replace(one, precision="float32"), TRAIN, TEST, tmp_path / "full" / folder.name, trunk=trunks)
+        alone = train(one, TRAIN, TEST, tmp_path / "alone" / folder.name, trunk=trunks)
+        losses = [row["train_loss"] for row in timeless(folder)]
+        wanted = [row["train_loss"] for row in full["log"]]
+        assert losses == [row["train_loss"] for row in alone["log"]]
+        assert losses != wanted and losses == pytest.approx(wanted, rel=0.05)
+        kept = load_file(folder / "best.safetensors")
+        assert {t.dtype for t in kept.values() if t.is_floating_point()} == {torch.float32}
+
+
 def test_a_head_with_batch_norm_is_trained_on_whole_batches(tmp_path: Path, trunks: Path) -> None:
     plan = replace(FROZEN, model="fire_next", model_args={"batch_norm": True})
     run = together([plan, replace(plan, model_args={"add": True})], tmp_path, trunks)[0]

@@ -605,7 +605,6 @@ def test_named_recipes_are_json(name: str) -> None:
         ({"cutout": 8}, "no cutout"),
         ({"cutout": 33}, "33"),
         ({"precision": "float16"}, "'float16'"),
-        ({"precision": "bfloat16"}, "trunk='trained'"),
         ({"prune": 1.0}, "1.0"),
         ({"prune": 0.5, "ema": 0.9}, "not both"),
         ({"batch_size": 0}, "0"),

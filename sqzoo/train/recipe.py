@@ -38,7 +38,8 @@ class Recipe:
     of the run, the smallest first; no epoch before that counts as the best (see `pruning.py`).
     teacher: weights tag of a network to learn from besides the labels (see `teacher.py`); "" is none.
     precision: of the layers' arithmetic in training; "bfloat16" is faster where the processor has instructions for it
-    (`sqzoo doctor` tells), slower elsewhere. Weights, optimiser and evaluation are float32 in any case.
+    (`sqzoo doctor` tells), slower elsewhere, and slower for Sq-1's head, which has little to do where a map is zero.
+    Weights, optimiser and evaluation are float32 in any case.
     """
 
     model: str
@@ -99,10 +100,6 @@ class Recipe:
             raise ArgumentError("trunk_norm=True changes the trunk as it learns; give trunk='trained' with it.")
         if self.prune and self.ema:
             raise ArgumentError("An average of weights has no zeros where they had; give prune or ema, not both.")
-        if self.precision != "float32" and self.trunk == "frozen":
-            raise ArgumentError(
-                "a frozen trunk's head trains in float32; give trunk='trained' with precision='bfloat16'."
-            )
         if self.head == "last" and self.trunk == "trained":
             raise ArgumentError("head='last' trains one layer alone; give trunk='frozen' with it, or head='all'.")
         if self.schedule == "constant" and self.warm_up:
