@@ -340,10 +340,10 @@ CLAIMS = [
 
 def in_bfloat16(experiment: Experiment, known: dict[str, Any]) -> bool:
     """Return whether any of an experiment's runs was trained in bfloat16 (weights and evaluation are float32)."""
-    names = {setting.run(0).removesuffix("0") for setting in experiment.settings.values()}
+    names = {setting.name for setting in experiment.settings.values()}
     return any(
-        name.rstrip("0123456789") in names and run["recipe"].get("precision", "float32") == "bfloat16"
-        for name, run in known["runs"].items()
+        run.rpartition(",seed=")[0] in names and about["recipe"].get("precision") == "bfloat16"
+        for run, about in known["runs"].items()
     )
 
 

@@ -258,6 +258,14 @@ def test_claims_are_those_of_the_records() -> None:
     assert len(re.findall(rf"^\|.*{verdict} \| .* \| {verdict} \|$", text, re.MULTILINE)) >= 15
 
 
+def test_claims_say_where_bfloat16_was_used() -> None:
+    wide = experiments()["fig9"].settings[(("width", 192),)].run(2)
+    for precision in ("float32", "bfloat16"):
+        known = {"runs": {wide: {"recipe": {"precision": precision}}}}
+        found = [name for name, e in experiments().items() if claims.in_bfloat16(e, known)]
+        assert found == (["fig9"] if precision == "bfloat16" else [])
+
+
 # The tests of the claims
 
 
