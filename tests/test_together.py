@@ -78,6 +78,7 @@ def test_a_run_along_a_cosine_cannot_be_lengthened(tmp_path: Path, trunks: Path)
         ({"hold_out": 10}, "hold_out"),
         ({"sizes": ((32, 3),)}, "side"),
         ({"model_args": {"pool2": "avg"}}, "same trunk"),
+        ({"precision": "bfloat16"}, "precision"),
         ({"model": "fire_next"}, "same trunk"),
     ],
 )

@@ -72,14 +72,14 @@ def train_together(
 
     Each recipe has its own run folder, and ends there in the same weights, bit for bit on the CPU, as by `train`
     alone. They may differ in the head's model and arguments, learning rate and number of epochs; seed, batch size,
-    held-out images, preprocessing and trunk are those of all. The other arguments are those of `train`.
+    held-out images, precision, preprocessing and trunk are those of all. The other arguments are those of `train`.
     """
     _keep_freed_memory()
     common = {_common(r) for r in recipes}
     if len(common) != 1 or (len(recipes) > 1 and recipes[0].trunk != "frozen"):
         raise ArgumentError(
-            "Recipes trained together need frozen trunks and the same seed, batch_size, hold_out, side, crop_pct and "
-            "normalisation; train the others by themselves."
+            "Recipes trained together need frozen trunks and the same seed, batch_size, hold_out, side, crop_pct, "
+            "normalisation and precision; train the others by themselves."
         )
     if test_set is None and any(r.looks_at_test for r in recipes):
         raise ArgumentError("This recipe looks at test images and there are none; give select='held_out'.")
