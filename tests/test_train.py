@@ -299,6 +299,7 @@ KILLED = {
     "head first": replace(TRAINED, sizes=((32, 3),), head_epochs=1),
     "average": replace(TRAINED, ema=0.9, label_smoothing=0.1),
     "norms": replace(TRAINED, ema=0.9, trunk_norm=True),
+    "first layers still": replace(TRAINED, ema=0.9, trunk_norm=True, frozen_layers=5),
 }
 
 SCRIPT = f"""
@@ -410,6 +411,22 @@ def test_a_run_with_norms_leaves_a_plain_network(tmp_path: Path, trunks: Path) -
         replace(FROZEN, trunk_norm=True)
 
 
+def test_frozen_layers_stay_as_they_are_and_the_others_learn(tmp_path: Path, trunks: Path) -> None:
+    plan = replace(TRAINED, trunk_norm=True, ema=0.5, sizes=((64, 2),), frozen_layers=5)
+    run(plan, tmp_path / "run", trunks)
+    start = create_model("sq1", init="imagenet", trunk=trunks).state_dict()
+    kept = load_file(tmp_path / "run" / "best.safetensors")
+    assert kept.keys() == start.keys()
+    same = {n for n in kept if torch.equal(kept[n], start[n])}
+    assert same == {n for n in kept if n.startswith("features.") and int(n.split(".")[1]) < 5} != set()
+    for wrong, needle in ((13, "13 layers"), (-1, "at least 0")):
+        with pytest.raises(ArgumentError) as caught:
+            run(replace(plan, frozen_layers=wrong), tmp_path / "wrong", trunks)
+        assert_one_sentence(caught.value, f"{wrong}", needle)
+    with pytest.raises(ArgumentError, match="frozen_layers"):
+        replace(FROZEN, frozen_layers=5)
+
+
 def test_bfloat16_changes_the_arithmetic_and_not_what_is_kept(tmp_path: Path, trunks: Path) -> None:
     plan = replace(TRAINED, trunk_norm=True, sizes=((64, 2),))
     full = run(plan, tmp_path / "full", trunks)
@@ -466,7 +483,7 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path, trunks: Path) -> No
     """Whose recipe lacks the fields that came later."""
     before = run(FROZEN, tmp_path, trunks)
     about = json.loads((tmp_path / "recipe.json").read_text())
-    for later in ("ema", "label_smoothing", "trunk_norm", "precision", "cutout", "prune", "teacher"):
+    for later in ("ema", "label_smoothing", "trunk_norm", "precision", "cutout", "prune", "teacher", "frozen_layers"):
         del about["recipe"][later]
     (tmp_path / "recipe.json").write_text(json.dumps(about))
     assert run(FROZEN, tmp_path, trunks) == before

@@ -128,10 +128,11 @@ def alone_in(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-_DEFAULTS = {
-    name: getattr(Recipe, name)
-    for name in ("ema", "label_smoothing", "trunk_norm", "patience", "precision", "cutout", "prune", "teacher")
-}
+_LATER = (
+    *("ema", "label_smoothing", "trunk_norm", "patience", "precision", "cutout", "prune", "teacher"),
+    "frozen_layers",
+)
+_DEFAULTS = {name: getattr(Recipe, name) for name in _LATER}
 
 
 def same_run_or_raise(folder: Path, about: dict[str, Any]) -> dict[str, Any] | None:

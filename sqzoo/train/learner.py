@@ -60,9 +60,16 @@ class Learner:
             return
         self.environment = environment()  # now, while the commit is that of the code in memory
         self.model = initial_model(recipe, trunk).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        still, layers = recipe.frozen_layers, len(self.model.features)
+        if still >= layers:
+            raise ArgumentError(
+                f"frozen_layers={still} leaves none of the trunk's {layers} layers; give fewer, or trunk='frozen'."
+            )
         if recipe.trunk_norm:
             images = torch.from_numpy(np.require(train_set.images[:256], requirements="W")).to(device)
-            put_in(self.model.features, recipe.preprocessing(recipe.sizes[0][0])(images))
+            with torch.no_grad():
+                maps = self.model.features[:still](recipe.preprocessing(recipe.sizes[0][0])(images))
+            put_in(self.model.features[still:], maps)
         self.forward: Callable[[Any], torch.Tensor] = self.model
         frozen = recipe.trunk == "frozen"
         if frozen:
@@ -96,8 +103,10 @@ class Learner:
     def begin(self, epoch: int) -> None:
         """Make ready for an epoch's steps."""
         self.model.train()
+        first = self.recipe.frozen_layers if epoch >= self.recipe.head_epochs else len(self.model.features)
         for name, parameter in self.parameters.items():
-            parameter.requires_grad_(epoch >= self.recipe.head_epochs or not name.startswith("features."))
+            part_of_trunk = name.startswith("features.")
+            parameter.requires_grad_(not part_of_trunk or int(name.split(".")[1]) >= first)
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self.images = 0
 

@@ -17,6 +17,8 @@ class Recipe:
     trunk: "frozen" trains the head alone on cached trunk features (the paper); "trained" trains all layers.
     head_epochs: of an all-layers run's epochs, how many at its beginning leave the trunk as it is, lest a random head
     spoil it.
+    frozen_layers: of an all-layers run's trunk, how many layers at its beginning stay as they are: the first have the
+    largest maps, and what they have learnt is good for any picture.
     head: behind a frozen trunk, train "all" of the head or its "last" layer alone, the others being torchvision's
     (AlexNet in the paper).
     start: "imagenet", or a weights tag or the weights file of an all-layers run: its trunk, and its head where it is of
@@ -48,6 +50,7 @@ class Recipe:
     head: Literal["all", "last"] = "all"
     start: str = "imagenet"
     head_epochs: int = 0
+    frozen_layers: int = 0
     sizes: tuple[tuple[int, int], ...] = ((224, 20),)
     crop_pct: float = 0.875
     normalisation: str = "imagenet"
@@ -92,9 +95,11 @@ class Recipe:
         for name in ("ema", "label_smoothing", "prune"):
             if not 0 <= getattr(self, name) < 1:
                 raise ArgumentError(f"{name} must be at least 0 and below 1, not {getattr(self, name)!r}.")
-        if self.trunk == "frozen" and ("+" in self.model or self.head_epochs):
+        if self.frozen_layers < 0:
+            raise ArgumentError(f"frozen_layers must be at least 0, not {self.frozen_layers!r}.")
+        if self.trunk == "frozen" and ("+" in self.model or self.head_epochs or self.frozen_layers):
             raise ArgumentError(
-                "several models, and head_epochs, go with trunk='trained'; give one model and no epochs."
+                "several models, head_epochs and frozen_layers go with trunk='trained'; give one model and neither."
             )
         if self.trunk_norm and self.trunk == "frozen":
             raise ArgumentError("trunk_norm=True changes the trunk as it learns; give trunk='trained' with it.")
