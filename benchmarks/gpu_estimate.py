@@ -2,7 +2,8 @@
 
     python benchmarks/gpu_estimate.py
 
-Counts the FLOPs of the recipes finetune_norm, to its last epoch, and finetune_more, training steps and evaluations.
+Counts the FLOPs of the recipes finetune_norm, to its last epoch, finetune_more and finetune_long, training steps and
+evaluations.
 Prints the commands and writes results/gpu_estimate.json.
 """
 
@@ -18,13 +19,14 @@ from sqzoo.environment import environment
 from sqzoo.train import recipe
 from sqzoo.train.checkpoint import write_text
 
-RECIPES = ("finetune_norm", "finetune_more")
+RECIPES = ("finetune_norm", "finetune_more", "finetune_long")
 IMAGES, TEST = 50_000, 10_000
 
 
-def flops(side: int, training: bool) -> float:
-    """Return the FLOPs of an image, forward, and backward where `training`."""
+def flops(side: int, training: bool, frozen_layers: int = 0) -> float:
+    """Return the FLOPs of an image, forward, and, where `training`, backward through all but the first layers."""
     model, image = create_model("sq1"), torch.zeros(1, 3, side, side)
+    model.features[:frozen_layers].requires_grad_(False)  # type: ignore[index]
     with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(training):
         found = model(image)
         if training:
@@ -39,7 +41,9 @@ def main() -> None:
         start = {} if name == "finetune_norm" else {"start": "FILE"}
         plan = recipe(name, "sq1", **start)
         seen = IMAGES - plan.hold_out
-        work = sum(e * (seen * flops(s, True) + plan.hold_out * flops(s, False)) for s, e in plan.sizes)
+        work = sum(
+            e * (seen * flops(s, True, plan.frozen_layers) + plan.hold_out * flops(s, False)) for s, e in plan.sizes
+        )
         work += TEST * flops(plan.sizes[-1][0], False)
         total += work
         more = " --set 'start=\"FILE\"'" if start else ""

@@ -158,7 +158,7 @@ _PAPER = {
     "alexnet_cifar": _paper("alexnet_cifar", 0.0004, 16, head="last"),
 }
 RECIPES = (
-    *("paper", "paper_held_out", "fc", "fc_held_out", "finetune", "finetune_norm", "finetune_more"),
+    *("paper", "paper_held_out", "fc", "fc_held_out", "finetune", "finetune_norm", "finetune_more", "finetune_long"),
     *("pictures", "pictures_all_layers"),
 )
 
@@ -171,7 +171,8 @@ def recipe(name: str, model: str, **changes: Any) -> Recipe:
     last layer alone is the paper's. finetune: all layers, AdamW, random crop and flip, growing images, 10 epochs.
     finetune_norm: longer, up to larger images, with batch norm in the trunk, averaged weights and cutout. At 192 pixels
     the rate is too low for a new size: 160 was better, and `patience` ends the run. finetune_more: another cycle at one
-    size, from the weights file or tag `start`. The shipped `ft` weights are from these two in turn.
+    size, from the weights file or tag `start`. finetune_long: a long cycle from there, the first layers left as they
+    are, its last epoch kept. The shipped `ft` weights are from these three in turn.
     pictures: the head alone, for one's own pictures, until the held-out ones gain no more; pictures_all_layers: all
     layers after it. Both are for `train_on_pictures`, which says which images are held out.
     """
@@ -206,10 +207,12 @@ def recipe(name: str, model: str, **changes: Any) -> Recipe:
             base = dataclasses.replace(
                 base, hold_out=1000, sizes=sizes, lr=1e-3, patience=3, trunk_norm=True, ema=0.998, cutout=8
             )
-        if name == "finetune_more":
+        if name in ("finetune_more", "finetune_long"):
             if "start" not in changes:
                 raise ArgumentError(f"{name} goes on from an earlier run: give its best.safetensors as start.")
             base = dataclasses.replace(base, sizes=((128, 8),), lr=3e-4, patience=0)
+        if name == "finetune_long":
+            base = dataclasses.replace(base, sizes=((128, 36),), lr=1e-3, cutout=10, frozen_layers=5, select="last")
     else:
         base = _paper(model, 0.0001, 2) if name.startswith("fc") else _PAPER[model]
         if name.endswith("_held_out"):
