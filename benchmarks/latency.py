@@ -1,12 +1,13 @@
 """Time of an image on this CPU: our networks by `sqzoo.optimize`, ONNX Runtime and OpenVINO, and their peers.
 
-    python benchmarks/latency.py [--seconds 10] [--only PATTERN] [--data FOLDER] [--draw]
+    python benchmarks/latency.py [--seconds 10] [--only PATTERN] [--data FOLDER] [--accuracy] [--draw]
 
 Each network runs in a process of its own, and all take turns, so that what else the machine does hits all alike: batch
 1 for 1,000 runs or `--seconds`, by one thread and by all, then larger batches. Beside that: peak memory, file size,
 int8's accuracy on the 10,000 test images, and the floor, multiply-adds and bytes against this machine's measured matrix
 product and copy. Writes results/latency.json, latency.png, latency_pareto.png (and .svg) and the README's table; with
---only nothing is written. `--draw` makes the last three from the record.
+--only nothing is written. `--accuracy` measures int8's accuracy anew and keeps the times: for new weights of the same
+networks. `--draw` makes the last three from the record.
 """
 
 import argparse
@@ -313,17 +314,29 @@ def _save(figure: Any, name: str) -> None:
         figure.savefig(RESULTS / f"{name}.{kind}", metadata=metadata)
 
 
+def _data(folder: str | None) -> tuple[Dataset, Dataset]:
+    """Return training images to calibrate int8 on and to check it, and the test images."""
+    train = cifar10("train", folder)
+    few = np.random.default_rng(0).permutation(len(train))[: CALIBRATION + CHECKS]
+    return train[few], cifar10("test", folder)
+
+
 def main() -> int:
     """Measure, record, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=10, help="time a network for so long, or 1,000 runs")
     parser.add_argument("--only", default="*", help="names to time, by a shell pattern; nothing is written")
     parser.add_argument("--data", help="CIFAR-10 folder (default: $SQZOO_CIFAR10, else the Hub)")
+    parser.add_argument("--accuracy", action="store_true", help="measure int8's accuracy anew, and keep the times")
     parser.add_argument("--draw", action="store_true", help="from the record, measure nothing")
     arguments = parser.parse_args()
     file = RESULTS / "latency.json"
-    if arguments.draw:
+    if arguments.draw or arguments.accuracy:
         results = json.loads(file.read_text(encoding="utf-8"))
+        if arguments.accuracy:
+            results |= {"accuracy_environment": environment(), "int8": int8_accuracy(*_data(arguments.data))}
+            results["verdicts"] = verdicts(results)
+            write_text(file, json.dumps(results, indent=1) + "\n")
     else:
         # What optimize chose another day, while other programs ran, must not count here.
         kept = tempfile.TemporaryDirectory()
@@ -332,11 +345,9 @@ def main() -> int:
 
         began = time.perf_counter()
         wanted = [c for c in contenders() if fnmatch.fnmatch(c.name, arguments.only)]
-        train = cifar10("train", arguments.data)
-        train = train[np.random.default_rng(0).permutation(len(train))[: CALIBRATION + CHECKS]]
+        train, test = _data(arguments.data)
         counts = list(dict.fromkeys((1, os.cpu_count() or 1)))
         whole = arguments.only == "*"
-        test = cifar10("test", arguments.data)
         results = {
             "environment": environment(),
             "runtimes": {name: package_version(name) for name in ("onnxruntime", "openvino", "onnx")},
