@@ -104,7 +104,8 @@ def _answers(
         if squares:
             with torch.inference_mode():
                 inputs = _inputs(squares, prepare).to(weight.device, weight.dtype)
-                logits = model(inputs).float()
+                # float32 rounds the largest to 1 where the score still tells: what is left to the others counts.
+                logits = model(inputs).cpu().double()  # not every device has float64
                 probabilities = (logits / temperature).softmax(1)
                 top, scores = probabilities.topk(top_k), score(probabilities)
             found = zip(top.values.tolist(), top.indices.tolist(), scores.tolist(), strict=True)
