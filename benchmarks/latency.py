@@ -325,9 +325,10 @@ def main() -> int:
     """Measure, record, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=10, help="time a network for so long, or 1,000 runs")
-    parser.add_argument("--only", default="*", help="names to time, by a shell pattern; nothing is written")
+    part = parser.add_mutually_exclusive_group()  # --only writes nothing, --accuracy does
+    part.add_argument("--only", default="*", help="names to time, by a shell pattern; nothing is written")
+    part.add_argument("--accuracy", action="store_true", help="measure int8's accuracy anew, and keep the times")
     parser.add_argument("--data", help="CIFAR-10 folder (default: $SQZOO_CIFAR10, else the Hub)")
-    parser.add_argument("--accuracy", action="store_true", help="measure int8's accuracy anew, and keep the times")
     parser.add_argument("--draw", action="store_true", help="from the record, measure nothing")
     arguments = parser.parse_args()
     file = RESULTS / "latency.json"
