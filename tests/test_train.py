@@ -596,14 +596,16 @@ def test_a_cache_serves_runs_of_other_heads(tmp_path: Path, trunks: Path) -> Non
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_named_recipes_are_json(name: str) -> None:
-    more = {"start": "best.safetensors"} if name in ("finetune_more", "finetune_long") else {}
+    goes_on = name in ("finetune_more", "finetune_long", "finetune_large")
+    more = {"start": "best.safetensors"} if goes_on else {}
     plan = recipe(name, "alexnet_cifar" if name.startswith("fc") else "sq1", seed=3, **more)
     back = json.loads(json.dumps(plan.to_json()))
     assert back == plan.to_json() and back["seed"] == 3
     assert Recipe(**(back | {"sizes": tuple(map(tuple, back["sizes"]))})) == plan
     held_out = name.endswith("_held_out") or name.startswith(("finetune", "pictures"))
     assert (plan.hold_out > 0) == held_out
-    assert plan.select == ("last" if name == "finetune_long" else "held_out" if held_out else "test")
+    last = name in ("finetune_long", "finetune_large")
+    assert plan.select == ("last" if last else "held_out" if held_out else "test")
 
 
 @pytest.mark.parametrize(
@@ -643,8 +645,9 @@ def test_unknown_recipe_model_and_field_suggest_the_nearest() -> None:
         recipe("paper", "sq2")
     with pytest.raises(ArgumentError, match=r"'batchsize'.*Did you mean 'batch_size'"):
         recipe("paper", "sq1", batchsize=3)
-    with pytest.raises(ArgumentError, match="start"):
-        recipe("finetune_long", "sq1")
+    for name in ("finetune_more", "finetune_long", "finetune_large"):
+        with pytest.raises(ArgumentError, match=rf"{name}.*start"):
+            recipe(name, "sq1")
 
 
 def test_two_processes_do_not_train_in_one_folder(trunks: Path, tmp_path: Path) -> None:

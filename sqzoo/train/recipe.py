@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from sqzoo.data import NORMALISATIONS, Preprocessing
@@ -157,10 +157,42 @@ _PAPER = {
     "fire_next": _paper("fire_next", 0.001, 10, batch_size=64),
     "alexnet_cifar": _paper("alexnet_cifar", 0.0004, 16, head="last"),
 }
-RECIPES = (
-    *("paper", "paper_held_out", "fc", "fc_held_out", "finetune", "finetune_norm", "finetune_more", "finetune_long"),
-    *("pictures", "pictures_all_layers"),
+_FINETUNE = Recipe(
+    "sq1",
+    trunk="trained",
+    sizes=((64, 3), (96, 3), (128, 4)),
+    crop_pct=1.0,
+    hold_out=5000,
+    select="held_out",
+    batch_size=64,
+    lr=5e-4,
+    weight_decay=0.05,
+    schedule="cosine",
+    warm_up=0.1,
+    flip=True,
+    pad=4,
 )
+_NORM = replace(
+    _FINETUNE,
+    sizes=((96, 10), (128, 8), (160, 6), (192, 4)),
+    hold_out=1000,
+    lr=1e-3,
+    patience=3,
+    trunk_norm=True,
+    ema=0.998,
+    cutout=8,
+)
+_MORE = replace(_NORM, sizes=((128, 8),), lr=3e-4, patience=0)
+_LONG = replace(_MORE, sizes=((128, 36),), lr=1e-3, cutout=10, frozen_layers=5, select="last")
+_LARGE = replace(_LONG, sizes=((128, 10), (160, 20)), lr=8e-4, cutout=14, label_smoothing=0.1)
+_ALL_LAYERS = {
+    "finetune": _FINETUNE,
+    "finetune_norm": _NORM,
+    "finetune_more": _MORE,
+    "finetune_long": _LONG,
+    "finetune_large": _LARGE,
+}
+RECIPES = ("paper", "paper_held_out", "fc", "fc_held_out", *_ALL_LAYERS, "pictures", "pictures_all_layers")
 
 
 def recipe(name: str, model: str, **changes: Any) -> Recipe:
@@ -172,52 +204,30 @@ def recipe(name: str, model: str, **changes: Any) -> Recipe:
     finetune_norm: longer, up to larger images, with batch norm in the trunk, averaged weights and cutout. At 192 pixels
     the rate is too low for a new size: 160 was better, and `patience` ends the run. finetune_more: another cycle at one
     size, from the weights file or tag `start`. finetune_long: a long cycle from there, the first layers left as they
-    are, its last epoch kept. The shipped `ft` weights are from these three in turn.
+    are, its last epoch kept; the shipped `ft` weights. finetune_large: another from those, up to larger images, with larger
+    squares cut out and smoothed labels; the shipped `ft160` weights.
     pictures: the head alone, for one's own pictures, until the held-out ones gain no more; pictures_all_layers: all
     layers after it. Both are for `train_on_pictures`, which says which images are held out.
     """
     if name not in RECIPES:
         raise ArgumentError(f"Unknown recipe {name!r}.{did_you_mean(name, RECIPES)} There are: {', '.join(RECIPES)}.")
-    several = name.startswith("finetune")
+    several = name in _ALL_LAYERS
     for part in model.split("+") if several else [model]:
         if part not in _PAPER:
             raise UnknownModelError(
                 f"Unknown model {part!r}.{did_you_mean(part, _PAPER)} There are: {', '.join(_PAPER)}."
             )
+    if name in ("finetune_more", "finetune_long", "finetune_large") and "start" not in changes:
+        raise ArgumentError(f"{name} goes on from an earlier run: give its best.safetensors as start.")
     if name in ("pictures", "pictures_all_layers"):
         base = _pictures(model, name == "pictures_all_layers")
     elif several:
-        base = Recipe(
-            model,
-            trunk="trained",
-            sizes=((64, 3), (96, 3), (128, 4)),
-            crop_pct=1.0,
-            hold_out=5000,
-            select="held_out",
-            batch_size=64,
-            lr=5e-4,
-            weight_decay=0.05,
-            schedule="cosine",
-            warm_up=0.1,
-            flip=True,
-            pad=4,
-        )
-        if name != "finetune":
-            sizes = ((96, 10), (128, 8), (160, 6), (192, 4))
-            base = dataclasses.replace(
-                base, hold_out=1000, sizes=sizes, lr=1e-3, patience=3, trunk_norm=True, ema=0.998, cutout=8
-            )
-        if name in ("finetune_more", "finetune_long"):
-            if "start" not in changes:
-                raise ArgumentError(f"{name} goes on from an earlier run: give its best.safetensors as start.")
-            base = dataclasses.replace(base, sizes=((128, 8),), lr=3e-4, patience=0)
-        if name == "finetune_long":
-            base = dataclasses.replace(base, sizes=((128, 36),), lr=1e-3, cutout=10, frozen_layers=5, select="last")
+        base = replace(_ALL_LAYERS[name], model=model)
     else:
         base = _paper(model, 0.0001, 2) if name.startswith("fc") else _PAPER[model]
         if name.endswith("_held_out"):
-            base = dataclasses.replace(base, hold_out=5000, select="held_out")
+            base = replace(base, hold_out=5000, select="held_out")
     known = [f.name for f in dataclasses.fields(Recipe)]
     for key in changes.keys() - set(known):
         raise ArgumentError(f"A recipe has no {key!r}.{did_you_mean(key, known)} It has: {', '.join(known)}.")
-    return dataclasses.replace(base, **changes)
+    return replace(base, **changes)
