@@ -426,7 +426,7 @@ def test_maps_average_to_the_logits(name: str) -> None:
     with torch.inference_mode():
         found, maps = graph(picture)
         logits = net(graph.pixels.prepare(picture))
-    assert maps.shape == (1, 10, 7, 7)
+    assert maps.shape == (1, 10, 9, 9)
     assert torch.allclose(maps.mean((2, 3)), logits, atol=1e-4)
     assert torch.allclose(found, logits, atol=1e-5)
 
@@ -547,7 +547,7 @@ def test_the_command_serves_the_page_until_it_is_stopped() -> None:
         assert process.stdout is not None
         line = process.stdout.readline()
         try:
-            found = re.search(r"http://(127\.0\.0\.1:\d+)/ with sq1\.ft_cifar10;", line)
+            found = re.search(r"http://(127\.0\.0\.1:\d+)/ with sq1\.ft160_cifar10;", line)
             assert found, line
             connection = http.client.HTTPConnection(found[1])
             connection.request("GET", "/")

@@ -13,6 +13,7 @@ import onnx
 import pytest
 import torch
 import torch.nn as nn
+from PIL import Image
 
 import sqzoo
 from sqzoo.cli import main
@@ -36,10 +37,15 @@ def model() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def pixels() -> np.ndarray:
-    """Smooth pictures of 32 pixels: noise of 4, enlarged."""
-    coarse = torch.rand(160, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 255
-    smooth = nn.functional.interpolate(coarse, 32, mode="bicubic").clamp(0, 255)
-    return smooth.byte().permute(0, 2, 3, 1).contiguous().numpy()
+    """Squares of a photo at 32 pixels: of noise a network is unsure, and int8's steps are large beside its answers."""
+    draw = np.random.default_rng(0)
+    with Image.open(ROOT / "examples" / "cat.jpg") as photo:
+        squares = []
+        for _ in range(160):
+            side = int(draw.integers(min(photo.size) // 3, min(photo.size) + 1))
+            left, top = (int(draw.integers(length - side + 1)) for length in photo.size)
+            squares.append(np.asarray(photo.resize((32, 32), box=(left, top, left + side, top + side))))
+    return np.stack(squares)
 
 
 def run_file(file: Path, images: torch.Tensor) -> torch.Tensor:

@@ -178,7 +178,7 @@ def test_timms_name_for_a_folder_or_the_hub_is_verified_too(
 
 
 def test_the_packages_file_is_verified_however_it_is_named(tmp_path: Path) -> None:
-    entry = sqzoo.get_weights("sq1.ft_cifar10")
+    entry = sqzoo.get_weights("sq1")
     cfg = timm.get_pretrained_cfg("sq1")
     loaded = timm.create_model("sq1", pretrained=True, pretrained_cfg=cfg)
     assert same(loaded, sqzoo.create_model("sq1", pretrained=True)) and cfg.file == str(entry.path)
