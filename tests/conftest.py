@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Before torch is imported: processes that share the cores and have a thread for each of them wait for one another.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 BESIDE = Path(__file__).parents[2] / "shared" / "data"
 
 
