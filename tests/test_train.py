@@ -596,7 +596,7 @@ def test_a_cache_serves_runs_of_other_heads(tmp_path: Path, trunks: Path) -> Non
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_named_recipes_are_json(name: str) -> None:
-    goes_on = name in ("finetune_more", "finetune_long", "finetune_large")
+    goes_on = name in ("finetune_more", "finetune_long", "finetune_large", "finetune_sure")
     more = {"start": "best.safetensors"} if goes_on else {}
     plan = recipe(name, "alexnet_cifar" if name.startswith("fc") else "sq1", seed=3, **more)
     back = json.loads(json.dumps(plan.to_json()))
@@ -604,7 +604,7 @@ def test_named_recipes_are_json(name: str) -> None:
     assert Recipe(**(back | {"sizes": tuple(map(tuple, back["sizes"]))})) == plan
     held_out = name.endswith("_held_out") or name.startswith(("finetune", "pictures"))
     assert (plan.hold_out > 0) == held_out
-    last = name in ("finetune_long", "finetune_large")
+    last = name in ("finetune_long", "finetune_large", "finetune_sure")
     assert plan.select == ("last" if last else "held_out" if held_out else "test")
 
 
@@ -645,7 +645,7 @@ def test_unknown_recipe_model_and_field_suggest_the_nearest() -> None:
         recipe("paper", "sq2")
     with pytest.raises(ArgumentError, match=r"'batchsize'.*Did you mean 'batch_size'"):
         recipe("paper", "sq1", batchsize=3)
-    for name in ("finetune_more", "finetune_long", "finetune_large"):
+    for name in ("finetune_more", "finetune_long", "finetune_large", "finetune_sure"):
         with pytest.raises(ArgumentError, match=rf"{name}.*start"):
             recipe(name, "sq1")
 

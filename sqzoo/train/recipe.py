@@ -191,6 +191,7 @@ _ALL_LAYERS = {
     "finetune_more": _MORE,
     "finetune_long": _LONG,
     "finetune_large": _LARGE,
+    "finetune_sure": replace(_LARGE, sizes=((160, 4),), lr=2e-4, label_smoothing=0.0),
 }
 RECIPES = ("paper", "paper_held_out", "fc", "fc_held_out", *_ALL_LAYERS, "pictures", "pictures_all_layers")
 
@@ -205,7 +206,8 @@ def recipe(name: str, model: str, **changes: Any) -> Recipe:
     the rate is too low for a new size: 160 was better, and `patience` ends the run. finetune_more: another cycle at one
     size, from the weights file or tag `start`. finetune_long: a long cycle from there, the first layers left as they
     are, its last epoch kept; the shipped `ft` weights. finetune_large: another from those, up to larger images, with
-    larger squares cut out and smoothed labels; the shipped `ft160` weights.
+    larger squares cut out and smoothed labels. finetune_sure: a short last one on the labels as they are, for smoothed
+    ones leave answers so even that noise looks like a picture of some class; the shipped `ft160` weights.
     pictures: the head alone, for one's own pictures, until the held-out ones gain no more; pictures_all_layers: all
     layers after it. Both are for `train_on_pictures`, which says which images are held out.
     """
@@ -217,7 +219,7 @@ def recipe(name: str, model: str, **changes: Any) -> Recipe:
             raise UnknownModelError(
                 f"Unknown model {part!r}.{did_you_mean(part, _PAPER)} There are: {', '.join(_PAPER)}."
             )
-    if name in ("finetune_more", "finetune_long", "finetune_large") and "start" not in changes:
+    if name in ("finetune_more", "finetune_long", "finetune_large", "finetune_sure") and "start" not in changes:
         raise ArgumentError(f"{name} goes on from an earlier run: give its best.safetensors as start.")
     if name in ("pictures", "pictures_all_layers"):
         base = _pictures(model, name == "pictures_all_layers")
