@@ -547,7 +547,7 @@ def test_the_command_serves_the_page_until_it_is_stopped() -> None:
         assert process.stdout is not None
         line = process.stdout.readline()
         try:
-            found = re.search(r"http://(127\.0\.0\.1:\d+)/ with sq1\.ft160_cifar10;", line)
+            found = re.search(r"http://(127\.0\.0\.1:\d+)/ with sq1\.ft_cifar10;", line)
             assert found, line
             connection = http.client.HTTPConnection(found[1])
             connection.request("GET", "/")

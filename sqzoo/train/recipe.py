@@ -205,9 +205,10 @@ def recipe(name: str, model: str, **changes: Any) -> Recipe:
     finetune_norm: longer, up to larger images, with batch norm in the trunk, averaged weights and cutout. At 192 pixels
     the rate is too low for a new size: 160 was better, and `patience` ends the run. finetune_more: another cycle at one
     size, from the weights file or tag `start`. finetune_long: a long cycle from there, the first layers left as they
-    are, its last epoch kept; the shipped `ft` weights. finetune_large: another from those, up to larger images, with
-    larger squares cut out and smoothed labels. finetune_sure: a short last one on the labels as they are, for smoothed
-    ones leave answers so even that noise looks like a picture of some class; the shipped `ft160` weights.
+    are, its last epoch kept; the `tiny` weights are compressed from it. finetune_large: another from those, up to
+    larger images, with larger squares cut out and smoothed labels. finetune_sure: a short last one on the labels as
+    they are, for smoothed ones leave answers so even that noise looks like a picture of some class; the shipped `ft`
+    weights.
     pictures: the head alone, for one's own pictures, until the held-out ones gain no more; pictures_all_layers: all
     layers after it. Both are for `train_on_pictures`, which says which images are held out.
     """
