@@ -193,6 +193,7 @@ _ALL_LAYERS = {
     "finetune_large": _LARGE,
     "finetune_sure": replace(_LARGE, sizes=((160, 4),), lr=2e-4, label_smoothing=0.0),
 }
+_GO_ON = tuple(_ALL_LAYERS)[2:]  # from an earlier run
 RECIPES = ("paper", "paper_held_out", "fc", "fc_held_out", *_ALL_LAYERS, "pictures", "pictures_all_layers")
 
 
@@ -220,7 +221,7 @@ def recipe(name: str, model: str, **changes: Any) -> Recipe:
             raise UnknownModelError(
                 f"Unknown model {part!r}.{did_you_mean(part, _PAPER)} There are: {', '.join(_PAPER)}."
             )
-    if name in ("finetune_more", "finetune_long", "finetune_large", "finetune_sure") and "start" not in changes:
+    if name in _GO_ON and "start" not in changes:
         raise ArgumentError(f"{name} goes on from an earlier run: give its best.safetensors as start.")
     if name in ("pictures", "pictures_all_layers"):
         base = _pictures(model, name == "pictures_all_layers")
