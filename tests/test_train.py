@@ -199,6 +199,8 @@ def test_learning_rate_rises_then_falls_along_a_cosine() -> None:
     assert rates[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
     assert rates[4] == 0.8 and rates[10] == pytest.approx(0.4) and rates[16] == pytest.approx(0)
     assert all(a > b for a, b in pairwise(rates[4:]))
+    plan = replace(plan, lr_end=0.5)
+    assert [learner.learning_rate(plan, step, 16) for step in (3, 4, 10, 16)] == pytest.approx([0.8, 0.8, 0.6, 0.4])
     assert {learner.learning_rate(FROZEN, step, 16) for step in range(16)} == {FROZEN.lr}
 
 
@@ -302,6 +304,7 @@ KILLED = {
     "average": replace(TRAINED, ema=0.9, label_smoothing=0.1),
     "norms": replace(TRAINED, ema=0.9, trunk_norm=True),
     "first layers still": replace(TRAINED, ema=0.9, trunk_norm=True, frozen_layers=5),
+    "statistics anew": replace(TRAINED, ema=0.9, trunk_norm=True, norm_images=100, schedule="cosine", lr_end=0.5),
 }
 
 SCRIPT = f"""
@@ -400,6 +403,25 @@ def test_norms_of_the_trunk_change_nothing_when_put_in_and_when_folded_away(trun
     assert after.keys() == plain.keys() and {type(m) for m in model.modules() if isinstance(m, nn.Conv2d)} == {
         nn.Conv2d
     }
+
+
+def test_statistics_measured_anew_are_those_of_the_weights_on_the_images_as_they_are(
+    tmp_path: Path, trunks: Path
+) -> None:
+    """The first norm's, held against the convolution alone; running ones are those of weights gone by."""
+    plan = replace(TRAINED, trunk_norm=True, ema=0.9, sizes=((64, 1),), norm_images=128, lr=0.01)
+    run(plan, tmp_path / "anew", trunks)
+    run(replace(plan, norm_images=0), tmp_path / "running", trunks)
+    kept, _ = TRAIN.split(plan.hold_out)
+    images = plan.preprocessing(64)(TRAIN.images[kept])
+    apart = []
+    for name in ("anew", "running"):
+        last = load_file(tmp_path / name / "last.safetensors")
+        found = F.conv2d(images, last["best.features.0.weight"], last["best.features.0.bias"], stride=2)
+        for n, of in (("mean", torch.mean), ("var", torch.var)):
+            wanted = torch.stack([of(batch, (0, 2, 3)) for batch in found.split(32)]).mean(0)
+            apart.append(float((last[f"best.features.0.norm.running_{n}"] - wanted).abs().max() / wanted.abs().max()))
+    assert max(apart[:2]) < 1e-4 and min(apart[2:]) > 1e-2, apart
 
 
 def test_a_run_with_norms_leaves_a_plain_network(tmp_path: Path, trunks: Path) -> None:
@@ -596,7 +618,7 @@ def test_a_cache_serves_runs_of_other_heads(tmp_path: Path, trunks: Path) -> Non
 # Recipes
 
 
-GO_ON = ("finetune_more", "finetune_long", "finetune_large", "finetune_sure")
+GO_ON = ("finetune_more", "finetune_long", "finetune_large", "finetune_sure", "finetune_mean")
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -632,6 +654,10 @@ def test_named_recipes_are_json(name: str) -> None:
         ({"prune": 0.5, "ema": 0.9}, "not both"),
         ({"batch_size": 0}, "0"),
         ({"warm_up": 0.1}, "schedule='cosine'"),
+        ({"lr_end": 0.1}, "schedule='cosine'"),
+        ({"schedule": "cosine", "lr_end": 1.5}, "1.5"),
+        ({"norm_images": 1000}, "trunk_norm=True"),
+        ({"norm_images": 10, "trunk": "trained", "trunk_norm": True}, "10"),
         ({"head": "last", "trunk": "trained"}, "head='last'"),
     ],
 )

@@ -73,8 +73,12 @@ class FrozenBatches:
                 maps = maps.dense()
             yield maps, labels
 
+    def plain(self, numbers: np.ndarray) -> Batches:
+        """Return training images by their numbers, as they are."""
+        return self._batches("train", numbers)
+
     def held_out(self) -> Batches:
-        return self._batches("train", self.held)
+        return self.plain(self.held)
 
     def test(self) -> Batches:
         return self._batches("test", np.arange(len(self.labels["test"])))
@@ -115,8 +119,12 @@ class ImageBatches:
             images = augment(images, self.recipe.pad, self.recipe.flip, self.recipe.cutout)[part(len(batch))]
             yield self.prepare(images.to(self.device)), torch.from_numpy(batch.labels).to(self.device)
 
+    def plain(self, numbers: np.ndarray) -> Batches:
+        """Return training images by their numbers, as they are."""
+        return self._batches(self.train_set, numbers)
+
     def held_out(self) -> Batches:
-        return self._batches(self.train_set, self.held)
+        return self.plain(self.held)
 
     def test(self) -> Batches:
         assert self.test_set is not None

@@ -20,11 +20,11 @@ from sqzoo.environment import environment
 from sqzoo.errors import ArgumentError, WeightsError
 from sqzoo.hashing import file_sha256
 from sqzoo.registry import create_model, start_from_imagenet
-from sqzoo.train.batches import FrozenBatches, ImageBatches
+from sqzoo.train.batches import Batches, FrozenBatches, ImageBatches
 from sqzoo.train.checkpoint import resume, same_run_or_raise, write_tensors, write_text
 from sqzoo.train.distributed import first_alone, part, processes, rank, sum_over_processes
 from sqzoo.train.evaluate import Metrics, score
-from sqzoo.train.norms import fold_away, put_in
+from sqzoo.train.norms import fold_away, measure_anew, put_in
 from sqzoo.train.pruning import Pruning
 from sqzoo.train.recipe import Recipe
 from sqzoo.train.shared import SharedTrunk
@@ -151,15 +151,24 @@ class Learner:
                 else:  # batch norm's count of batches
                     average.copy_(self.learned[name])
 
-    def look(self) -> None:
-        """Make ready for evaluation: the average takes the weights' place until the epoch's `end`."""
+    def look(self, plain: Batches) -> None:
+        """Make ready for evaluation: the average takes the weights' place until the epoch's `end`.
+
+        plain: this process's batches of images as they are, for `Recipe.norm_images`.
+        """
         self.model.eval()
-        statistics = [b for b in self.model.buffers() if b.is_floating_point()]
-        if statistics:  # each process has seen its part of the images
-            sum_over_processes(statistics)
-            for tensor in statistics:
-                tensor.div_(processes())
+        self._share_statistics()
         self._exchange()
+        if self.recipe.norm_images:
+            measure_anew(self.model.features, (images for images, _ in plain))  # type: ignore[misc]
+            self._share_statistics()
+
+    def _share_statistics(self) -> None:
+        """Give all processes the mean of their statistics: each has seen its part of the images."""
+        statistics = [b for b in self.model.buffers() if b.is_floating_point()]
+        sum_over_processes(statistics)
+        for tensor in statistics:
+            tensor.div_(processes())
 
     def _exchange(self) -> None:
         with torch.no_grad():
@@ -287,4 +296,5 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     rise = max(1, int(recipe.warm_up * steps))
     if step < rise:
         return recipe.lr * (step + 1) / rise
-    return recipe.lr * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+    share = 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+    return recipe.lr * (recipe.lr_end + (1 - recipe.lr_end) * share)

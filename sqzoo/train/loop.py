@@ -21,7 +21,7 @@ from sqzoo.data import Dataset
 from sqzoo.errors import ArgumentError
 from sqzoo.train.batches import FrozenBatches, ImageBatches
 from sqzoo.train.checkpoint import alone_in
-from sqzoo.train.distributed import joined, processes, rank
+from sqzoo.train.distributed import joined, part, processes, rank
 from sqzoo.train.evaluate import scores
 from sqzoo.train.learner import Learner
 from sqzoo.train.recipe import Recipe
@@ -146,8 +146,9 @@ def _train(
                     learner.step(inputs, labels, numbers[step], done, steps)
         seconds = time.perf_counter() - began
 
+        few = kept[: recipe.norm_images]
         for learner in active:
-            learner.look()
+            learner.look(data.plain(few[part(len(few))]))
         forwards = [learner.forward for learner in active]
         seen = {"held_out": scores(forwards, data.held_out())} if len(held) else {}
         if any(learner.recipe.looks_at_test for learner in active):
@@ -166,7 +167,7 @@ def _train(
 
 _OWN = (
     *("model", "model_args", "head", "sizes", "select", "log_test", "lr", "weight_decay", "schedule", "warm_up"),
-    *("patience", "teacher"),
+    *("lr_end", "patience", "teacher"),
 )
 
 

@@ -4,6 +4,8 @@ SqueezeNet has none and learns slowly for it. Put in so that it changes nothing 
 folded, it leaves the network as it was: the same layers, names and number of parameters.
 """
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn as nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
@@ -40,6 +42,22 @@ def _match(norm: nn.Module, inputs: tuple[torch.Tensor]) -> None:
     for tensor, value in ((norm.running_mean, mean), (norm.running_var, variance), (norm.bias, mean)):
         tensor.data.copy_(value)  # type: ignore[union-attr]
     norm.weight.data.copy_((variance + norm.eps).sqrt())
+
+
+def measure_anew(trunk: nn.Module, batches: Iterable[torch.Tensor]) -> None:
+    """Set the norms' running statistics to those of `batches` of images (N, C, H, W), which are met one by one."""
+    norms = [module.norm for module in trunk.modules() if isinstance(module, NormedConv)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean of all batches
+        norm.train()
+    with torch.no_grad():
+        for images in batches:
+            trunk(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
 
 
 def fold_away(trunk: nn.Module) -> None:

@@ -30,12 +30,14 @@ class Recipe:
     every epoch though they choose nothing.
     patience: epochs without a better score on the images that choose before the run stops; 0: it never does.
     schedule: the learning rate is `lr` throughout, or with "cosine" rises to it over the share `warm_up` of all steps
-    and falls along a cosine to zero.
+    and falls along a cosine to `lr_end` times itself.
     flip, pad, cutout: mirror half of the images, shift them by up to `pad` pixels, paint over a square of `cutout`
     pixels a side, all at the data's own size (32 pixels for CIFAR-10).
     ema: decay by step, in [0, 1), of a running average of the weights, which is then what is evaluated and kept; 0 is
     none. label_smoothing: share, in [0, 1), of a target that is spread over all classes. trunk_norm: train with batch
-    norm in the trunk, which is folded away at the end (see `norms.py`).
+    norm in the trunk, which is folded away at the end (see `norms.py`). norm_images: training images, as they are, that
+    its statistics are measured on before each evaluation; those of averaged weights are not the average of theirs. 0
+    takes the running ones.
     prune: share, in [0, 1), of the weights of each layer of a million or more that are set to zero over the first half
     of the run, the smallest first; no epoch before that counts as the best (see `pruning.py`).
     teacher: weights tag of a network to learn from besides the labels (see `teacher.py`); "" is none.
@@ -63,12 +65,14 @@ class Recipe:
     weight_decay: float = 0.0
     schedule: Literal["constant", "cosine"] = "constant"
     warm_up: float = 0.0
+    lr_end: float = 0.0
     flip: bool = False
     pad: int = 0
     cutout: int = 0
     ema: float = 0.0
     label_smoothing: float = 0.0
     trunk_norm: bool = False
+    norm_images: int = 0
     prune: float = 0.0
     teacher: str = ""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -107,8 +111,17 @@ class Recipe:
             raise ArgumentError("An average of weights has no zeros where they had; give prune or ema, not both.")
         if self.head == "last" and self.trunk == "trained":
             raise ArgumentError("head='last' trains one layer alone; give trunk='frozen' with it, or head='all'.")
-        if self.schedule == "constant" and self.warm_up:
-            raise ArgumentError(f"warm_up={self.warm_up!r} goes with schedule='cosine'; give both or neither.")
+        if not 0 <= self.lr_end <= 1:
+            raise ArgumentError(f"lr_end must be a share of lr, between 0 and 1, not {self.lr_end!r}.")
+        for name in ("warm_up", "lr_end"):
+            if self.schedule == "constant" and getattr(self, name):
+                raise ArgumentError(
+                    f"{name}={getattr(self, name)!r} goes with schedule='cosine'; give both or neither."
+                )
+        if self.norm_images and (self.norm_images < 100 or not self.trunk_norm):
+            raise ArgumentError(
+                f"norm_images={self.norm_images!r} must be 100 or more and goes with trunk_norm=True; give both, or 0."
+            )
         if self.select == "held_out" and self.hold_out < 1:
             raise ArgumentError(f"select='held_out' needs images: hold_out is {self.hold_out}; give 5000, say.")
         if self.trunk == "frozen" and (len(self.sizes) > 1 or self.flip or self.pad or self.cutout):
@@ -185,13 +198,16 @@ _NORM = replace(
 _MORE = replace(_NORM, sizes=((128, 8),), lr=3e-4, patience=0)
 _LONG = replace(_MORE, sizes=((128, 36),), lr=1e-3, cutout=10, frozen_layers=5, select="last")
 _LARGE = replace(_LONG, sizes=((128, 10), (160, 20)), lr=8e-4, cutout=14, label_smoothing=0.1)
+_SURE = replace(_LARGE, sizes=((160, 4),), lr=2e-4, label_smoothing=0.0)
+_MEAN = replace(_LONG, sizes=((160, 6), (192, 15)), lr=8e-4, lr_end=0.2, cutout=14, ema=0.9998, norm_images=8192)
 _ALL_LAYERS = {
     "finetune": _FINETUNE,
     "finetune_norm": _NORM,
     "finetune_more": _MORE,
     "finetune_long": _LONG,
     "finetune_large": _LARGE,
-    "finetune_sure": replace(_LARGE, sizes=((160, 4),), lr=2e-4, label_smoothing=0.0),
+    "finetune_sure": _SURE,
+    "finetune_mean": _MEAN,
 }
 _GO_ON = tuple(_ALL_LAYERS)[2:]  # from an earlier run
 RECIPES = ("paper", "paper_held_out", "fc", "fc_held_out", *_ALL_LAYERS, "pictures", "pictures_all_layers")
@@ -208,8 +224,9 @@ def recipe(name: str, model: str, **changes: Any) -> Recipe:
     size, from the weights file or tag `start`. finetune_long: a long cycle from there, the first layers left as they
     are, its last epoch kept; the `tiny` weights are compressed from it. finetune_large: another from those, up to
     larger images, with larger squares cut out and smoothed labels. finetune_sure: a short last one on the labels as
-    they are, for smoothed ones leave answers so even that noise looks like a picture of some class; the shipped `ft`
-    weights.
+    they are, for smoothed ones leave answers so even that noise looks like a picture of some class. finetune_mean: a long
+    one more on labels as they are, up to 192 pixels; its weights are the mean of its last epochs', at a rate still high
+    enough for them to differ. The shipped `ft` weights.
     pictures: the head alone, for one's own pictures, until the held-out ones gain no more; pictures_all_layers: all
     layers after it. Both are for `train_on_pictures`, which says which images are held out.
     """
