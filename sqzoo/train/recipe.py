@@ -199,7 +199,7 @@ _MORE = replace(_NORM, sizes=((128, 8),), lr=3e-4, patience=0)
 _LONG = replace(_MORE, sizes=((128, 36),), lr=1e-3, cutout=10, frozen_layers=5, select="last")
 _LARGE = replace(_LONG, sizes=((128, 10), (160, 20)), lr=8e-4, cutout=14, label_smoothing=0.1)
 _SURE = replace(_LARGE, sizes=((160, 4),), lr=2e-4, label_smoothing=0.0)
-_MEAN = replace(_LONG, sizes=((160, 6), (192, 15)), lr=8e-4, lr_end=0.2, cutout=14, ema=0.9998, norm_images=8192)
+_MEAN = replace(_LONG, sizes=((160, 5), (192, 18)), lr=8e-4, lr_end=0.2, cutout=14, ema=0.9998, norm_images=8192)
 _ALL_LAYERS = {
     "finetune": _FINETUNE,
     "finetune_norm": _NORM,
@@ -224,9 +224,9 @@ def recipe(name: str, model: str, **changes: Any) -> Recipe:
     size, from the weights file or tag `start`. finetune_long: a long cycle from there, the first layers left as they
     are, its last epoch kept; the `tiny` weights are compressed from it. finetune_large: another from those, up to
     larger images, with larger squares cut out and smoothed labels. finetune_sure: a short last one on the labels as
-    they are, for smoothed ones leave answers so even that noise looks like a picture of some class. finetune_mean: a long
-    one more on labels as they are, up to 192 pixels; its weights are the mean of its last epochs', at a rate still high
-    enough for them to differ. The shipped `ft` weights.
+    they are, for smoothed ones leave answers so even that noise looks like a picture of some class. finetune_mean: one
+    more long one on labels as they are, up to 192 pixels; its weights are the mean of its last epochs', at a rate still
+    high enough for them to differ. The shipped `ft` weights.
     pictures: the head alone, for one's own pictures, until the held-out ones gain no more; pictures_all_layers: all
     layers after it. Both are for `train_on_pictures`, which says which images are held out.
     """
