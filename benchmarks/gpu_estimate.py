@@ -2,13 +2,14 @@
 
     python benchmarks/gpu_estimate.py
 
-Counts the FLOPs of the recipes finetune_norm, to its last epoch, finetune_more, finetune_long, finetune_large
-and finetune_sure, training steps and evaluations.
+Counts the FLOPs of the recipes that go on from one another, finetune_norm (to its last epoch) to finetune_mean:
+training steps and evaluations, and then finetune_sure once more.
 Prints the commands and writes results/gpu_estimate.json.
 """
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from expected import GPU_FLOPS
@@ -19,7 +20,12 @@ from sqzoo.environment import environment
 from sqzoo.train import recipe
 from sqzoo.train.checkpoint import write_text
 
-RECIPES = ("finetune_norm", "finetune_more", "finetune_long", "finetune_large", "finetune_sure")
+GO_ON: dict[str, Any] = {"start": "FILE", "precision": "bfloat16"}
+STEPS: list[tuple[str, dict[str, Any]]] = [
+    ("finetune_norm", {"precision": "bfloat16"}),
+    *((name, GO_ON) for name in ("finetune_more", "finetune_long", "finetune_large", "finetune_sure", "finetune_mean")),
+    ("finetune_sure", GO_ON | {"sizes": [[192, 3]], "lr": 1.6e-4}),
+]
 IMAGES, TEST = 50_000, 10_000
 
 
@@ -37,17 +43,15 @@ def flops(side: int, training: bool, frozen_layers: int = 0) -> float:
 def main() -> None:
     """Count, print, record."""
     total, rows = 0.0, []
-    for name in RECIPES:
-        start = {} if name == "finetune_norm" else {"start": "FILE"}
-        plan = recipe(name, "sq1", **start)
+    for name, changes in STEPS:
+        plan = recipe(name, "sq1", **changes)
         seen = IMAGES - plan.hold_out
-        work = sum(
-            e * (seen * flops(s, True, plan.frozen_layers) + plan.hold_out * flops(s, False)) for s, e in plan.sizes
-        )
+        looked = plan.hold_out + plan.norm_images
+        work = sum(e * (seen * flops(s, True, plan.frozen_layers) + looked * flops(s, False)) for s, e in plan.sizes)
         work += TEST * flops(plan.sizes[-1][0], False)
         total += work
-        more = " --set 'start=\"FILE\"'" if start else ""
-        command = f"sqzoo train sq1 --recipe {name}{more} --set 'precision=\"bfloat16\"' --device cuda"
+        sets = "".join(f" --set '{key}={json.dumps(value)}'" for key, value in changes.items())
+        command = f"sqzoo train sq1 --recipe {name}{sets} --device cuda"
         rows.append({"command": command, "petaflop": round(work / 1e15, 4)})
         print(f"{command}: {work / 1e15:.2f} PFLOP")
     result = {

@@ -58,11 +58,11 @@ def contenders() -> list[Contender]:
         tag, *others = shipped(name)
         side = get_weights(tag).input_size[1]
         hows = ["eager", "optimize", "onnxruntime-int8"]
+        smaller = [(tag, other) for other in knees(tag) if other != side]
         if name == "sq1":
             hows += ["onnxruntime", "openvino", "openvino-int8", ALLOWED]
+            smaller += [(other, get_weights(other).input_size[1]) for other in others]
         found += [Contender(tag, side, how) for how in hows]
-        smaller = [(tag, other) for other in knees(tag) if other != side]
-        smaller += [(other, get_weights(other).input_size[1]) for other in others]
         found += [Contender(*each, how) for each in smaller for how in ("optimize", "onnxruntime", "openvino")]
     found += [Contender(get_weights("sq1").tag, 224, how) for how in ("optimize", "onnxruntime", "openvino")]
     found += [Contender("alexnet_cifar", 224, how) for how in ("eager", "optimize")]

@@ -54,8 +54,8 @@ def mirrored(data: Dataset) -> Dataset:
 
 
 def shipped(name: str) -> list[str]:
-    """Return the tags of an architecture that are complete and not coded, the default first."""
-    return [tag for tag in tags(name) if get_weights(tag).holds == "complete" and get_weights(tag).stored == "plain"]
+    """Return the tags of an architecture that are complete, the default first."""
+    return [tag for tag in tags(name) if get_weights(tag).holds == "complete"]
 
 
 def evaluate_ours(train: Dataset, test: Dataset, sides: list[int]) -> list[dict[str, Any]]:

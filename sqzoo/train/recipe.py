@@ -226,7 +226,8 @@ def recipe(name: str, model: str, **changes: Any) -> Recipe:
     larger images, with larger squares cut out and smoothed labels. finetune_sure: a short last one on the labels as
     they are, for smoothed ones leave answers so even that noise looks like a picture of some class. finetune_mean: one
     more long one on labels as they are, up to 192 pixels; its weights are the mean of its last epochs', at a rate still
-    high enough for them to differ. The shipped `ft` weights.
+    high enough for them to differ. finetune_sure after it, at 192 pixels, lets the rate fall to zero: the shipped `ft`
+    weights.
     pictures: the head alone, for one's own pictures, until the held-out ones gain no more; pictures_all_layers: all
     layers after it. Both are for `train_on_pictures`, which says which images are held out.
     """
