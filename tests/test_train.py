@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from sqzoo import create_model
 from sqzoo.data import Dataset, Preprocessing, hold_out
 from sqzoo.errors import ArgumentError, DataError, UnknownModelError
-from sqzoo.train import RECIPES, Recipe, evaluate, learner, norms, pruning, recipe, train
+from sqzoo.train import RECIPES, Recipe, evaluate, learner, negatives, norms, pruning, recipe, train
 from sqzoo.train.checkpoint import alone_in
 from sqzoo.train.evaluate import logits
 from sqzoo.weights import get_weights, load_trunk
@@ -304,6 +304,7 @@ KILLED = {
     "average": replace(TRAINED, ema=0.9, label_smoothing=0.1),
     "norms": replace(TRAINED, ema=0.9, trunk_norm=True),
     "first layers still": replace(TRAINED, ema=0.9, trunk_norm=True, frozen_layers=5),
+    "noise": replace(TRAINED, noise=0.3),
     "statistics anew": replace(TRAINED, ema=0.9, trunk_norm=True, norm_images=100, schedule="cosine", lr_end=0.5),
 }
 
@@ -464,6 +465,34 @@ def test_bfloat16_changes_the_arithmetic_and_not_what_is_kept(tmp_path: Path, tr
     assert evaluate(model, TEST, plan.preprocessing(64)).loss == pytest.approx(half["test"]["loss"], rel=1e-5)
 
 
+def test_noise_is_answered_by_all_classes_alike(tmp_path: Path, trunks: Path) -> None:
+    """After learning with noise; without, the network is sure of what it is shown."""
+    torch.manual_seed(5)
+    images, labels = negatives.with_noise(torch.zeros(100, 32, 32, 3, dtype=torch.uint8), torch.arange(100) % 10, 0.5)
+    noise = labels == negatives.NONE
+    assert 30 < noise.sum() < 70 and not images[~noise].any() and (images[noise].flatten(1).float().std(1) > 50).all()
+    shown = Preprocessing(64, 1.0)(images[noise])
+    spread = []
+    for share in (0.0, 0.2):
+        plan = replace(TRAINED, sizes=((64, 10),), noise=share, select="last", lr=2e-3, trunk_norm=True)
+        result = run(plan, tmp_path / str(share), trunks)
+        model = create_model("sq1").eval()
+        model.load_state_dict(load_file(tmp_path / str(share) / "best.safetensors"))
+        with torch.inference_mode():
+            probabilities = model(shown).softmax(1)
+        spread.append(float(-(probabilities * probabilities.log()).sum(1).mean()))
+        assert result["test"]["top1"] > 60
+    assert spread[1] > 2.0 > 1.5 > spread[0]  # of 2.3 nats at most
+
+
+def test_the_loss_with_noise_is_cross_entropy_to_all_classes_where_there_is_no_label() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(6, 10), torch.tensor([3, negatives.NONE, 1, 0, negatives.NONE, 9])
+    wanted = F.one_hot(labels.clamp(min=0), 10).float() * 0.9 + 0.01
+    wanted[labels == negatives.NONE] = 0.1
+    torch.testing.assert_close(negatives.loss_with_noise(logits, labels, 0.1), F.cross_entropy(logits, wanted))
+
+
 def test_a_teacher_is_learnt_from_as_a_textbook_says(tmp_path: Path, trunks: Path) -> None:
     """Its logits for each image, softened, are to be met beside the label; held against the loss written out."""
     plan = replace(FROZEN, sizes=((32, 1),), hold_out=0, select="last", teacher="sq1.ft_cifar10", batch_size=100)
@@ -507,7 +536,7 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path, trunks: Path) -> No
     """Whose recipe lacks the fields that came later."""
     before = run(FROZEN, tmp_path, trunks)
     about = json.loads((tmp_path / "recipe.json").read_text())
-    for later in ("ema", "label_smoothing", "trunk_norm", "precision", "cutout", "prune", "teacher", "frozen_layers"):
+    for later in "ema label_smoothing trunk_norm precision cutout prune teacher frozen_layers noise".split():
         del about["recipe"][later]
     (tmp_path / "recipe.json").write_text(json.dumps(about))
     assert run(FROZEN, tmp_path, trunks) == before
@@ -618,7 +647,7 @@ def test_a_cache_serves_runs_of_other_heads(tmp_path: Path, trunks: Path) -> Non
 # Recipes
 
 
-GO_ON = ("finetune_more", "finetune_long", "finetune_large", "finetune_sure", "finetune_mean")
+GO_ON = ("finetune_more", "finetune_long", "finetune_large", "finetune_sure", "finetune_noise", "finetune_mean")
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -649,6 +678,9 @@ def test_named_recipes_are_json(name: str) -> None:
         ({"pad": 4}, "no pad"),
         ({"cutout": 8}, "no cutout"),
         ({"cutout": 33}, "33"),
+        ({"noise": 0.1}, "no noise"),
+        ({"noise": 1.0, "trunk": "trained"}, "1.0"),
+        ({"noise": 0.1, "trunk": "trained", "teacher": "sq1.ft_cifar10"}, "noise or teacher"),
         ({"precision": "float16"}, "'float16'"),
         ({"prune": 1.0}, "1.0"),
         ({"prune": 0.5, "ema": 0.9}, "not both"),

@@ -13,6 +13,7 @@ from sqzoo.data import Dataset
 from sqzoo.errors import ArgumentError
 from sqzoo.train.distributed import part
 from sqzoo.train.features import FeatureCache, cache_key, trunk_features
+from sqzoo.train.negatives import with_noise
 from sqzoo.train.nonzeros import NonZeroMaps
 from sqzoo.train.recipe import Recipe
 
@@ -116,8 +117,11 @@ class ImageBatches:
             batch = self.train_set[order[low : low + self.recipe.batch_size]]
             # All of the batch, whatever a process's part of it: so the random numbers are the same for any number.
             images = torch.from_numpy(batch.images)
-            images = augment(images, self.recipe.pad, self.recipe.flip, self.recipe.cutout)[part(len(batch))]
-            yield self.prepare(images.to(self.device)), torch.from_numpy(batch.labels).to(self.device)
+            images = augment(images, self.recipe.pad, self.recipe.flip, self.recipe.cutout)
+            labels = torch.from_numpy(batch.labels)
+            if self.recipe.noise:
+                images, labels = with_noise(images, labels, self.recipe.noise)
+            yield self.prepare(images[part(len(batch))].to(self.device)), labels.to(self.device)
 
     def plain(self, numbers: np.ndarray) -> Batches:
         """Return training images by their numbers, as they are."""

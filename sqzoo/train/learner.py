@@ -24,6 +24,7 @@ from sqzoo.train.batches import Batches, FrozenBatches, ImageBatches
 from sqzoo.train.checkpoint import resume, same_run_or_raise, write_tensors, write_text
 from sqzoo.train.distributed import first_alone, part, processes, rank, sum_over_processes
 from sqzoo.train.evaluate import Metrics, score
+from sqzoo.train.negatives import loss_with_noise
 from sqzoo.train.norms import fold_away, measure_anew, put_in
 from sqzoo.train.pruning import Pruning
 from sqzoo.train.recipe import Recipe
@@ -125,7 +126,10 @@ class Learner:
                 logits = self.forward(inputs)
             smoothing = self.recipe.label_smoothing
             logits, heads = logits.float(), len(logits) // len(own)
-            loss = F.cross_entropy(logits, own.repeat(heads), label_smoothing=smoothing)
+            if self.recipe.noise:
+                loss = loss_with_noise(logits, own.repeat(heads), smoothing)
+            else:
+                loss = F.cross_entropy(logits, own.repeat(heads), label_smoothing=smoothing)
             if self.lessons is not None:
                 loss = taught(loss, logits, self.lessons[numbers[part(len(labels))]].repeat(heads, 1))
             (loss if processes() == 1 else loss * (len(own) / len(labels))).backward()

@@ -33,6 +33,8 @@ class Recipe:
     and falls along a cosine to `lr_end` times itself.
     flip, pad, cutout: mirror half of the images, shift them by up to `pad` pixels, paint over a square of `cutout`
     pixels a side, all at the data's own size (32 pixels for CIFAR-10).
+    noise: share, in [0, 1), of the images that noise takes the place of, whose wanted answer is all classes alike (see
+    `negatives.py`).
     ema: decay by step, in [0, 1), of a running average of the weights, which is then what is evaluated and kept; 0 is
     none. label_smoothing: share, in [0, 1), of a target that is spread over all classes. trunk_norm: train with batch
     norm in the trunk, which is folded away at the end (see `norms.py`). norm_images: training images, as they are, that
@@ -69,6 +71,7 @@ class Recipe:
     flip: bool = False
     pad: int = 0
     cutout: int = 0
+    noise: float = 0.0
     ema: float = 0.0
     label_smoothing: float = 0.0
     trunk_norm: bool = False
@@ -96,7 +99,7 @@ class Recipe:
             raise ArgumentError(f"batch_size must be at least 1, not {self.batch_size!r}.")
         if not 0 <= self.cutout <= 32:
             raise ArgumentError(f"cutout must be between 0 and 32 pixels, not {self.cutout!r}.")
-        for name in ("ema", "label_smoothing", "prune"):
+        for name in ("noise", "ema", "label_smoothing", "prune"):
             if not 0 <= getattr(self, name) < 1:
                 raise ArgumentError(f"{name} must be at least 0 and below 1, not {getattr(self, name)!r}.")
         if self.frozen_layers < 0:
@@ -124,10 +127,12 @@ class Recipe:
             )
         if self.select == "held_out" and self.hold_out < 1:
             raise ArgumentError(f"select='held_out' needs images: hold_out is {self.hold_out}; give 5000, say.")
-        if self.trunk == "frozen" and (len(self.sizes) > 1 or self.flip or self.pad or self.cutout):
+        if self.trunk == "frozen" and (len(self.sizes) > 1 or self.flip or self.pad or self.cutout or self.noise):
             raise ArgumentError(
-                "a frozen trunk's features are computed once: give one size, no flip, no pad and no cutout."
+                "a frozen trunk's features are computed once: give one size, no flip, no pad, no cutout and no noise."
             )
+        if self.noise and self.teacher:
+            raise ArgumentError("A teacher knows the training images and no noise; give noise or teacher, not both.")
 
     @property
     def epochs(self) -> int:
@@ -207,6 +212,7 @@ _ALL_LAYERS = {
     "finetune_long": _LONG,
     "finetune_large": _LARGE,
     "finetune_sure": _SURE,
+    "finetune_noise": replace(_SURE, sizes=((160, 2),), lr=1e-4, noise=0.08),
     "finetune_mean": _MEAN,
 }
 _GO_ON = tuple(_ALL_LAYERS)[2:]  # from an earlier run
@@ -224,10 +230,10 @@ def recipe(name: str, model: str, **changes: Any) -> Recipe:
     size, from the weights file or tag `start`. finetune_long: a long cycle from there, the first layers left as they
     are, its last epoch kept; the `tiny` weights are compressed from it. finetune_large: another from those, up to
     larger images, with larger squares cut out and smoothed labels. finetune_sure: a short last one on the labels as
-    they are, for smoothed ones leave answers so even that noise looks like a picture of some class. finetune_mean: one
-    more long one on labels as they are, up to 192 pixels; its weights are the mean of its last epochs', at a rate still
-    high enough for them to differ. finetune_sure after it, at 192 pixels, lets the rate fall to zero: the shipped `ft`
-    weights.
+    they are, for smoothed ones leave answers so even that noise looks like a picture of some class. finetune_noise: two
+    epochs with noise among the images, which is to be called none of the classes; the shipped `ft` weights.
+    finetune_mean: a long cycle from finetune_sure's, up to 192 pixels, whose weights are the mean of its last epochs',
+    at a rate still high enough for them to differ; no better, at 1.4 times the work.
     pictures: the head alone, for one's own pictures, until the held-out ones gain no more; pictures_all_layers: all
     layers after it. Both are for `train_on_pictures`, which says which images are held out.
     """
