@@ -2,8 +2,8 @@
 
     python benchmarks/gpu_estimate.py
 
-Counts the FLOPs of the recipes that go on from one another, finetune_norm (to its last epoch) to finetune_noise:
-training steps and evaluations.
+Counts the FLOPs of the recipes finetune_norm, to its last epoch, finetune_more, finetune_long, finetune_large
+and finetune_sure, training steps and evaluations.
 Prints the commands and writes results/gpu_estimate.json.
 """
 
@@ -19,7 +19,7 @@ from sqzoo.environment import environment
 from sqzoo.train import recipe
 from sqzoo.train.checkpoint import write_text
 
-RECIPES = ("finetune_norm", "finetune_more", "finetune_long", "finetune_large", "finetune_sure", "finetune_noise")
+RECIPES = ("finetune_norm", "finetune_more", "finetune_long", "finetune_large", "finetune_sure")
 IMAGES, TEST = 50_000, 10_000
 
 
