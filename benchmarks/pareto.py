@@ -143,7 +143,7 @@ def draw(results: dict[str, Any]) -> None:
             for colour, tag in zip(COLOURS, chosen(results["ours"]), strict=False):
                 own = [r for r in results["ours"] if r["tag"] == tag]
                 axes.plot([r[key] for r in own], [r["test_top1"] for r in own], "o-", color=colour, label=tag)
-                if own[0]["tag"].startswith(OURS[0]):  # the others' points lie beside these
+                if tag.startswith(OURS[0]):  # the others' points lie beside these
                     for row in own:
                         axes.annotate(str(row["side"]), (row[key], row["test_top1"]), fontsize=6, xytext=(3, -8),
                                       textcoords="offset points", annotation_clip=True)  # fmt: skip

@@ -536,7 +536,8 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path, trunks: Path) -> No
     """Whose recipe lacks the fields that came later."""
     before = run(FROZEN, tmp_path, trunks)
     about = json.loads((tmp_path / "recipe.json").read_text())
-    for later in "ema label_smoothing trunk_norm precision cutout prune teacher frozen_layers noise".split():
+    first = "ema label_smoothing trunk_norm precision cutout prune teacher frozen_layers"
+    for later in f"{first} lr_end norm_images noise".split():
         del about["recipe"][later]
     (tmp_path / "recipe.json").write_text(json.dumps(about))
     assert run(FROZEN, tmp_path, trunks) == before

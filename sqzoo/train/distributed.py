@@ -56,9 +56,9 @@ def part(count: int) -> slice:
 
 def sum_over_processes(tensors: Iterable[torch.Tensor]) -> None:
     """Replace each tensor by its sum over the processes."""
-    if processes() == 1:
-        return
     tensors = list(tensors)
+    if processes() == 1 or not tensors:
+        return
     flat = torch.cat([t.reshape(-1) for t in tensors])
     dist.all_reduce(flat)
     for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):

@@ -170,8 +170,7 @@ class Learner:
     def _share_statistics(self) -> None:
         """Give all processes the mean of their statistics: each has seen its part of the images."""
         statistics = [b for b in self.model.buffers() if b.is_floating_point()]
-        if statistics:
-            sum_over_processes(statistics)
+        sum_over_processes(statistics)
         for tensor in statistics:
             tensor.div_(processes())
 
