@@ -27,7 +27,7 @@ from torchvision.datasets import CIFAR10 as TorchvisionCifar10
 
 from sqzoo.data import CIFAR10, IMAGENET, Dataset, Preprocessing, cifar10, hold_out, open_image
 from sqzoo.errors import ArgumentError, DataError
-from sqzoo.train.batches import augment
+from sqzoo.train.augment import augment, trivial_augment
 
 COMMIT = "0b2714987fa478483af9968de7c934580d0bb9a2"
 PINNED_TEST = "841389e6f2d64f28bf17310e430aebac20ec3ba611a3c5e231dc93c645ce84de"

@@ -9,8 +9,9 @@ import torch
 import torch.nn as nn
 from tqdm import tqdm
 
-from sqzoo.data import Dataset
+from sqzoo.data import NORMALISATIONS, Dataset
 from sqzoo.errors import ArgumentError
+from sqzoo.train.augment import augment, trivial_augment
 from sqzoo.train.distributed import part
 from sqzoo.train.features import FeatureCache, cache_key, trunk_features
 from sqzoo.train.negatives import with_noise
@@ -116,12 +117,14 @@ class ImageBatches:
         for low in range(0, len(order), self.recipe.batch_size):
             batch = self.train_set[order[low : low + self.recipe.batch_size]]
             # All of the batch, whatever a process's part of it: so the random numbers are the same for any number.
-            images = torch.from_numpy(batch.images)
+            images, own = torch.from_numpy(batch.images), part(len(batch))
+            if self.recipe.trivial_augment:
+                images = trivial_augment(images, own, NORMALISATIONS[self.recipe.normalisation][0])
             images = augment(images, self.recipe.pad, self.recipe.flip, self.recipe.cutout)
             labels = torch.from_numpy(batch.labels)
             if self.recipe.noise:
                 images, labels = with_noise(images, labels, self.recipe.noise)
-            yield self.prepare(images[part(len(batch))].to(self.device)), labels.to(self.device)
+            yield self.prepare(images[own].to(self.device)), labels.to(self.device)
 
     def plain(self, numbers: np.ndarray) -> Batches:
         """Return training images by their numbers, as they are."""
@@ -141,30 +144,3 @@ class ImageBatches:
                 self.prepare(torch.from_numpy(few.images).to(self.device)),
                 torch.from_numpy(few.labels).to(self.device),
             )
-
-
-def augment(images: torch.Tensor, pad: int, flip: bool, cutout: int = 0) -> torch.Tensor:
-    """Shift (N, H, W, 3) uint8 images by up to `pad` pixels (edges reflected), mirror half, cut out a square each.
-
-    The square has `cutout` pixels a side, lies wholly inside and becomes the image's mean colour.
-    """
-    count, height, width, _ = images.shape
-    rows = torch.arange(height).repeat(count, 1) + torch.randint(-pad, pad + 1, (count, 1))
-    columns = torch.arange(width).repeat(count, 1) + torch.randint(-pad, pad + 1, (count, 1))
-    rows, columns = _reflect(rows, height), _reflect(columns, width)
-    if flip:
-        columns = torch.where(torch.rand(count, 1) < 0.5, columns.flip(1), columns)
-    images = images[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
-    if cutout:
-        top, left = (torch.randint(size - cutout + 1, (count, 1)) for size in (height, width))
-        in_rows, in_columns = (
-            (p >= low) & (p < low + cutout) for p, low in ((torch.arange(height), top), (torch.arange(width), left))
-        )
-        hole = in_rows[:, :, None, None] & in_columns[:, None, :, None]
-        images = torch.where(hole, images.float().mean((1, 2), keepdim=True).round().byte(), images)
-    return images
-
-
-def _reflect(index: torch.Tensor, size: int) -> torch.Tensor:
-    index = index.abs()
-    return torch.where(index >= size, 2 * (size - 1) - index, index)

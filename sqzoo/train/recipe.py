@@ -33,6 +33,7 @@ class Recipe:
     and falls along a cosine to `lr_end` times itself.
     flip, pad, cutout: mirror half of the images, shift them by up to `pad` pixels, paint over a square of `cutout`
     pixels a side, all at the data's own size (32 pixels for CIFAR-10).
+    trivial_augment: change each image by one operation of torchvision's TrivialAugmentWide (see `augment.py`).
     noise: share, in [0, 1), of the images that noise takes the place of, whose wanted answer is all classes alike (see
     `negatives.py`).
     ema: decay by step, in [0, 1), of a running average of the weights, which is then what is evaluated and kept; 0 is
@@ -71,6 +72,7 @@ class Recipe:
     flip: bool = False
     pad: int = 0
     cutout: int = 0
+    trivial_augment: bool = False
     noise: float = 0.0
     ema: float = 0.0
     label_smoothing: float = 0.0
@@ -127,9 +129,11 @@ class Recipe:
             )
         if self.select == "held_out" and self.hold_out < 1:
             raise ArgumentError(f"select='held_out' needs images: hold_out is {self.hold_out}; give 5000, say.")
-        if self.trunk == "frozen" and (len(self.sizes) > 1 or self.flip or self.pad or self.cutout or self.noise):
+        changing = self.flip or self.pad or self.cutout or self.trivial_augment or self.noise
+        if self.trunk == "frozen" and (changing or len(self.sizes) > 1):
             raise ArgumentError(
-                "a frozen trunk's features are computed once: give one size, no flip, no pad, no cutout and no noise."
+                "a frozen trunk's features are computed once: give one size, no flip, no pad, no cutout, no "
+                "trivial_augment and no noise."
             )
         if self.noise and self.teacher:
             raise ArgumentError("A teacher knows the training images and no noise; give noise or teacher, not both.")
@@ -205,6 +209,14 @@ _LONG = replace(_MORE, sizes=((128, 36),), lr=1e-3, cutout=10, frozen_layers=5, 
 _LARGE = replace(_LONG, sizes=((128, 10), (160, 20)), lr=8e-4, cutout=14, label_smoothing=0.1)
 _SURE = replace(_LARGE, sizes=((160, 4),), lr=2e-4, label_smoothing=0.0)
 _MEAN = replace(_LONG, sizes=((160, 5), (192, 18)), lr=8e-4, lr_end=0.2, cutout=14, ema=0.9998, norm_images=8192)
+_TRIVIAL = replace(
+    _LONG,
+    sizes=((128, 24), (160, 9)),
+    lr=8e-4,
+    norm_images=8192,
+    trivial_augment=True,
+    noise=0.01,
+)
 _ALL_LAYERS = {
     "finetune": _FINETUNE,
     "finetune_norm": _NORM,
@@ -214,6 +226,7 @@ _ALL_LAYERS = {
     "finetune_sure": _SURE,
     "finetune_noise": replace(_SURE, sizes=((160, 2),), lr=1e-4, noise=0.08),
     "finetune_mean": _MEAN,
+    "finetune_trivial": _TRIVIAL,
 }
 _GO_ON = tuple(_ALL_LAYERS)[2:]  # from an earlier run
 RECIPES = ("paper", "paper_held_out", "fc", "fc_held_out", *_ALL_LAYERS, "pictures", "pictures_all_layers")
