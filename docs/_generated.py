@@ -24,8 +24,9 @@ FIGURES = RESULTS / "figures"
 CARDS = ROOT / "MODEL_CARDS"
 # Modules that are documented, in the order of a reader's steps; a name that is not there (yet) is left out.
 MODULES = (
-    *("registry", "predict", "models", "data", "pictures", "train", "train.recipe", "train.evaluate", "report"),
-    *("explain", "unsure", "export", "optimization", "tiny", "hub", "cache", "demo", "weights", "errors"),
+    *("registry", "predict", "models", "data", "pictures", "train", "train.recipe", "train.recipes"),
+    *("train.evaluate", "report", "explain", "unsure", "export", "optimization", "tiny", "hub", "cache", "demo"),
+    *("weights", "errors"),
 )
 
 

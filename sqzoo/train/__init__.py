@@ -2,6 +2,7 @@
 
 from sqzoo.train.evaluate import Metrics, evaluate, logits, metrics
 from sqzoo.train.loop import train, train_together
-from sqzoo.train.recipe import RECIPES, Recipe, recipe
+from sqzoo.train.recipe import Recipe
+from sqzoo.train.recipes import RECIPES, recipe
 
 __all__ = ["RECIPES", "Metrics", "Recipe", "evaluate", "logits", "metrics", "recipe", "train", "train_together"]
