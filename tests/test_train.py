@@ -1,6 +1,7 @@
 """Training: what a run learns and leaves alone, what it records, and that it goes on exactly where it was killed."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -23,7 +24,7 @@ from safetensors.torch import load_file
 from sqzoo import create_model
 from sqzoo.data import Dataset, Preprocessing, hold_out
 from sqzoo.errors import ArgumentError, DataError, UnknownModelError
-from sqzoo.train import RECIPES, Recipe, evaluate, learner, negatives, norms, pruning, recipe, train
+from sqzoo.train import RECIPES, Recipe, evaluate, learner, negatives, norms, pruning, recipe, sharpness, train
 from sqzoo.train.checkpoint import alone_in
 from sqzoo.train.evaluate import logits
 from sqzoo.weights import get_weights, load_trunk
@@ -305,6 +306,7 @@ KILLED = {
     "norms": replace(TRAINED, ema=0.9, trunk_norm=True),
     "first layers still": replace(TRAINED, ema=0.9, trunk_norm=True, frozen_layers=5),
     "noise": replace(TRAINED, noise=0.3, trivial_augment=True),
+    "sharpness": replace(TRAINED, ema=0.9, trunk_norm=True, sharpness=0.5),
     "statistics anew": replace(TRAINED, ema=0.9, trunk_norm=True, norm_images=100, schedule="cosine", lr_end=0.5),
 }
 
@@ -512,6 +514,37 @@ def test_a_teacher_is_learnt_from_as_a_textbook_says(tmp_path: Path, trunks: Pat
         run(replace(plan, teacher="sq1.ft_cifar"), tmp_path / "unknown", trunks)
 
 
+def test_uphill_is_where_the_loss_is_highest_near_by() -> None:
+    """Of many moves as long, each weight's own size being the measure, none raises the loss more; then all is back."""
+    torch.manual_seed(0)
+    weight, bias, statistics = torch.randn(5, 4, requires_grad=True), torch.randn(5, requires_grad=True), torch.ones(1)
+    x, y = torch.randn(30, 4), torch.randint(5, (30,))
+    parameters = (weight, bias)
+    before = [p.detach().clone() for p in parameters]
+
+    def loss(moves: tuple[torch.Tensor, ...]) -> float:
+        return F.cross_entropy(F.linear(x, *(p + m for p, m in zip(before, moves, strict=True))), y).item()
+
+    F.cross_entropy(F.linear(x, weight, bias), y).backward()
+    slopes = [p.grad for p in parameters]
+    with sharpness.uphill(parameters, [statistics], 0.01):
+        assert weight.grad is None and bias.grad is None
+        moves = tuple(p.detach() - b for p, b in zip(parameters, before, strict=True))
+        F.cross_entropy(F.linear(x, weight, bias), y).backward()
+        statistics += 1
+    assert all(torch.equal(p, b) for p, b in zip(parameters, before, strict=True)) and statistics == 1
+    assert not any(torch.equal(p.grad, s) for p, s in zip(parameters, slopes, strict=True))  # of the place uphill
+    units = (before[0].abs() + 0.01, torch.ones(5))
+    length = torch.cat([(m / u).flatten() for m, u in zip(moves, units, strict=True)]).norm()
+    assert length == pytest.approx(0.01, rel=1e-3)
+    others = []
+    for _ in range(1000):
+        steps = torch.randn(5, 4), torch.randn(5)
+        size = torch.cat([s.flatten() for s in steps]).norm()
+        others.append(loss(tuple(s / size * 0.01 * u for s, u in zip(steps, units, strict=True))))
+    assert loss(moves) > max(others)
+
+
 def test_pruned_weights_stay_zero_and_the_best_epoch_has_them_all(
     tmp_path: Path, trunks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -537,7 +570,7 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path, trunks: Path) -> No
     before = run(FROZEN, tmp_path, trunks)
     about = json.loads((tmp_path / "recipe.json").read_text())
     first = "ema label_smoothing trunk_norm precision cutout prune teacher frozen_layers"
-    for later in f"{first} lr_end norm_images noise trivial_augment".split():
+    for later in f"{first} lr_end norm_images noise trivial_augment sharpness".split():
         del about["recipe"][later]
     (tmp_path / "recipe.json").write_text(json.dumps(about))
     assert run(FROZEN, tmp_path, trunks) == before
@@ -649,7 +682,7 @@ def test_a_cache_serves_runs_of_other_heads(tmp_path: Path, trunks: Path) -> Non
 
 
 GO_ON = ("finetune_more", "finetune_long", "finetune_large", "finetune_sure", "finetune_noise", "finetune_mean")
-GO_ON += ("finetune_trivial",)
+GO_ON += ("finetune_trivial", "finetune_flat")
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -686,6 +719,8 @@ def test_named_recipes_are_json(name: str) -> None:
         ({"noise": 0.1, "trunk": "trained", "teacher": "sq1.ft_cifar10"}, "noise or teacher"),
         ({"precision": "float16"}, "'float16'"),
         ({"prune": 1.0}, "1.0"),
+        ({"sharpness": -0.5}, "-0.5"),
+        ({"sharpness": math.nan}, "nan"),
         ({"prune": 0.5, "ema": 0.9}, "not both"),
         ({"batch_size": 0}, "0"),
         ({"warm_up": 0.1}, "schedule='cosine'"),

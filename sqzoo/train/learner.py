@@ -29,6 +29,7 @@ from sqzoo.train.norms import fold_away, measure_anew, put_in
 from sqzoo.train.pruning import Pruning
 from sqzoo.train.recipe import Recipe
 from sqzoo.train.shared import SharedTrunk
+from sqzoo.train.sharpness import uphill
 from sqzoo.train.teacher import lessons, taught
 from sqzoo.weights import get_weights, load_trunk, read_manifest, read_verified, trunk_source
 
@@ -119,7 +120,22 @@ class Learner:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.recipe, done, steps)
+        self.loss_sum += self._backward(inputs, labels, numbers)
+        if self.recipe.sharpness:
+            with uphill(self.parameters.values(), self.model.buffers(), self.recipe.sharpness):
+                self._backward(inputs, labels, numbers)
+        with self.pruning.kept(done, steps):
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.images += len(labels)
+        if self.average:
+            # Young averages forget sooner, or they would remember the weights that the run began with.
+            self._move_average(min(self.recipe.ema, (1 + done) / (10 + done)))
+
+    def _backward(self, inputs: Any, labels: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        """Set the gradients to those of the whole batch; return the sum of the losses (nats) of this process's part."""
         own = labels[part(len(labels))]
+        total = torch.zeros((), device=self.device)
         if len(own):
             half = self.recipe.precision == "bfloat16"
             with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=half):
@@ -133,19 +149,13 @@ class Learner:
             if self.lessons is not None:
                 loss = taught(loss, logits, self.lessons[numbers[part(len(labels))]].repeat(heads, 1))
             (loss if processes() == 1 else loss * (len(own) / len(labels))).backward()
-            self.loss_sum += loss.detach() * len(own)
+            total = loss.detach() * len(own)
         if processes() > 1:
             trained = [p for p in self.parameters.values() if p.requires_grad]
             for p in trained:
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
             sum_over_processes(p.grad for p in trained)
-        with self.pruning.kept(done, steps):
-            self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.images += len(labels)
-        if self.average:
-            # Young averages forget sooner, or they would remember the weights that the run began with.
-            self._move_average(min(self.recipe.ema, (1 + done) / (10 + done)))
+        return total
 
     def _move_average(self, decay: float) -> None:
         with torch.no_grad():

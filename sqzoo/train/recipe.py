@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -43,6 +44,8 @@ class Recipe:
     takes the running ones.
     prune: share, in [0, 1), of the weights of each layer of a million or more that are set to zero over the first half
     of the run, the smallest first; no epoch before that counts as the best (see `pruning.py`).
+    sharpness: radius, at least 0, within which the loss is to be low all around (0.5, say), at twice the time a step;
+    0 is none (see `sharpness.py`).
     teacher: weights tag of a network to learn from besides the labels (see `teacher.py`); "" is none.
     precision: of the layers' arithmetic in training; "bfloat16" is faster where the processor has instructions for it
     (`sqzoo doctor` tells), slower elsewhere, and slower for Sq-1's head, which has little to do where a map is zero.
@@ -79,6 +82,7 @@ class Recipe:
     trunk_norm: bool = False
     norm_images: int = 0
     prune: float = 0.0
+    sharpness: float = 0.0
     teacher: str = ""
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
@@ -104,6 +108,8 @@ class Recipe:
         for name in ("noise", "ema", "label_smoothing", "prune"):
             if not 0 <= getattr(self, name) < 1:
                 raise ArgumentError(f"{name} must be at least 0 and below 1, not {getattr(self, name)!r}.")
+        if not 0 <= self.sharpness < math.inf:
+            raise ArgumentError(f"sharpness must be a radius of at least 0, not {self.sharpness!r}; 0.5 is usual.")
         if self.frozen_layers < 0:
             raise ArgumentError(f"frozen_layers must be at least 0, not {self.frozen_layers!r}.")
         if self.trunk == "frozen" and ("+" in self.model or self.head_epochs or self.frozen_layers):
