@@ -7,19 +7,15 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
-from safetensors.torch import load_file
 
 from sqzoo.data import Dataset
 from sqzoo.environment import environment
-from sqzoo.errors import ArgumentError, WeightsError
-from sqzoo.hashing import file_sha256
-from sqzoo.registry import create_model, start_from_imagenet
+from sqzoo.errors import ArgumentError
 from sqzoo.train.batches import Batches, FrozenBatches, ImageBatches
 from sqzoo.train.checkpoint import resume, same_run_or_raise, write_tensors, write_text
 from sqzoo.train.distributed import first_alone, part, processes, rank, sum_over_processes
@@ -30,8 +26,9 @@ from sqzoo.train.pruning import Pruning
 from sqzoo.train.recipe import Recipe
 from sqzoo.train.shared import SharedTrunk
 from sqzoo.train.sharpness import uphill
+from sqzoo.train.start import initial_model, start_sha256
 from sqzoo.train.teacher import lessons, taught
-from sqzoo.weights import get_weights, load_trunk, read_manifest, read_verified, trunk_source
+from sqzoo.weights import get_weights
 
 
 class Learner:
@@ -53,7 +50,7 @@ class Learner:
             "test_digest": test_set.digest if test_set else None,
         }
         if recipe.start != "imagenet":
-            self.about["start_sha256"] = _start_sha256(recipe.start)
+            self.about["start_sha256"] = start_sha256(recipe.start)
         if recipe.teacher:
             self.about["teacher_sha256"] = get_weights(recipe.teacher).sha256
         with first_alone():
@@ -248,59 +245,11 @@ class Learner:
         return result
 
 
-def initial_model(recipe: Recipe, trunk: str | os.PathLike[str] | None) -> nn.Module:
-    """Return the network that a recipe starts from; see `train` for `trunk`."""
-    torch.manual_seed(recipe.seed)
-    if "+" in recipe.model:
-        model: nn.Module = SharedTrunk(recipe.model)
-        if recipe.start == "imagenet":
-            with trunk_source(trunk):
-                start_from_imagenet(model, "sq1")
-    else:
-        init: Literal["random", "imagenet"] = "imagenet" if recipe.start == "imagenet" else "random"
-        model = create_model(recipe.model, init=init, trunk=trunk, **recipe.model_args)
-    if recipe.head == "last" and recipe.model == "alexnet_cifar":
-        whole = model.state_dict() | load_trunk("alexnet", trunk, linear=True)
-        model.load_state_dict(whole, strict=True)
-    if recipe.start != "imagenet":
-        _start_from(model, recipe.start)
-    return model
-
-
 def _scores(
     forward: Callable[[torch.Tensor], torch.Tensor], data: FrozenBatches | ImageBatches
 ) -> dict[str, dict[str, Any] | None]:
     held_out = dataclasses.asdict(score(forward, data.held_out())) if len(data.held) else None
     return {"test": dataclasses.asdict(score(forward, data.test())), "held_out": held_out}
-
-
-def _start_sha256(file: str) -> str:
-    if file in read_manifest():
-        return get_weights(file).sha256
-    try:
-        return file_sha256(file)
-    except OSError as e:
-        raise ArgumentError(f"Cannot read start={file!r} ({e.strerror}); give a run's best.safetensors.") from e
-
-
-def _start_from(model: nn.Module, file: str) -> None:
-    """Load an all-layers run's trunk, and its head if the names and shapes are this model's."""
-    try:
-        start = read_verified(get_weights(file)) if file in read_manifest() else load_file(file)
-    except WeightsError:
-        raise
-    except Exception as e:  # whatever a foreign or damaged file makes safetensors raise
-        raise ArgumentError(f"start={file!r} is not a safetensors file ({e}); give a run's best.safetensors.") from e
-    own = model.state_dict()
-    fitting = {k: v for k, v in start.items() if k in own and v.shape == own[k].shape}
-    trunk = {k: v for k, v in fitting.items() if k.startswith("features.")}
-    missing = [k for k in own if k.startswith("features.") and k not in trunk]
-    if missing:
-        raise ArgumentError(
-            f"start={file!r} lacks {len(missing)} tensors of the trunk, {missing[0]} first; give the best.safetensors "
-            "of a finetune run, or a tag stored as a complete file."
-        )
-    model.load_state_dict(own | (fitting if fitting.keys() == own.keys() else trunk), strict=True)
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:

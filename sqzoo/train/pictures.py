@@ -24,10 +24,10 @@ from sqzoo.registry import check_name
 from sqzoo.report import report
 from sqzoo.train.checkpoint import alone_in, read_json, write_text
 from sqzoo.train.evaluate import logits
-from sqzoo.train.learner import initial_model
 from sqzoo.train.loop import train
 from sqzoo.train.recipe import Recipe
 from sqzoo.train.recipes import recipe
+from sqzoo.train.start import initial_model
 from sqzoo.unsure import calibrate
 from sqzoo.weights import get_weights, load_trunk, tags
 
