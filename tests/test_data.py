@@ -27,7 +27,7 @@ from torchvision.datasets import CIFAR10 as TorchvisionCifar10
 
 from sqzoo.data import CIFAR10, IMAGENET, Dataset, Preprocessing, cifar10, hold_out, open_image
 from sqzoo.errors import ArgumentError, DataError
-from sqzoo.train.augment import augment, trivial_augment
+from sqzoo.train.augment import augment
 
 COMMIT = "0b2714987fa478483af9968de7c934580d0bb9a2"
 PINNED_TEST = "841389e6f2d64f28bf17310e430aebac20ec3ba611a3c5e231dc93c645ce84de"
@@ -547,21 +547,6 @@ def test_cutout_paints_a_square_in_the_mean_colour() -> None:
         assert torch.equal(before[rest], after[rest])
         places.add((row, column))
     assert len(places) > 30
-
-
-def test_trivial_augment_changes_an_image_alike_whichever_part_it_is_in() -> None:
-    images = torch.from_numpy(pictures(32)[:1]).repeat(200, 1, 1, 1)
-
-    def changed(own: slice) -> tuple[torch.Tensor, float]:
-        torch.manual_seed(3)
-        return trivial_augment(images.clone(), own, IMAGENET[0]), float(torch.rand(()))
-
-    (whole, after), (first, after_first), (second, _) = (changed(slice(*p)) for p in ((0, 200), (0, 90), (90, 200)))
-    assert torch.equal(torch.cat([first[:90], second[90:]]), whole) and after == after_first
-    assert torch.equal(first[90:], images[90:]) and torch.equal(second[:90], images[:90])
-    assert len({i.numpy().tobytes() for i in whole}) > 100  # operations and strengths differ from image to image
-    turned = trivial_augment(torch.full((200, 8, 8, 3), 51, dtype=torch.uint8), slice(0, 200), (0.2, 0.2, 0.2))
-    assert (turned == 51).all((1, 2, 3)).sum() > 100  # the mean colour fills what a shift or turn brings in
 
 
 # Pictures

@@ -9,9 +9,9 @@ import torch
 import torch.nn as nn
 from tqdm import tqdm
 
-from sqzoo.data import NORMALISATIONS, Dataset
+from sqzoo.data import Dataset
 from sqzoo.errors import ArgumentError
-from sqzoo.train.augment import augment, trivial_augment
+from sqzoo.train.augment import augment
 from sqzoo.train.distributed import part
 from sqzoo.train.features import FeatureCache, cache_key, trunk_features
 from sqzoo.train.negatives import with_noise
@@ -117,14 +117,12 @@ class ImageBatches:
         for low in range(0, len(order), self.recipe.batch_size):
             batch = self.train_set[order[low : low + self.recipe.batch_size]]
             # All of the batch, whatever a process's part of it: so the random numbers are the same for any number.
-            images, own = torch.from_numpy(batch.images), part(len(batch))
-            if self.recipe.trivial_augment:
-                images = trivial_augment(images, own, NORMALISATIONS[self.recipe.normalisation][0])
+            images = torch.from_numpy(batch.images)
             images = augment(images, self.recipe.pad, self.recipe.flip, self.recipe.cutout)
             labels = torch.from_numpy(batch.labels)
             if self.recipe.noise:
                 images, labels = with_noise(images, labels, self.recipe.noise)
-            yield self.prepare(images[own].to(self.device)), labels.to(self.device)
+            yield self.prepare(images[part(len(batch))].to(self.device)), labels.to(self.device)
 
     def plain(self, numbers: np.ndarray) -> Batches:
         """Return training images by their numbers, as they are."""

@@ -34,7 +34,6 @@ class Recipe:
     and falls along a cosine to `lr_end` times itself.
     flip, pad, cutout: mirror half of the images, shift them by up to `pad` pixels, paint over a square of `cutout`
     pixels a side, all at the data's own size (32 pixels for CIFAR-10).
-    trivial_augment: change each image by one operation of torchvision's TrivialAugmentWide (see `augment.py`).
     noise: share, in [0, 1), of the images that noise takes the place of, whose wanted answer is all classes alike (see
     `negatives.py`).
     ema: decay by step, in [0, 1), of a running average of the weights, which is then what is evaluated and kept; 0 is
@@ -75,7 +74,6 @@ class Recipe:
     flip: bool = False
     pad: int = 0
     cutout: int = 0
-    trivial_augment: bool = False
     noise: float = 0.0
     ema: float = 0.0
     label_smoothing: float = 0.0
@@ -135,11 +133,9 @@ class Recipe:
             )
         if self.select == "held_out" and self.hold_out < 1:
             raise ArgumentError(f"select='held_out' needs images: hold_out is {self.hold_out}; give 5000, say.")
-        changing = self.flip or self.pad or self.cutout or self.trivial_augment or self.noise
-        if self.trunk == "frozen" and (changing or len(self.sizes) > 1):
+        if self.trunk == "frozen" and (len(self.sizes) > 1 or self.flip or self.pad or self.cutout or self.noise):
             raise ArgumentError(
-                "a frozen trunk's features are computed once: give one size, no flip, no pad, no cutout, no "
-                "trivial_augment and no noise."
+                "a frozen trunk's features are computed once: give one size, no flip, no pad, no cutout and no noise."
             )
         if self.noise and self.teacher:
             raise ArgumentError("A teacher knows the training images and no noise; give noise or teacher, not both.")

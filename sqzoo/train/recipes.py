@@ -59,7 +59,7 @@ _LONG = replace(_MORE, sizes=((128, 36),), lr=1e-3, cutout=10, frozen_layers=5, 
 _LARGE = replace(_LONG, sizes=((128, 10), (160, 20)), lr=8e-4, cutout=14, label_smoothing=0.1)
 _SURE = replace(_LARGE, sizes=((160, 4),), lr=2e-4, label_smoothing=0.0)
 _MEAN = replace(_LONG, sizes=((160, 5), (192, 18)), lr=8e-4, lr_end=0.2, cutout=14, ema=0.9998, norm_images=8192)
-_ANEW = replace(_LONG, lr=8e-4, noise=0.01, norm_images=8192)
+_FLAT = replace(_LONG, sizes=((128, 8), (160, 7)), lr=8e-4, noise=0.01, norm_images=8192, sharpness=0.5)
 _ALL_LAYERS = {
     "finetune": _FINETUNE,
     "finetune_norm": _NORM,
@@ -69,8 +69,7 @@ _ALL_LAYERS = {
     "finetune_sure": _SURE,
     "finetune_noise": replace(_SURE, sizes=((160, 2),), lr=1e-4, noise=0.08),
     "finetune_mean": _MEAN,
-    "finetune_trivial": replace(_ANEW, sizes=((128, 24), (160, 9)), trivial_augment=True),
-    "finetune_flat": replace(_ANEW, sizes=((128, 8), (160, 7)), sharpness=0.5),
+    "finetune_flat": _FLAT,
 }
 _GO_ON = tuple(_ALL_LAYERS)[2:]  # from an earlier run
 RECIPES = ("paper", "paper_held_out", "fc", "fc_held_out", *_ALL_LAYERS, "pictures", "pictures_all_layers")
