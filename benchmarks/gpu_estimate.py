@@ -2,8 +2,8 @@
 
     python benchmarks/gpu_estimate.py
 
-Counts the FLOPs of the recipes finetune_norm, to its last epoch, finetune_more, finetune_long, finetune_large
-and finetune_sure, training steps and evaluations.
+Counts the FLOPs of the recipes finetune_norm, to its last epoch, finetune_more, finetune_long, finetune_large,
+finetune_sure and finetune_flat, training steps and evaluations.
 Prints the commands and writes results/gpu_estimate.json.
 """
 
@@ -19,7 +19,7 @@ from sqzoo.environment import environment
 from sqzoo.train import recipe
 from sqzoo.train.checkpoint import write_text
 
-RECIPES = ("finetune_norm", "finetune_more", "finetune_long", "finetune_large", "finetune_sure")
+RECIPES = ("finetune_norm", "finetune_more", "finetune_long", "finetune_large", "finetune_sure", "finetune_flat")
 IMAGES, TEST = 50_000, 10_000
 
 
@@ -40,9 +40,10 @@ def main() -> None:
     for name in RECIPES:
         start = {} if name == "finetune_norm" else {"start": "FILE"}
         plan = recipe(name, "sq1", **start)
-        seen = IMAGES - plan.hold_out
+        learnt = (IMAGES - plan.hold_out) * (2 if plan.sharpness else 1)
+        looked_at = plan.hold_out + plan.norm_images
         work = sum(
-            e * (seen * flops(s, True, plan.frozen_layers) + plan.hold_out * flops(s, False)) for s, e in plan.sizes
+            e * (learnt * flops(s, True, plan.frozen_layers) + looked_at * flops(s, False)) for s, e in plan.sizes
         )
         work += TEST * flops(plan.sizes[-1][0], False)
         total += work
