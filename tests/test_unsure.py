@@ -112,12 +112,9 @@ def test_the_manifest_has_what_the_benchmark_recorded() -> None:
 
 
 CALIBRATED = [t for t, e in read_manifest().items() if e.calibration and e.holds == "complete"]
-SHORT = pytest.mark.xfail(reason="it calls 8 of 20 pictures of noise one of the ten; to be mended", strict=True)
 
 
-@pytest.mark.parametrize(
-    "tag", [pytest.param(t, marks=SHORT if t == "fire_next.ft_cifar10" else ()) for t in CALIBRATED]
-)
+@pytest.mark.parametrize("tag", CALIBRATED)
 def test_noise_is_none_of_the_ten(tag: str) -> None:
     noise = [Image.fromarray(np.random.default_rng(i).integers(0, 256, (64, 64, 3), np.uint8)) for i in range(20)]
     answers = classify(sqzoo.create_model(tag, pretrained=True), noise)
