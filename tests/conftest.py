@@ -1,9 +1,11 @@
-"""Fixtures: the data that only some machines hold. A test that needs what is absent is skipped and says why."""
+"""Fixtures: the data that only some machines hold (a test that needs what is absent is skipped and says why); pictures."""
 
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Before torch is imported: processes that share the cores and have a thread for each of them wait for one another.
@@ -29,3 +31,16 @@ def trunks() -> Path:
 def cifar10_root() -> Path:
     """Folder with CIFAR-10, as `sqzoo.data.cifar10` takes it."""
     return _folder("SQZOO_CIFAR10", "cifar10")
+
+
+@pytest.fixture(scope="session")
+def photo_squares() -> np.ndarray:
+    """1,400 squares of a photo at 32 pixels: of noise a network is unsure, and int8's steps are large beside that."""
+    draw = np.random.default_rng(0)
+    with Image.open(Path(__file__).parent.parent / "examples" / "cat.jpg") as photo:
+        squares = []
+        for _ in range(1400):
+            side = int(draw.integers(min(photo.size) // 3, min(photo.size) + 1))
+            left, top = (int(draw.integers(length - side + 1)) for length in photo.size)
+            squares.append(np.asarray(photo.resize((32, 32), box=(left, top, left + side, top + side))))
+    return np.stack(squares)

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from sqzoo import create_model
 from sqzoo.data import Dataset, Preprocessing, hold_out
 from sqzoo.errors import ArgumentError, DataError, UnknownModelError
-from sqzoo.train import RECIPES, Recipe, evaluate, learner, negatives, norms, pruning, recipe, sharpness, train
+from sqzoo.train import RECIPES, Recipe, evaluate, learner, negatives, norms, pruning, recipe, sharpness, start, train
 from sqzoo.train.checkpoint import alone_in
 from sqzoo.train.evaluate import logits
 from sqzoo.weights import get_weights, load_trunk
@@ -67,7 +67,7 @@ def models(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
         made.append(create_model(*args, **kwargs))
         return made[-1]
 
-    monkeypatch.setattr(learner, "create_model", remember)
+    monkeypatch.setattr(start, "create_model", remember)
     return made
 
 
