@@ -1,4 +1,4 @@
-"""Fixtures: the data that only some machines hold (a test that needs what is absent is skipped and says why); pictures."""
+"""Fixtures: pictures, and the data that only some machines hold; a test that needs what is absent is skipped."""
 
 import os
 from pathlib import Path
