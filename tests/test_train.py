@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from sqzoo import create_model
 from sqzoo.data import Dataset, Preprocessing, hold_out
 from sqzoo.errors import ArgumentError, DataError, UnknownModelError
-from sqzoo.train import RECIPES, Recipe, evaluate, learner, negatives, norms, pruning, recipe, sharpness, start, train
+from sqzoo.train import RECIPES, Recipe, evaluate, learner, negatives, norms, pruning, recipe, sharpness, train
 from sqzoo.train.checkpoint import alone_in
 from sqzoo.train.evaluate import logits
 from sqzoo.weights import get_weights, load_trunk
@@ -67,7 +67,7 @@ def models(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
         made.append(create_model(*args, **kwargs))
         return made[-1]
 
-    monkeypatch.setattr(start, "create_model", remember)
+    monkeypatch.setattr("sqzoo.train.start.create_model", remember)
     return made
 
 
@@ -569,8 +569,10 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path, trunks: Path) -> No
     """Whose recipe lacks the fields that came later."""
     before = run(FROZEN, tmp_path, trunks)
     about = json.loads((tmp_path / "recipe.json").read_text())
-    first = "ema label_smoothing trunk_norm precision cutout prune teacher frozen_layers"
-    for later in f"{first} lr_end norm_images noise sharpness".split():
+    for later in (
+        *("ema", "label_smoothing", "trunk_norm", "precision", "cutout", "prune", "teacher", "frozen_layers"),
+        *("lr_end", "norm_images", "noise", "sharpness"),
+    ):
         del about["recipe"][later]
     (tmp_path / "recipe.json").write_text(json.dumps(about))
     assert run(FROZEN, tmp_path, trunks) == before
