@@ -37,6 +37,8 @@ PAPER = {
     "fire_next": ("Fire-Next", 0.404, 86.5, "691K"),
 }
 MEASURE_ALEXNET = "sqzoo train alexnet_cifar --recipe paper"
+ALEXNET_FC = {"paper": "alexnet_cifar.fc_cifar10", "held_out": "alexnet_cifar.fc_held_out_cifar10"}
+ALEXNET_FT = "alexnet_cifar.ft_cifar10"
 
 
 def measure(data: Dataset, trunk: str | None, only: str, inexact: np.ndarray) -> dict[str, Any]:
@@ -201,12 +203,10 @@ def counts() -> dict[str, int]:
 
 
 def tried() -> dict[str, Any]:
-    """Return the test metrics of the recorded runs that were not published as weights, AlexNet's apart."""
+    """Return the test metrics of the recorded runs that are neither published as weights nor in a row of their own."""
     records = [json.loads(f.read_text(encoding="utf-8")) for f in sorted((RESULTS / "runs").glob("*.json"))]
-    shipped = list_models("*.*", pretrained=True)
-    return {
-        r["tag"]: r["test"] for r in records if r["tag"] not in shipped and not r["tag"].startswith("alexnet_cifar")
-    }
+    shown = {*list_models("*.*", pretrained=True), *ALEXNET_FC.values(), ALEXNET_FT}
+    return {r["tag"]: r["test"] for r in records if r["tag"] not in shown}
 
 
 def unshipped(tag: str) -> dict[str, Any] | None:
@@ -217,7 +217,7 @@ def unshipped(tag: str) -> dict[str, Any] | None:
 
 def alexnet_fc() -> dict[str, Any] | None:
     """Return the recorded runs of AlexNet's three linear layers."""
-    found = {"paper": unshipped("alexnet_cifar.fc_cifar10"), "held_out": unshipped("alexnet_cifar.fc_held_out_cifar10")}
+    found = {protocol: unshipped(tag) for protocol, tag in ALEXNET_FC.items()}
     if not any(found.values()):
         return None
     params = next(r["params"] for r in found.values() if r)
@@ -226,7 +226,7 @@ def alexnet_fc() -> dict[str, Any] | None:
 
 def alexnet_ft() -> dict[str, Any] | None:
     """Return the recorded run of all of AlexNet's layers, whose weights are shipped compressed only."""
-    found = unshipped("alexnet_cifar.ft_cifar10")
+    found = unshipped(ALEXNET_FT)
     return found and found["test"] | {"params": found["params"], "side": found["side"]}
 
 
