@@ -74,7 +74,7 @@ def _cost(setting: Setting, half: bool) -> Cost:
         def batch() -> NonZeroMaps | torch.Tensor:
             maps = NonZeroMaps((count, 512, 13, 13), where, values)
             if half:
-                return maps.dense()
+                return maps.dense(torch.bfloat16)
             _ = maps.by_channel
             return maps
 

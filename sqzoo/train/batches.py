@@ -72,7 +72,7 @@ class FrozenBatches:
         for maps, labels in self._batches("train", order):
             if self.half and isinstance(maps, NonZeroMaps):
                 # Half-precision products of all values take less time than float32 ones of those that are not zero.
-                maps = maps.dense()
+                maps = maps.dense(torch.bfloat16)  # once for all heads; autocast would round it so for each
             yield maps, labels
 
     def plain(self, numbers: np.ndarray) -> Batches:

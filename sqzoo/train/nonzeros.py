@@ -32,11 +32,11 @@ class NonZeroMaps:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def dense(self) -> torch.Tensor:
+    def dense(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Return the plain tensor, channels last."""
         count, channels, height, width = self.shape
-        out = torch.zeros(count * channels * height * width)
-        out.index_copy_(0, torch.from_numpy(self.where), self.values)
+        out = torch.zeros(count * channels * height * width, dtype=dtype)
+        out.index_copy_(0, torch.from_numpy(self.where), self.values.to(dtype))
         return out.view(count, height, width, channels).permute(0, 3, 1, 2)
 
     def to(self, device: str) -> "NonZeroMaps | torch.Tensor":
