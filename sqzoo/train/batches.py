@@ -14,11 +14,13 @@ from sqzoo.errors import ArgumentError
 from sqzoo.train.augment import augment
 from sqzoo.train.distributed import part
 from sqzoo.train.features import FeatureCache, cache_key, trunk_features
-from sqzoo.train.negatives import with_noise
+from sqzoo.train.negatives import NONE, with_noise
 from sqzoo.train.nonzeros import NonZeroMaps
+from sqzoo.train.panel import is_panel, panel
 from sqzoo.train.recipe import Recipe
 
 Batches = Iterator[tuple[torch.Tensor | NonZeroMaps, torch.Tensor]]  # (inputs, labels)
+Lessons = Iterator[tuple[torch.Tensor | NonZeroMaps, torch.Tensor, torch.Tensor | None]]  # and a panel's logits
 
 
 class FrozenBatches:
@@ -68,12 +70,12 @@ class FrozenBatches:
     def enter_epoch(self, epoch: int) -> int:
         return self.side
 
-    def training(self, order: np.ndarray) -> Batches:
+    def training(self, order: np.ndarray) -> Lessons:
         for maps, labels in self._batches("train", order):
             if self.half and isinstance(maps, NonZeroMaps):
                 # Half-precision products of all values take less time than float32 ones of those that are not zero.
                 maps = maps.dense(torch.bfloat16)  # once for all heads; autocast would round it so for each
-            yield maps, labels
+            yield maps, labels, None
 
     def plain(self, numbers: np.ndarray) -> Batches:
         """Return training images by their numbers, as they are."""
@@ -108,12 +110,13 @@ class ImageBatches:
         self.recipe, self.device, self.held = recipe, device, held
         self.sides = [side for side, epochs in recipe.sizes for _ in range(epochs)]
         self.train_set, self.test_set = train_set, test_set
+        self.ask = panel(recipe.teacher) if is_panel(recipe.teacher) else None
 
     def enter_epoch(self, epoch: int) -> int:
         self.prepare = self.recipe.preprocessing(self.sides[epoch])
         return self.sides[epoch]
 
-    def training(self, order: np.ndarray) -> Batches:
+    def training(self, order: np.ndarray) -> Lessons:
         for low in range(0, len(order), self.recipe.batch_size):
             batch = self.train_set[order[low : low + self.recipe.batch_size]]
             # All of the batch, whatever a process's part of it: so the random numbers are the same for any number.
@@ -122,7 +125,12 @@ class ImageBatches:
             labels = torch.from_numpy(batch.labels)
             if self.recipe.noise:
                 images, labels = with_noise(images, labels, self.recipe.noise)
-            yield self.prepare(images[part(len(batch))].to(self.device)), labels.to(self.device)
+            own, answers = images[part(len(batch))], None
+            if self.ask and len(own):
+                answers = self.ask(own)
+                answers[labels[part(len(batch))] == NONE] = 0.0  # all classes alike
+                answers = answers.to(self.device)
+            yield self.prepare(own.to(self.device)), labels.to(self.device), answers
 
     def plain(self, numbers: np.ndarray) -> Batches:
         """Return training images by their numbers, as they are."""

@@ -22,12 +22,13 @@ from sqzoo.train.distributed import first_alone, part, processes, rank, sum_over
 from sqzoo.train.evaluate import Metrics, score
 from sqzoo.train.negatives import loss_with_noise
 from sqzoo.train.norms import fold_away, measure_anew, put_in
+from sqzoo.train.panel import is_panel, panel_sha256
 from sqzoo.train.pruning import Pruning
 from sqzoo.train.recipe import Recipe
 from sqzoo.train.shared import SharedTrunk
 from sqzoo.train.sharpness import uphill
 from sqzoo.train.start import initial_model, start_sha256
-from sqzoo.train.teacher import lessons, taught
+from sqzoo.train.teacher import TEMPERATURE, lessons, taught
 from sqzoo.weights import get_weights
 
 
@@ -52,7 +53,8 @@ class Learner:
         if recipe.start != "imagenet":
             self.about["start_sha256"] = start_sha256(recipe.start)
         if recipe.teacher:
-            self.about["teacher_sha256"] = get_weights(recipe.teacher).sha256
+            panel = is_panel(recipe.teacher)
+            self.about["teacher_sha256"] = panel_sha256(recipe.teacher) if panel else get_weights(recipe.teacher).sha256
         with first_alone():
             self.finished = same_run_or_raise(folder, self.about)
         if self.finished:
@@ -80,7 +82,7 @@ class Learner:
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in parameters)
         self.lessons: torch.Tensor | None = None
-        if recipe.teacher:
+        if recipe.teacher and not is_panel(recipe.teacher):
             with first_alone():
                 self.lessons = lessons(recipe.teacher, train_set, folder / "lessons.safetensors", trunk, device)
         self.parameters = parameters
@@ -109,18 +111,26 @@ class Learner:
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self.images = 0
 
-    def step(self, inputs: Any, labels: torch.Tensor, numbers: torch.Tensor, done: int, steps: int) -> None:
+    def step(
+        self,
+        inputs: Any,
+        labels: torch.Tensor,
+        answers: torch.Tensor | None,
+        numbers: torch.Tensor,
+        done: int,
+        steps: int,
+    ) -> None:
         """Take one step of the optimiser on a batch; `done` of the run's `steps` steps lie behind it.
 
-        numbers: of the batch's images in the training set. Of several processes each gets its part of the batch's
-        inputs, and all of its labels and numbers.
+        answers: the logits of a panel of teachers, if there is one. numbers: of the batch's images in the training set.
+        Of several processes each gets its part of the batch's inputs and answers, and all of its labels and numbers.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.recipe, done, steps)
-        self.loss_sum += self._backward(inputs, labels, numbers)
+        self.loss_sum += self._backward(inputs, labels, answers, numbers)
         if self.recipe.sharpness:
             with uphill(self.parameters.values(), self.model.buffers(), self.recipe.sharpness):
-                self._backward(inputs, labels, numbers)
+                self._backward(inputs, labels, answers, numbers)
         with self.pruning.kept(done, steps):
             self.optimizer.step()
         self.optimizer.zero_grad()
@@ -129,7 +139,9 @@ class Learner:
             # Young averages forget sooner, or they would remember the weights that the run began with.
             self._move_average(min(self.recipe.ema, (1 + done) / (10 + done)))
 
-    def _backward(self, inputs: Any, labels: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    def _backward(
+        self, inputs: Any, labels: torch.Tensor, answers: torch.Tensor | None, numbers: torch.Tensor
+    ) -> torch.Tensor:
         """Set the gradients to those of the whole batch; return the sum of the losses (nats) of this process's part."""
         own = labels[part(len(labels))]
         total = torch.zeros((), device=self.device)
@@ -144,7 +156,9 @@ class Learner:
             else:
                 loss = F.cross_entropy(logits, own.repeat(heads), label_smoothing=smoothing)
             if self.lessons is not None:
-                loss = taught(loss, logits, self.lessons[numbers[part(len(labels))]].repeat(heads, 1))
+                loss = taught(loss, logits, self.lessons[numbers[part(len(labels))]].repeat(heads, 1), TEMPERATURE)
+            if answers is not None:
+                loss = taught(loss, logits, answers.repeat(heads, 1), 1.0)
             (loss if processes() == 1 else loss * (len(own) / len(labels))).backward()
             total = loss.detach() * len(own)
         if processes() > 1:

@@ -139,11 +139,11 @@ def _train(
             leave=False,
         )
         numbers = torch.from_numpy(kept[order]).split(recipe.batch_size)
-        for step, (inputs, labels) in enumerate(bar):
+        for step, (inputs, labels, answers) in enumerate(bar):
             for i, learner in enumerate(active):
                 with _own_stream(streams, i, device):
                     done, steps = epoch * steps_per_epoch + step, learner.recipe.epochs * steps_per_epoch
-                    learner.step(inputs, labels, numbers[step], done, steps)
+                    learner.step(inputs, labels, answers, numbers[step], done, steps)
         seconds = time.perf_counter() - began
 
         few = kept[: recipe.norm_images]

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from sqzoo.data import NORMALISATIONS, Preprocessing
 from sqzoo.errors import ArgumentError
+from sqzoo.train.panel import is_panel
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Recipe:
     of the run, the smallest first; no epoch before that counts as the best (see `pruning.py`).
     sharpness: radius, at least 0, within which the loss is to be low all around (0.5, say), at twice the time a step;
     0 is none (see `sharpness.py`).
-    teacher: weights tag of a network to learn from besides the labels (see `teacher.py`); "" is none.
+    teacher: weights tag of a network to learn from besides the labels (see `teacher.py`), or ONNX files joined by "+"
+    that are asked about each image as the pupil sees it (see `panel.py`); "" is none.
     precision: of the layers' arithmetic in training; "bfloat16" is faster where the processor has instructions for it
     (`sqzoo doctor` tells), slower elsewhere, and slower for Sq-1's head, which has little to do where a map is zero.
     Weights, optimiser and evaluation are float32 in any case.
@@ -137,8 +139,12 @@ class Recipe:
             raise ArgumentError(
                 "a frozen trunk's features are computed once: give one size, no flip, no pad, no cutout and no noise."
             )
-        if self.noise and self.teacher:
+        if self.noise and self.teacher and not is_panel(self.teacher):
             raise ArgumentError("A teacher knows the training images and no noise; give noise or teacher, not both.")
+        if self.trunk == "frozen" and is_panel(self.teacher):
+            raise ArgumentError(
+                f"teacher={self.teacher!r} is asked about images, and a frozen trunk's head sees none; give a tag."
+            )
 
     @property
     def epochs(self) -> int:

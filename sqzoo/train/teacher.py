@@ -16,7 +16,7 @@ from sqzoo.train.checkpoint import write_tensors
 from sqzoo.train.evaluate import logits
 
 _SHARE = 0.7  # of the loss that is the teacher's
-_TEMPERATURE = 3.0  # that both are softened by: of images it has learnt, a teacher is all too sure
+TEMPERATURE = 3.0  # that both are softened by: of images it has learnt, a teacher is all too sure
 
 
 def lessons(teacher: str, data: Dataset, file: Path, trunk: str | os.PathLike[str] | None, device: str) -> torch.Tensor:
@@ -27,8 +27,8 @@ def lessons(teacher: str, data: Dataset, file: Path, trunk: str | os.PathLike[st
     return load_file(file)["logits"].to(device)
 
 
-def taught(loss: torch.Tensor, found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+def taught(loss: torch.Tensor, found: torch.Tensor, wanted: torch.Tensor, temperature: float) -> torch.Tensor:
     """Return the loss of the labels mixed with that of the teacher's logits `wanted` for the logits `found`."""
-    said = F.log_softmax(wanted / _TEMPERATURE, 1)
-    apart = F.kl_div(F.log_softmax(found / _TEMPERATURE, 1), said, reduction="batchmean", log_target=True)
-    return (1 - _SHARE) * loss + _SHARE * _TEMPERATURE**2 * apart
+    said = F.log_softmax(wanted / temperature, 1)
+    apart = F.kl_div(F.log_softmax(found / temperature, 1), said, reduction="batchmean", log_target=True)
+    return (1 - _SHARE) * loss + _SHARE * temperature**2 * apart
