@@ -74,7 +74,7 @@ def train_together(
     alone. They may differ in the head's model and arguments, learning rate and number of epochs; seed, batch size,
     held-out images, precision, preprocessing and trunk are those of all. The other arguments are those of `train`.
     """
-    _keep_freed_memory()
+    keep_freed_memory()
     common = {_common(r) for r in recipes}
     if len(common) != 1 or (len(recipes) > 1 and recipes[0].trunk != "frozen"):
         raise ArgumentError(
@@ -194,7 +194,7 @@ def _own_stream(streams: list[tuple[torch.Tensor, torch.Tensor | None]], i: int,
     streams[i] = _random_state(device)
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Have glibc keep large freed blocks instead of giving each back to the kernel and faulting it in again.
 
     Activations are megabytes each: measured on two cores, all-layer training at 128 pixels rose from 205 to 265
