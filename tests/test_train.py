@@ -683,12 +683,13 @@ def test_a_cache_serves_runs_of_other_heads(tmp_path: Path, trunks: Path) -> Non
 # Recipes
 
 
-GO_ON = tuple(f"finetune_{name}" for name in ("more", "long", "large", "sure", "noise", "mean", "flat"))
+GO_ON = tuple(f"finetune_{name}" for name in ("more", "long", "large", "sure", "noise", "mean", "flat", "taught"))
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_named_recipes_are_json(name: str) -> None:
     more = {"start": "best.safetensors"} if name in GO_ON else {}
+    more |= {"teacher": "teacher.onnx"} if name == "finetune_taught" else {}
     plan = recipe(name, "alexnet_cifar" if name.startswith("fc") else "sq1", seed=3, **more)
     back = json.loads(json.dumps(plan.to_json()))
     assert back == plan.to_json() and back["seed"] == 3
