@@ -37,7 +37,9 @@ from sqzoo.weights import CIFAR10_CLASSES
 SIDE, PATCH = 32, 2  # pixels a side, of an image and of what the first layer sees
 HELD_OUT = 1_000  # the images that the recipes of the `ft` weights hold out
 BATCH, MICRO = 512, 64  # images a step, and those that a process runs at once, whose maps its cache holds
-PEAK, MOMENTUM, DECAY, SMOOTHING, CUTOUT = 0.8, 0.85, 1e-3, 0.1, 8
+CONVOLUTIONS = {"lr": 0.24, "momentum": 0.6, "weight_decay": 0.0}  # Muon's, whose steps have one size whatever the loss
+OTHERS, BIASES, MOMENTUM, DECAY = 0.5, 4.0, 0.85, 1e-3  # learning rates and the rest of SGD
+SMOOTHING, CUTOUT = 0.1, 10
 PREPARE = Preprocessing(SIDE, 1.0, *CIFAR10)
 
 
@@ -47,6 +49,7 @@ class Block(nn.Module):
     def __init__(self, inputs: int, outputs: int, pool: bool) -> None:
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        nn.init.dirac_(self.conv.weight[:inputs])  # as many channels as can are handed on as they are
         self.pool = nn.MaxPool2d(2) if pool else nn.Identity()
         self.norm = nn.BatchNorm2d(outputs)
 
@@ -93,20 +96,54 @@ class Teacher(nn.Module):
         return self.last(self.blocks(self.patches(x)).amax((2, 3))) / 8
 
 
-def rate(done: float) -> float:
-    """Return the learning rate where a share `done` of all steps is behind: up for a fifth of them, then down to 0."""
-    return PEAK * min(done / 0.2, (1 - done) / 0.8)
+class Optimizers:
+    """Muon for the convolutions (a step is the gradient with all its directions brought to one strength), SGD else.
+
+    Muon takes matrices, so it has the convolutions' weights as such, a row an output channel, in the same memory.
+    """
+
+    def __init__(self, model: Teacher) -> None:
+        self.model, self.weights = model, [block.conv.weight for block in model.blocks]  # type: ignore[union-attr]
+        self.matrices = [nn.Parameter(w.detach().view(len(w), -1)) for w in self.weights]  # type: ignore[arg-type]
+        rest = {n: p for n, p in model.named_parameters() if p.requires_grad and not n.endswith("conv.weight")}
+        biases = [p for n, p in rest.items() if n.endswith("bias")]
+        others = [p for n, p in rest.items() if not n.endswith("bias")]
+        # The product of rate and decay is what pulls a weight to zero: for both the same.
+        groups = [
+            {"params": others, "lr": OTHERS, "weight_decay": DECAY},
+            {"params": biases, "lr": BIASES, "weight_decay": DECAY * OTHERS / BIASES},
+        ]
+        self.both = (
+            torch.optim.Muon(self.matrices, nesterov=True, **CONVOLUTIONS),
+            torch.optim.SGD(groups, momentum=MOMENTUM, nesterov=True),
+        )
+        self.peaks = [[group["lr"] for group in one.param_groups] for one in self.both]
+        self.momenta: dict[str, torch.Tensor] = {}
+        for i, parameter in enumerate([*self.matrices, *others, *biases]):
+            self.momenta[f"momentum.{i}"] = torch.zeros_like(parameter)
+            one = self.both[0] if i < len(self.matrices) else self.both[1]
+            one.state[parameter]["momentum_buffer"] = self.momenta[f"momentum.{i}"]
+
+    def step(self, done: float) -> None:
+        """Take a step with the gradients summed over the processes; a share `done` of all steps lies behind it."""
+        sum_over_processes(p.grad for p in self.model.parameters() if p.grad is not None)
+        for matrix, weight in zip(self.matrices, self.weights, strict=True):
+            matrix.grad, weight.grad = weight.grad.reshape(len(weight), -1), None  # type: ignore[union-attr, arg-type]
+        for one, peaks in zip(self.both, self.peaks, strict=True):
+            for group, peak in zip(one.param_groups, peaks, strict=True):
+                group["lr"] = peak * min(done / 0.2, (1 - done) / 0.8)  # up for a fifth of the steps, then down to 0
+            one.step()
+            one.zero_grad()
+        with torch.no_grad():
+            for matrix in self.matrices:  # whose size batch norm undoes: kept, or the steps would shrink beside it
+                matrix.mul_(len(matrix) ** 0.5 / matrix.norm())
 
 
 def train(model: Teacher, data: Dataset, epochs: int, seed: int, checkpoint: Path) -> list[float]:
     """Train on images, going on from the checkpoint if there is one; return the loss of each epoch."""
-    learnt = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(learnt, lr=PEAK, momentum=MOMENTUM, nesterov=True, weight_decay=DECAY)
-    state, momenta = dict(model.state_dict()), [torch.zeros_like(p) for p in learnt]
-    for parameter, momentum in zip(learnt, momenta, strict=True):
-        optimizer.state[parameter]["momentum_buffer"] = momentum
+    optimizers = Optimizers(model)
+    kept = dict(model.state_dict()) | optimizers.momenta
     losses: list[float] = []
-    kept = state | {f"momentum.{i}": m for i, m in enumerate(momenta)}
     if checkpoint.is_file():
         found = load_file(checkpoint)
         losses = found.pop("losses").tolist()
@@ -129,10 +166,7 @@ def train(model: Teacher, data: Dataset, epochs: int, seed: int, checkpoint: Pat
                 loss = F.cross_entropy(answers.float(), wanted, label_smoothing=SMOOTHING, reduction="sum")
                 (loss / len(labels)).backward()
                 total += loss.detach()
-            sum_over_processes(p.grad for p in learnt if p.grad is not None)
-            optimizer.param_groups[0]["lr"] = rate((epoch + (step + 1) / steps) / epochs)
-            optimizer.step()
-            optimizer.zero_grad()
+            optimizers.step((epoch + step / steps) / epochs)
         statistics = [b for b in model.buffers() if b.is_floating_point()]
         sum_over_processes([total, *statistics])
         for tensor in statistics:
@@ -163,7 +197,6 @@ def main() -> None:
     with joined("cpu"):
         torch.manual_seed(arguments.seed)
         model = Teacher(widths, torch.from_numpy(everything.images[kept[:5_000]]))
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         checkpoint = arguments.file.with_suffix(".checkpoint")
         losses = train(model, everything[kept], arguments.epochs, arguments.seed, checkpoint)
         if rank() > 0:
