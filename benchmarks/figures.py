@@ -49,7 +49,7 @@ def main() -> int:
     parser.add_argument(
         "--bfloat16",
         action="store_true",
-        help="train Fire-Next in bfloat16, 1.5 times as fast where `sqzoo doctor` calls it fast, slower elsewhere",
+        help="train Fire-Next in bfloat16, 1.5 to 3 times as fast where `sqzoo doctor` calls it fast, slower elsewhere",
     )
     arguments = parser.parse_args()
     if arguments.seeds < 1 or arguments.workers < 1 or (arguments.epochs is not None and arguments.epochs < 1):
