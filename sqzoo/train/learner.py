@@ -127,10 +127,12 @@ class Learner:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.recipe, done, steps)
-        self.loss_sum += self._backward(inputs, labels, answers, numbers)
+        if self.lessons is not None:
+            answers = self.lessons[numbers[part(len(labels))]]
+        self.loss_sum += self._backward(inputs, labels, answers)
         if self.recipe.sharpness:
             with uphill(self.parameters.values(), self.model.buffers(), self.recipe.sharpness):
-                self._backward(inputs, labels, answers, numbers)
+                self._backward(inputs, labels, answers)
         with self.pruning.kept(done, steps):
             self.optimizer.step()
         self.optimizer.zero_grad()
@@ -139,9 +141,7 @@ class Learner:
             # Young averages forget sooner, or they would remember the weights that the run began with.
             self._move_average(min(self.recipe.ema, (1 + done) / (10 + done)))
 
-    def _backward(
-        self, inputs: Any, labels: torch.Tensor, answers: torch.Tensor | None, numbers: torch.Tensor
-    ) -> torch.Tensor:
+    def _backward(self, inputs: Any, labels: torch.Tensor, answers: torch.Tensor | None) -> torch.Tensor:
         """Set the gradients to those of the whole batch; return the sum of the losses (nats) of this process's part."""
         own = labels[part(len(labels))]
         total = torch.zeros((), device=self.device)
@@ -155,10 +155,8 @@ class Learner:
                 loss = loss_with_noise(logits, own.repeat(heads), smoothing)
             else:
                 loss = F.cross_entropy(logits, own.repeat(heads), label_smoothing=smoothing)
-            if self.lessons is not None:
-                loss = taught(loss, logits, self.lessons[numbers[part(len(labels))]].repeat(heads, 1), TEMPERATURE)
             if answers is not None:
-                loss = taught(loss, logits, answers.repeat(heads, 1), 1.0)
+                loss = taught(loss, logits, answers.repeat(heads, 1), TEMPERATURE if self.lessons is not None else 1.0)
             (loss if processes() == 1 else loss * (len(own) / len(labels))).backward()
             total = loss.detach() * len(own)
         if processes() > 1:
