@@ -28,7 +28,7 @@ from sqzoo.export import export
 from sqzoo.hashing import file_sha256
 from sqzoo.train.augment import augment
 from sqzoo.train.checkpoint import write_tensors, write_text
-from sqzoo.train.distributed import joined, part, processes, rank, sum_over_processes
+from sqzoo.train.distributed import average_over_processes, joined, part, rank, sum_over_processes
 from sqzoo.train.evaluate import logits, metrics
 from sqzoo.train.loop import keep_freed_memory
 from sqzoo.unsure import calibrate
@@ -167,10 +167,8 @@ def train(model: Teacher, data: Dataset, epochs: int, seed: int, checkpoint: Pat
                 (loss / len(labels)).backward()
                 total += loss.detach()
             optimizers.step((epoch + step / steps) / epochs)
-        statistics = [b for b in model.buffers() if b.is_floating_point()]
-        sum_over_processes([total, *statistics])
-        for tensor in statistics:
-            tensor.div_(processes())
+        average_over_processes(b for b in model.buffers() if b.is_floating_point())
+        sum_over_processes([total])
         losses.append(total.item() / len(data))
         if rank() == 0:
             print(f"epoch {epoch + 1}/{epochs}: loss {losses[-1]:.4f}, {time.strftime('%H:%M:%S')}", flush=True)

@@ -125,10 +125,11 @@ class ImageBatches:
             labels = torch.from_numpy(batch.labels)
             if self.recipe.noise:
                 images, labels = with_noise(images, labels, self.recipe.noise)
-            own, answers = images[part(len(batch))], None
+            mine = part(len(batch))
+            own, answers = images[mine], None
             if self.ask and len(own):
                 answers = self.ask(own)
-                answers[labels[part(len(batch))] == NONE] = 0.0  # all classes alike
+                answers[labels[mine] == NONE] = 0.0  # all classes alike
                 answers = answers.to(self.device)
             yield self.prepare(own.to(self.device)), labels.to(self.device), answers
 

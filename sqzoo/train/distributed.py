@@ -54,6 +54,14 @@ def part(count: int) -> slice:
     return slice(count * rank() // processes(), count * (rank() + 1) // processes())
 
 
+def average_over_processes(tensors: Iterable[torch.Tensor]) -> None:
+    """Replace each tensor by its mean over the processes."""
+    tensors = list(tensors)
+    sum_over_processes(tensors)
+    for tensor in tensors:
+        tensor.div_(processes())
+
+
 def sum_over_processes(tensors: Iterable[torch.Tensor]) -> None:
     """Replace each tensor by its sum over the processes."""
     tensors = list(tensors)

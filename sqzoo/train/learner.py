@@ -18,7 +18,7 @@ from sqzoo.environment import environment
 from sqzoo.errors import ArgumentError
 from sqzoo.train.batches import Batches, FrozenBatches, ImageBatches
 from sqzoo.train.checkpoint import resume, same_run_or_raise, write_tensors, write_text
-from sqzoo.train.distributed import first_alone, part, processes, rank, sum_over_processes
+from sqzoo.train.distributed import average_over_processes, first_alone, part, processes, rank, sum_over_processes
 from sqzoo.train.evaluate import Metrics, score
 from sqzoo.train.negatives import loss_with_noise
 from sqzoo.train.norms import fold_away, measure_anew, put_in
@@ -188,10 +188,7 @@ class Learner:
 
     def _share_statistics(self) -> None:
         """Give all processes the mean of their statistics: each has seen its part of the images."""
-        statistics = [b for b in self.model.buffers() if b.is_floating_point()]
-        sum_over_processes(statistics)
-        for tensor in statistics:
-            tensor.div_(processes())
+        average_over_processes(b for b in self.model.buffers() if b.is_floating_point())
 
     def _exchange(self) -> None:
         with torch.no_grad():
