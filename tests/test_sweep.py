@@ -300,6 +300,7 @@ def around(mean: float) -> list[float]:
         (claims.best("fig6", {"lr": 1}), {1: around(86), 2: around(85)}, claims.HOLDS),
         (claims.best("fig6", {"lr": 1}), {1: around(86), 2: around(86.1)}, claims.NOISE),
         (claims.best("fig6", {"lr": 1}), {1: around(85), 2: around(86)}, claims.NOT),
+        (claims.best("fig6", {"lr": 1}), {1: around(85), 2: around(86), 3: [60.0, 75.0, 85.0]}, claims.NOT),
         (claims.alike("fig6", lambda label: True), {1: around(86), 2: around(86.4)}, claims.HOLDS),
         (claims.alike("fig6", lambda label: True), {1: [84, 86, 88], 2: [85, 87, 89]}, claims.NOISE),
         (claims.alike("fig6", lambda label: True), {1: around(86), 2: around(85)}, claims.NOT),
