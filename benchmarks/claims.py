@@ -134,9 +134,9 @@ def difference(
     t-test with the deviation pooled over the figure; Welch's where one setting's deviation is plainly unlike another's.
     """
     gap = better.mean(measure, protocol) - worse.mean(measure, protocol)
-    values = [getattr(o, measure)[protocol] for o in evidence.sweeps[name].values()]
-    if evidence.seeds > 1 and stats.bartlett(*values).pvalue < UNLIKE:
-        ours, theirs = (getattr(o, measure)[protocol] for o in (better, worse))
+    all_values = [o.values(measure, protocol) for o in evidence.sweeps[name].values()]
+    if evidence.seeds > 1 and stats.bartlett(*all_values).pvalue < UNLIKE:
+        ours, theirs = better.values(measure, protocol), worse.values(measure, protocol)
         return gap, float(stats.ttest_ind(ours, theirs, equal_var=False, alternative="greater").pvalue)
     spread, freedom = evidence.spread(name, measure, protocol)
     error = spread * (2 / evidence.seeds) ** 0.5

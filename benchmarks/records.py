@@ -88,13 +88,18 @@ class Outcome:
     curves: list[list[float]]  # test top-1 by epoch, a list a seed
     params: int
 
+    def values(self, measure: str, protocol: str) -> list[float]:
+        """Return "top1" (percent) or "loss" (nats) by seed."""
+        found: list[float] = getattr(self, measure)[protocol]
+        return found
+
     def mean(self, measure: str, protocol: str) -> float:
-        """Return the mean of "top1" (percent) or "loss" (nats) over the seeds."""
-        return statistics.fmean(getattr(self, measure)[protocol])
+        """Return the mean over the seeds."""
+        return statistics.fmean(self.values(measure, protocol))
 
     def deviation(self, measure: str, protocol: str) -> float:
         """Return the standard deviation over the seeds; 0 for a single one."""
-        values = getattr(self, measure)[protocol]
+        values = self.values(measure, protocol)
         return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
