@@ -60,7 +60,7 @@ _LARGE = replace(_LONG, sizes=((128, 10), (160, 20)), lr=8e-4, cutout=14, label_
 _SURE = replace(_LARGE, sizes=((160, 4),), lr=2e-4, label_smoothing=0.0)
 _MEAN = replace(_LONG, sizes=((160, 5), (192, 18)), lr=8e-4, lr_end=0.2, cutout=14, ema=0.9998, norm_images=8192)
 _FLAT = replace(_LONG, sizes=((128, 8), (160, 7)), lr=8e-4, noise=0.01, norm_images=8192, sharpness=0.5)
-_TAUGHT = replace(_LONG, sizes=((128, 6), (160, 10)), lr=8e-4, cutout=14, noise=0.01, norm_images=8192)
+_TAUGHT = replace(_LONG, sizes=((128, 4), (160, 8)), lr=8e-4, cutout=14, noise=0.01, norm_images=8192)
 _ALL_LAYERS = {
     "finetune": _FINETUNE,
     "finetune_norm": _NORM,
