@@ -91,3 +91,12 @@ def test_heads_of_a_frozen_trunk_train_in_one_process(tmp_path: Path, trunks: Pa
     done = torchrun(plan, tmp_path / "two", trunks)
     assert done.returncode != 0
     assert "refused: A frozen trunk's heads train in one process" in done.stderr
+
+
+def test_a_mistake_that_one_process_finds_ends_both_in_one_sentence(tmp_path: Path, trunks: Path) -> None:
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "recipe.json").write_text("{}")
+    done = torchrun(PLAN, tmp_path / "two", trunks)
+    assert done.returncode != 0
+    assert done.stderr.count("refused: ") == 1 and "holds a run of another recipe" in done.stderr
+    assert "[rank1]" not in done.stderr, "the other shows a traceback"  # torchrun itself shows one

@@ -41,12 +41,22 @@ def joined(device: str) -> Iterator[str]:
 
 @contextmanager
 def first_alone() -> Iterator[None]:
-    """Let the process 0 go through the block before the others enter it."""
-    if processes() > 1 and rank() > 0:
-        dist.barrier()
-    yield
-    if processes() > 1 and rank() == 0:
-        dist.barrier()
+    """Let the process 0 go through the block before the others enter it; if it fails there, they end, silently."""
+    if processes() == 1:
+        yield
+        return
+    failed = torch.ones(1, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    if rank() > 0:
+        dist.broadcast(failed, 0)
+        if failed:
+            raise SystemExit(2)
+        yield
+        return
+    try:
+        yield
+        failed.zero_()
+    finally:
+        dist.broadcast(failed, 0)
 
 
 def part(count: int) -> slice:
