@@ -15,14 +15,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from sqzoo.data import Dataset, cifar10
+from sqzoo.data import NORMALISATIONS, Dataset, Preprocessing, cifar10
 from sqzoo.environment import environment
 from sqzoo.errors import ArgumentError, SqzooError
 from sqzoo.hashing import file_sha256
 from sqzoo.registry import create_model
 from sqzoo.train.checkpoint import read_json, write_tensors, write_text
 from sqzoo.train.evaluate import Metrics, evaluate
-from sqzoo.train.recipe import Recipe
 from sqzoo.train.shared import take_out
 
 _ALIKE = ("model", "model_args", "trunk", "crop_pct", "normalisation", "hold_out", "seed")
@@ -49,20 +48,21 @@ def mean_of_runs(
             raise ArgumentError(f"{folder} and {folders[-1]} differ in {', '.join(apart)}; give runs alike in these.")
     if [last["train_digest"], last["test_digest"]] != [train_set.digest, test_set.digest]:
         raise ArgumentError(f"{folders[-1]} was trained on other data; give the data that it was trained on.")
-    plan = Recipe(**last["recipe"] | {"sizes": tuple(map(tuple, last["recipe"]["sizes"]))})
-    if plan.trunk == "frozen" or not plan.hold_out:
+    plan = last["recipe"]
+    if plan["trunk"] == "frozen" or not plan["hold_out"]:
         raise ArgumentError(f"{folders[-1]} has a frozen trunk or held no images out; give runs of a finetune recipe.")
     files = [folder / "best.safetensors" for folder in folders]
     weights = [load_file(file) for file in files]
     tensors = {name: torch.stack([each[name] for each in weights]).mean(0) for name in weights[-1]}
-    held_out = train_set[train_set.split(plan.hold_out)[1]]
-    names = plan.model.split("+")
+    held_out = train_set[train_set.split(plan["hold_out"])[1]]
+    prepare = Preprocessing(last["side"], plan["crop_pct"], *NORMALISATIONS[plan["normalisation"]])
+    names = plan["model"].split("+")
     measured: dict[str, dict[str, Metrics]] = {}
     for name in names:
-        model = create_model(name, **plan.model_args)
+        model = create_model(name, **plan["model_args"])
         model.load_state_dict(take_out(tensors, name) if len(names) > 1 else tensors)
         looks = {"test": test_set, "held_out": held_out}
-        seen = {n: evaluate(model, data, plan.preprocessing(last["side"])) for n, data in looks.items()}
+        seen = {n: evaluate(model, data, prepare) for n, data in looks.items()}
         measured[name] = seen
     result = last | {n: _mean([measured[name][n] for name in names]) for n in ("test", "held_out")}
     result |= {"mean_of": [file_sha256(file) for file in files], "environment": environment()}
