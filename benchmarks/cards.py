@@ -28,6 +28,7 @@ PROTOCOLS = {
     "test": "The paper's own protocol: the best epoch was chosen **on the test images**, which flatters the figure.",
     "held_out": "The epoch was chosen on training images held out from training; the test images were looked at once.",
     "last": "The last epoch counts, nothing was chosen; the test images were looked at once.",
+    "mean": "The runs to take the mean of were chosen on held-out images; the test images were looked at once.",
     "coded": "Bits were shared out by what they are worth on training images; the test images were looked at once.",
 }
 
@@ -107,6 +108,7 @@ def _use(entry: Entry) -> list[str]:
 def _results(entry: Entry, record: dict[str, Any]) -> list[str]:
     test, held = record["test"], record["held_out"]
     error = (test["top1"] * (100 - test["top1"]) / test["images"]) ** 0.5
+    protocol = "coded" if entry.stored == "coded" else "mean" if "mean_of" in record else entry.metrics["selected_on"]
     lines = [
         "## Results",
         "",
@@ -122,8 +124,7 @@ def _results(entry: Entry, record: dict[str, Any]) -> list[str]:
         lines.append(f"| its parent, held out | {apart['top1']:.2f} % | {apart['loss']:.4f} |")
     lines += [
         "",
-        "One view an image; ± is one standard error of the sample; one seed. "
-        f"{PROTOCOLS['coded' if entry.stored == 'coded' else entry.metrics['selected_on']]}",
+        f"One view an image; ± is one standard error of the sample; one seed. {PROTOCOLS[protocol]}",
         f"Record: `{entry.metrics['source']}`; verify with `python benchmarks/table2.py --only {entry.tag}`.",
         "",
     ]
@@ -181,27 +182,38 @@ def _unsure(entry: Entry, found: dict[str, Any]) -> list[str]:
 
 
 def _training(entry: Entry, record: dict[str, Any]) -> list[str]:
-    machine = record["environment"]
-    minutes = (record["training_seconds"] + record["feature_seconds"]) / 60
     recipe = ", ".join(f"{k} {json.dumps(v)}" for k, v in entry.recipe.items())
-    lines = [
-        "## Training",
-        "",
-        f"`{machine['command']}`",
-        "",
-        f"Recipe: {recipe}. Epoch {entry.metrics['epoch']} was kept. {minutes:.0f} minutes with {machine['threads']} "
-        f"thread(s) on {machine['cpu']} ({machine['cpu_capability']}), torch {machine['versions']['torch']}, commit "
-        f"{machine['commit']}.",
-    ]
-    hours = minutes / 60 * machine["threads"]
+    lines = ["## Training", "", f"`{record['environment']['command']}`", ""]
+    runs = record.get("mean_of", [])
+    if runs:
+        lines += [
+            f"The weights are the mean of those of {len(runs)} runs, each of which began where the one before ended:",
+            "",
+            *[f"- `{run['environment']['command']}`: {_took(run)}; SHA-256 {run['sha256']}." for run in runs],
+            "",
+            f"Recipe of the last: {recipe}.",
+        ]
+    else:
+        lines.append(f"Recipe: {recipe}. Epoch {entry.metrics['epoch']} was kept. {_took(record)}.")
+    hours = sum(run["training_seconds"] / 3600 * run["environment"]["threads"] for run in runs or [record])
+    hours += record["feature_seconds"] / 3600 * record["environment"]["threads"]
     lines += [
         "",
         f"Energy: about {hours * WATTS / 1000:.3f} kWh and {hours * WATTS * GRAMS / 1000:.0f} g of CO2, estimated from "
         f"{hours:.1f} core-hours at {WATTS} W a core and {GRAMS} g a kWh; not metered.",
     ]
-    if "start_sha256" in record:
+    if "start_sha256" in record and not runs:
         lines.append(f"The file it started from has SHA-256 {record['start_sha256']}.")
     return [*lines, "", f"Data: digest of train {record['train_digest']}, of test {record['test_digest']}.", ""]
+
+
+def _took(run: dict[str, Any]) -> str:
+    machine = run["environment"]
+    minutes = (run["training_seconds"] + run.get("feature_seconds", 0)) / 60
+    return (
+        f"{minutes:.0f} minutes with {machine['threads']} thread(s) on {machine['cpu']} ({machine['cpu_capability']}), "
+        f"torch {machine['versions']['torch']}, commit {machine['commit']}"
+    )
 
 
 def _compression(record: dict[str, Any]) -> list[str]:

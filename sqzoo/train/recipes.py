@@ -89,9 +89,9 @@ def recipe(name: str, model: str, **changes: Any) -> Recipe:
     are, its last epoch kept; the `tiny` weights are compressed from it. finetune_large: another from those, up to
     larger images, with larger squares cut out and smoothed labels. finetune_sure: a short last one on the labels as
     they are, for smoothed ones leave answers so even that noise looks like a picture of some class. finetune_flat: a
-    long one from those, sharpness-aware, a little noise among the images; the shipped `ft` weights. finetune_taught: a
-    long one from those, with teachers that see each image as it does (`benchmarks/teacher.py` trains one); no
-    better for AlexNet, for the others not known yet. From the weights of finetune_sure, and no better on test:
+    long one from those, sharpness-aware, a little noise among the images; the shipped `ft` weights are the mean of the
+    last two (`mean.py`). finetune_taught: a long one from there, with teachers that see each image as it does
+    (`benchmarks/teacher.py` trains one); no better. From the weights of finetune_sure, and no better on test:
     finetune_noise, two epochs with much noise among the images; finetune_mean, a long cycle up to 192 pixels, whose
     weights are the mean of its last epochs', at a rate still high enough for them to differ.
     pictures: the head alone, for one's own pictures, until the held-out ones gain no more; pictures_all_layers: all
