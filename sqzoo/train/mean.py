@@ -24,7 +24,7 @@ from sqzoo.train.checkpoint import read_json, write_tensors, write_text
 from sqzoo.train.evaluate import Metrics, evaluate
 from sqzoo.train.shared import take_out
 
-_ALIKE = ("model", "model_args", "trunk", "crop_pct", "normalisation", "hold_out", "seed")
+_ALIKE = ("model", "model_args", "trunk", "crop_pct", "normalisation", "hold_out")
 
 
 def mean_of_runs(
