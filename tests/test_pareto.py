@@ -8,6 +8,8 @@ import torch
 from published import PUBLISHED
 from readme import shown
 
+from sqzoo import get_weights
+
 PARAMS = {"SE-ResNet-56": 862_889, "DenseNet-BC-100 k=12": 769_162, "ResNet-56": 855_770, "ResNet-20": 272_474,
           "DenseNet-BC-40 k=12": 176_122}  # fmt: skip  # as their sources state them, exact
 
@@ -29,6 +31,16 @@ def test_held_out_images_choose_the_side() -> None:
     ]
     picked = pareto.chosen(rows)["sq1.x"]
     assert (picked["best"]["side"], picked["knee"]["side"]) == (128, 96)
+
+
+def test_rows_of_former_weights_are_told() -> None:
+    top1 = get_weights("sq1").metrics["test_top1"]
+    rows = [
+        {"tag": "sq1.ft_cifar10", "side": 96, "trained_at": 160, "test_top1": 50.0},
+        {"tag": "sq1.ft_cifar10", "side": 160, "trained_at": 160, "test_top1": top1},
+        {"tag": "fire_next.ft_cifar10", "side": 160, "trained_at": 160, "test_top1": 50.0},
+    ]
+    assert pareto.of_former_weights(rows) == ["fire_next.ft_cifar10"]
 
 
 def test_readme_shows_the_record() -> None:
