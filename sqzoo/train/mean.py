@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from sqzoo.errors import ArgumentError, SqzooError
 from sqzoo.hashing import file_sha256
 from sqzoo.registry import create_model
 from sqzoo.train.checkpoint import read_json, write_tensors, write_text
-from sqzoo.train.evaluate import Metrics, evaluate
+from sqzoo.train.evaluate import evaluate
 from sqzoo.train.shared import take_out
 
 _ALIKE = ("model", "model_args", "trunk", "crop_pct", "normalisation", "hold_out")
@@ -58,22 +59,19 @@ def mean_of_runs(
     held_out = train_set[train_set.split(plan["hold_out"])[1]]
     prepare = Preprocessing(last["side"], plan["crop_pct"], *NORMALISATIONS[plan["normalisation"]])
     names = plan["model"].split("+")
-    measured: dict[str, dict[str, Metrics]] = {}
+    looks = {"test": test_set, "held_out": held_out}
+    measured = {}
     for name in names:
         model = create_model(name, **plan["model_args"])
         model.load_state_dict(take_out(tensors, name) if len(names) > 1 else tensors)
-        looks = {"test": test_set, "held_out": held_out}
-        seen = {n: evaluate(model, data, prepare) for n, data in looks.items()}
-        measured[name] = seen
-    result = last | {n: _mean([measured[name][n] for name in names]) for n in ("test", "held_out")}
+        measured[name] = {n: dataclasses.asdict(evaluate(model, data, prepare)) for n, data in looks.items()}
+    result = last | {n: _mean([measured[name][n] for name in names]) for n in looks}
     told = [{n: each[n] for n in ("training_seconds", "environment")} for each in results]
     result["mean_of"] = [{"sha256": file_sha256(file)} | each for file, each in zip(files, told, strict=True)]
     result["environment"] = environment()
     result["training_seconds"] = round(sum(each["training_seconds"] for each in results), 1)
     if len(names) > 1:
-        result["models"] = {
-            name: {n: dataclasses.asdict(m) for n, m in seen.items()} for name, seen in measured.items()
-        }
+        result["models"] = measured
     folder = Path(run)
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / "best.safetensors", tensors, {"format": "pt"})
@@ -81,9 +79,9 @@ def mean_of_runs(
     return result
 
 
-def _mean(seen: Sequence[Metrics]) -> dict[str, Any]:
-    loss, top1 = (sum(getattr(m, name) for m in seen) / len(seen) for name in ("loss", "top1"))
-    return dataclasses.asdict(Metrics(loss, top1, sum(m.images for m in seen)))
+def _mean(seen: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    means = {name: fmean(metrics[name] for metrics in seen) for name in ("loss", "top1")}
+    return means | {"images": sum(metrics["images"] for metrics in seen)}
 
 
 def main() -> None:
