@@ -187,7 +187,7 @@ def _training(entry: Entry, record: dict[str, Any]) -> list[str]:
     runs = record.get("mean_of", [])
     if runs:
         lines += [
-            f"The weights are the mean of those of {len(runs)} runs, each of which began where the one before ended:",
+            f"The weights are the mean of those of {len(runs)} runs:",
             "",
             *[f"- `{run['environment']['command']}`: {_took(run)}; SHA-256 {run['sha256']}." for run in runs],
             "",
