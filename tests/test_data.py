@@ -27,7 +27,7 @@ from torchvision.datasets import CIFAR10 as TorchvisionCifar10
 
 from sqzoo.data import CIFAR10, IMAGENET, Dataset, Preprocessing, cifar10, hold_out, open_image
 from sqzoo.errors import ArgumentError, DataError
-from sqzoo.train.augment import augment
+from sqzoo.train.augment import augment, cutmix
 
 COMMIT = "0b2714987fa478483af9968de7c934580d0bb9a2"
 PINNED_TEST = "841389e6f2d64f28bf17310e430aebac20ec3ba611a3c5e231dc93c645ce84de"
@@ -547,6 +547,21 @@ def test_cutout_paints_a_square_in_the_mean_colour() -> None:
         assert torch.equal(before[rest], after[rest])
         places.add((row, column))
     assert len(places) > 30
+
+
+def test_cutmix_lays_a_rectangle_of_another_image_where_it_was() -> None:
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (1000, 32, 32, 3), dtype=torch.uint8)
+    mixed, others, taken = cutmix(images, 0.5)
+    assert sorted(others.tolist()) == list(range(1000))
+    assert 430 < (taken > 0).sum() < 570 and 0.4 < taken[taken > 0].mean() < 0.6  # any share alike: a half
+    for before, other, after, share in zip(images, images[others], mixed, taken.tolist(), strict=True):
+        if torch.equal(before, other):
+            continue
+        theirs = (after == other).all(-1)
+        rows, columns = (int(theirs.any(d).sum()) for d in (1, 0))
+        assert abs(rows * columns / 1024 - share) < 1e-6 and abs(rows - columns) <= 1  # whole and a square
+        assert torch.equal(after[~theirs], before[~theirs])
 
 
 # Pictures

@@ -25,6 +25,7 @@ from sqzoo import create_model
 from sqzoo.data import Dataset, Preprocessing, hold_out
 from sqzoo.errors import ArgumentError, DataError, UnknownModelError
 from sqzoo.train import RECIPES, Recipe, evaluate, learner, negatives, norms, pruning, recipe, sharpness, train
+from sqzoo.train.augment import augment, cutmix
 from sqzoo.train.checkpoint import alone_in
 from sqzoo.train.evaluate import logits
 from sqzoo.weights import get_weights, load_trunk
@@ -306,6 +307,7 @@ KILLED = {
     "norms": replace(TRAINED, ema=0.9, trunk_norm=True),
     "first layers still": replace(TRAINED, ema=0.9, trunk_norm=True, frozen_layers=5),
     "noise": replace(TRAINED, noise=0.3),
+    "cutmix": replace(TRAINED, noise=0.3, cutmix=0.5),
     "sharpness": replace(TRAINED, ema=0.9, trunk_norm=True, sharpness=0.5),
     "statistics anew": replace(TRAINED, ema=0.9, trunk_norm=True, norm_images=100, schedule="cosine", lr_end=0.5),
 }
@@ -487,12 +489,26 @@ def test_noise_is_answered_by_all_classes_alike(tmp_path: Path, trunks: Path) ->
     assert spread[1] > 2.0 > 1.5 > spread[0]  # of 2.3 nats at most
 
 
-def test_the_loss_with_noise_is_cross_entropy_to_all_classes_where_there_is_no_label() -> None:
-    torch.manual_seed(0)
-    logits, labels = torch.randn(6, 10), torch.tensor([3, negatives.NONE, 1, 0, negatives.NONE, 9])
-    wanted = F.one_hot(labels.clamp(min=0), 10).float() * 0.9 + 0.01
-    wanted[labels == negatives.NONE] = 0.1
-    torch.testing.assert_close(negatives.loss_with_noise(logits, labels, 0.1), F.cross_entropy(logits, wanted))
+def test_what_is_wanted_of_a_label_is_its_class_and_of_none_all_alike() -> None:
+    found = negatives.wanted(torch.tensor([2, negatives.NONE, 0]), 4)
+    assert found.tolist() == [[0, 0, 1, 0], [0.25] * 4, [1, 0, 0, 0]]
+
+
+def test_the_first_loss_of_mixed_images_is_that_of_both_classes_by_area(tmp_path: Path, trunks: Path) -> None:
+    """Written out: the loss of each image's own label and of the other's, each by the share of the area it has."""
+    plan = replace(TRAINED, model="fire_next", sizes=((32, 1),), hold_out=0, select="last", batch_size=100, cutmix=0.5)
+    result = run(plan, tmp_path, trunks)
+    torch.manual_seed(plan.seed)
+    model = create_model("fire_next", init="imagenet", trunk=trunks).train()
+    torch.manual_seed(plan.seed * 1_000_003)
+    batch = TRAIN[torch.randperm(100).numpy()]
+    images, others, taken = cutmix(augment(torch.from_numpy(batch.images), plan.pad, plan.flip), plan.cutmix)
+    labels = torch.from_numpy(batch.labels)
+    found = model(plan.preprocessing(32)(images))
+    own, theirs = (F.cross_entropy(found, wanted, reduction="none") for wanted in (labels, labels[others]))
+    expected = ((1 - taken) * own + taken * theirs).mean().item()
+    assert result["log"][0]["train_loss"] == pytest.approx(expected, rel=1e-5)
+    assert abs(expected - own.mean().item()) > 1e-4 * expected
 
 
 def test_a_teacher_is_learnt_from_as_a_textbook_says(tmp_path: Path, trunks: Path) -> None:
@@ -571,7 +587,7 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path, trunks: Path) -> No
     about = json.loads((tmp_path / "recipe.json").read_text())
     for later in (
         *("ema", "label_smoothing", "trunk_norm", "precision", "cutout", "prune", "teacher", "frozen_layers"),
-        *("lr_end", "norm_images", "noise", "sharpness"),
+        *("lr_end", "norm_images", "noise", "sharpness", "cutmix"),
     ):
         del about["recipe"][later]
     (tmp_path / "recipe.json").write_text(json.dumps(about))
@@ -716,6 +732,9 @@ def test_named_recipes_are_json(name: str) -> None:
         ({"cutout": 8}, "no cutout"),
         ({"cutout": 33}, "33"),
         ({"noise": 0.1}, "no noise"),
+        ({"cutmix": 0.5}, "no cutmix"),
+        ({"cutmix": 1.0, "trunk": "trained"}, "1.0"),
+        ({"cutmix": 0.5, "trunk": "trained", "teacher": "sq1.ft_cifar10"}, "cutmix or teacher"),
         ({"noise": 1.0, "trunk": "trained"}, "1.0"),
         ({"noise": 0.1, "trunk": "trained", "teacher": "sq1.ft_cifar10"}, "noise or teacher"),
         ({"precision": "float16"}, "'float16'"),

@@ -25,6 +25,24 @@ def augment(images: torch.Tensor, pad: int, flip: bool, cutout: int = 0) -> torc
     return images
 
 
+def cutmix(images: torch.Tensor, share: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Lay a rectangle of another image over about `share` of (N, H, W, 3) images, at the place it has there.
+
+    Return the images, which image each rectangle is of (N,), and the share of the area that it takes (N,). Any share is
+    as likely as any other (Yun and others 2019).
+    """
+    count, height, width, _ = images.shape
+    others = torch.randperm(count)
+    side = torch.rand(count, 1).sqrt() * (torch.rand(count, 1) < share)
+    inside = []
+    for size in (height, width):
+        length = (side * size).round().long()
+        low = (torch.rand(count, 1) * (size - length + 1)).long()
+        inside.append((torch.arange(size) >= low) & (torch.arange(size) < low + length))
+    taken = inside[0][:, :, None] & inside[1][:, None, :]
+    return torch.where(taken[..., None], images[others], images), others, taken.float().mean((1, 2))
+
+
 def _reflect(index: torch.Tensor, size: int) -> torch.Tensor:
     index = index.abs()
     return torch.where(index >= size, 2 * (size - 1) - index, index)

@@ -11,15 +11,15 @@ from tqdm import tqdm
 
 from sqzoo.data import Dataset
 from sqzoo.errors import ArgumentError
-from sqzoo.train.augment import augment
+from sqzoo.train.augment import augment, cutmix
 from sqzoo.train.distributed import part
 from sqzoo.train.features import FeatureCache, cache_key, trunk_features
-from sqzoo.train.negatives import NONE, with_noise
+from sqzoo.train.negatives import NONE, wanted, with_noise
 from sqzoo.train.nonzeros import NonZeroMaps
 from sqzoo.train.panel import is_panel, panel
 from sqzoo.train.recipe import Recipe
 
-Batches = Iterator[tuple[torch.Tensor | NonZeroMaps, torch.Tensor]]  # (inputs, labels)
+Batches = Iterator[tuple[torch.Tensor | NonZeroMaps, torch.Tensor]]  # (inputs, labels or wanted probabilities)
 Lessons = Iterator[tuple[torch.Tensor | NonZeroMaps, torch.Tensor, torch.Tensor | None]]  # and a panel's logits
 
 
@@ -110,6 +110,7 @@ class ImageBatches:
         self.recipe, self.device, self.held = recipe, device, held
         self.sides = [side for side, epochs in recipe.sizes for _ in range(epochs)]
         self.train_set, self.test_set = train_set, test_set
+        self.classes = recipe.model_args.get("num_classes", 10)
         self.ask = panel(recipe.teacher) if is_panel(recipe.teacher) else None
 
     def enter_epoch(self, epoch: int) -> int:
@@ -125,11 +126,17 @@ class ImageBatches:
             labels = torch.from_numpy(batch.labels)
             if self.recipe.noise:
                 images, labels = with_noise(images, labels, self.recipe.noise)
+            noise = labels == NONE
+            if self.recipe.noise or self.recipe.cutmix:
+                labels = wanted(labels, self.classes)
+            if self.recipe.cutmix:
+                images, others, taken = cutmix(images, self.recipe.cutmix)
+                labels = torch.lerp(labels, labels[others], taken[:, None])
             mine = part(len(batch))
             own, answers = images[mine], None
             if self.ask and len(own):
                 answers = self.ask(own)
-                answers[labels[mine] == NONE] = 0.0  # all classes alike
+                answers[noise[mine]] = 0.0  # all classes alike
                 answers = answers.to(self.device)
             yield self.prepare(own.to(self.device)), labels.to(self.device), answers
 

@@ -130,7 +130,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 _LATER = (
     *("ema", "label_smoothing", "trunk_norm", "patience", "precision", "cutout", "prune", "teacher"),
-    *("frozen_layers", "lr_end", "norm_images", "noise", "sharpness"),
+    *("frozen_layers", "lr_end", "norm_images", "noise", "sharpness", "cutmix"),
 )
 _DEFAULTS = {name: getattr(Recipe, name) for name in _LATER}
 

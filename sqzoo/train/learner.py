@@ -20,7 +20,6 @@ from sqzoo.train.batches import Batches, FrozenBatches, ImageBatches
 from sqzoo.train.checkpoint import resume, same_run_or_raise, write_tensors, write_text
 from sqzoo.train.distributed import average_over_processes, first_alone, part, processes, rank, sum_over_processes
 from sqzoo.train.evaluate import Metrics, score
-from sqzoo.train.negatives import loss_with_noise
 from sqzoo.train.norms import fold_away, measure_anew, put_in
 from sqzoo.train.panel import is_panel, panel_sha256
 from sqzoo.train.pruning import Pruning
@@ -122,8 +121,9 @@ class Learner:
     ) -> None:
         """Take one step of the optimiser on a batch; `done` of the run's `steps` steps lie behind it.
 
-        answers: the logits of a panel of teachers, if there is one. numbers: of the batch's images in the training set.
-        Of several processes each gets its part of the batch's inputs and answers, and all of its labels and numbers.
+        labels: the numbers of the classes (N,), or their wanted probabilities (N, classes). answers: the logits of a
+        panel of teachers, if there is one. numbers: of the batch's images in the training set. Of several processes
+        each gets its part of the batch's inputs and answers, and all of its labels and numbers.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.recipe, done, steps)
@@ -151,10 +151,7 @@ class Learner:
                 logits = self.forward(inputs)
             smoothing = self.recipe.label_smoothing
             logits, heads = logits.float(), len(logits) // len(own)
-            if self.recipe.noise:
-                loss = loss_with_noise(logits, own.repeat(heads), smoothing)
-            else:
-                loss = F.cross_entropy(logits, own.repeat(heads), label_smoothing=smoothing)
+            loss = F.cross_entropy(logits, torch.cat([own] * heads), label_smoothing=smoothing)
             if answers is not None:
                 loss = taught(loss, logits, answers.repeat(heads, 1), TEMPERATURE if self.lessons is not None else 1.0)
             (loss if processes() == 1 else loss * (len(own) / len(labels))).backward()

@@ -23,8 +23,6 @@ def with_noise(images: torch.Tensor, labels: torch.Tensor, share: float) -> tupl
     return images, labels
 
 
-def loss_with_noise(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float) -> torch.Tensor:
-    """Return the mean cross-entropy (nats) of logits (N, classes); where a label is `NONE`, to all classes alike."""
-    known = F.cross_entropy(logits, labels, label_smoothing=label_smoothing, ignore_index=NONE, reduction="none")
-    even = -F.log_softmax(logits, 1).mean(1)
-    return torch.where(labels == NONE, even, known).mean()
+def wanted(labels: torch.Tensor, classes: int) -> torch.Tensor:
+    """Return the probabilities (N, classes) that labels (N,) ask for; those of `NONE` are all alike."""
+    return torch.where((labels == NONE)[:, None], 1 / classes, F.one_hot(labels.clamp(min=0), classes).float())

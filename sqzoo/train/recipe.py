@@ -35,6 +35,8 @@ class Recipe:
     and falls along a cosine to `lr_end` times itself.
     flip, pad, cutout: mirror half of the images, shift them by up to `pad` pixels, paint over a square of `cutout`
     pixels a side, all at the data's own size (32 pixels for CIFAR-10).
+    cutmix: share, in [0, 1), of the images that a rectangle of another image lies in, whose wanted answer is both
+    classes by area.
     noise: share, in [0, 1), of the images that noise takes the place of, whose wanted answer is all classes alike (see
     `negatives.py`).
     ema: decay by step, in [0, 1), of a running average of the weights, which is then what is evaluated and kept; 0 is
@@ -76,6 +78,7 @@ class Recipe:
     flip: bool = False
     pad: int = 0
     cutout: int = 0
+    cutmix: float = 0.0
     noise: float = 0.0
     ema: float = 0.0
     label_smoothing: float = 0.0
@@ -105,7 +108,7 @@ class Recipe:
             raise ArgumentError(f"batch_size must be at least 1, not {self.batch_size!r}.")
         if not 0 <= self.cutout <= 32:
             raise ArgumentError(f"cutout must be between 0 and 32 pixels, not {self.cutout!r}.")
-        for name in ("noise", "ema", "label_smoothing", "prune"):
+        for name in ("cutmix", "noise", "ema", "label_smoothing", "prune"):
             if not 0 <= getattr(self, name) < 1:
                 raise ArgumentError(f"{name} must be at least 0 and below 1, not {getattr(self, name)!r}.")
         if not 0 <= self.sharpness < math.inf:
@@ -135,12 +138,16 @@ class Recipe:
             )
         if self.select == "held_out" and self.hold_out < 1:
             raise ArgumentError(f"select='held_out' needs images: hold_out is {self.hold_out}; give 5000, say.")
-        if self.trunk == "frozen" and (len(self.sizes) > 1 or self.flip or self.pad or self.cutout or self.noise):
+        changed = self.flip or self.pad or self.cutout or self.cutmix or self.noise
+        if self.trunk == "frozen" and (len(self.sizes) > 1 or changed):
             raise ArgumentError(
-                "a frozen trunk's features are computed once: give one size, no flip, no pad, no cutout and no noise."
+                "a frozen trunk's features are computed once: give one size, no flip, no pad, no cutout, no cutmix and "
+                "no noise."
             )
         if self.noise and self.teacher and not is_panel(self.teacher):
             raise ArgumentError("A teacher knows the training images and no noise; give noise or teacher, not both.")
+        if self.cutmix and self.teacher:
+            raise ArgumentError("A teacher is asked about one picture, not about two in one; give cutmix or teacher.")
         if self.trunk == "frozen" and is_panel(self.teacher):
             raise ArgumentError(
                 f"teacher={self.teacher!r} is asked about images, and a frozen trunk's head sees none; give a tag."
