@@ -2,8 +2,8 @@
 
     python benchmarks/gpu_estimate.py
 
-Counts the FLOPs of the recipes finetune_norm, to its last epoch, finetune_more, finetune_long, finetune_large,
-finetune_sure and finetune_flat, training steps and evaluations.
+Counts the FLOPs of the recipes that led to the shipped weights, finetune_norm to its last epoch: training steps and
+evaluations.
 Prints the commands and writes results/gpu_estimate.json.
 """
 
@@ -19,7 +19,7 @@ from sqzoo.environment import environment
 from sqzoo.train import recipe
 from sqzoo.train.checkpoint import write_text
 
-RECIPES = ("finetune_norm", "finetune_more", "finetune_long", "finetune_large", "finetune_sure", "finetune_flat")
+RECIPES = tuple(f"finetune_{name}" for name in ("norm", "more", "long", "large", "sure", "flat", "cutmix"))
 IMAGES, TEST = 50_000, 10_000
 
 

@@ -699,7 +699,9 @@ def test_a_cache_serves_runs_of_other_heads(tmp_path: Path, trunks: Path) -> Non
 # Recipes
 
 
-GO_ON = tuple(f"finetune_{name}" for name in ("more", "long", "large", "sure", "noise", "mean", "flat", "taught"))
+GO_ON = tuple(
+    f"finetune_{name}" for name in ("more", "long", "large", "sure", "noise", "mean", "flat", "cutmix", "taught")
+)
 
 
 @pytest.mark.parametrize("name", RECIPES)

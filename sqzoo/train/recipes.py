@@ -60,6 +60,7 @@ _LARGE = replace(_LONG, sizes=((128, 10), (160, 20)), lr=8e-4, cutout=14, label_
 _SURE = replace(_LARGE, sizes=((160, 4),), lr=2e-4, label_smoothing=0.0)
 _MEAN = replace(_LONG, sizes=((160, 5), (192, 18)), lr=8e-4, lr_end=0.2, cutout=14, ema=0.9998, norm_images=8192)
 _FLAT = replace(_LONG, sizes=((128, 8), (160, 7)), lr=8e-4, noise=0.01, norm_images=8192, sharpness=0.5)
+_CUTMIX = replace(_LONG, sizes=((160, 12),), lr=6e-4, cutout=0, cutmix=0.5, noise=0.01, norm_images=8192)
 _TAUGHT = replace(_LONG, sizes=((128, 4), (160, 8)), lr=8e-4, cutout=14, noise=0.01, norm_images=8192)
 _ALL_LAYERS = {
     "finetune": _FINETUNE,
@@ -71,6 +72,7 @@ _ALL_LAYERS = {
     "finetune_noise": replace(_SURE, sizes=((160, 2),), lr=1e-4, noise=0.08),
     "finetune_mean": _MEAN,
     "finetune_flat": _FLAT,
+    "finetune_cutmix": _CUTMIX,
     "finetune_taught": _TAUGHT,
 }
 _GO_ON = tuple(_ALL_LAYERS)[2:]  # from an earlier run
@@ -89,8 +91,9 @@ def recipe(name: str, model: str, **changes: Any) -> Recipe:
     are, its last epoch kept; the `tiny` weights are compressed from it. finetune_large: another from those, up to
     larger images, with larger squares cut out and smoothed labels. finetune_sure: a short last one on the labels as
     they are, for smoothed ones leave answers so even that noise looks like a picture of some class. finetune_flat: a
-    long one from those, sharpness-aware, a little noise among the images; the shipped `ft` weights are the mean of the
-    last two (`mean.py`). finetune_taught: a long one from there, with teachers that see each image as it does
+    long one from those, sharpness-aware, a little noise among the images. finetune_cutmix: a long one from the mean of
+    the last three (`mean.py`), with mixed images; the shipped `ft` weights are the mean of the last two.
+    finetune_taught: a long one from those of finetune_flat, with teachers that see each image as it does
     (`benchmarks/teacher.py` trains one); no better. From the weights of finetune_sure, and no better on test:
     finetune_noise, two epochs with much noise among the images; finetune_mean, a long cycle up to 192 pixels, whose
     weights are the mean of its last epochs', at a rate still high enough for them to differ.
