@@ -195,8 +195,7 @@ def _training(entry: Entry, record: dict[str, Any]) -> list[str]:
         ]
     else:
         lines.append(f"Recipe: {recipe}. Epoch {entry.metrics['epoch']} was kept. {_took(record)}.")
-    hours = sum(run["training_seconds"] / 3600 * run["environment"]["threads"] for run in runs or [record])
-    hours += record["feature_seconds"] / 3600 * record["environment"]["threads"]
+    hours = sum(_minutes(run) / 60 * run["environment"]["threads"] for run in runs or [record])
     lines += [
         "",
         f"Energy: about {hours * WATTS / 1000:.3f} kWh and {hours * WATTS * GRAMS / 1000:.0f} g of CO2, estimated from "
@@ -207,12 +206,16 @@ def _training(entry: Entry, record: dict[str, Any]) -> list[str]:
     return [*lines, "", f"Data: digest of train {record['train_digest']}, of test {record['test_digest']}.", ""]
 
 
+def _minutes(run: dict[str, Any]) -> float:
+    seconds: float = run["training_seconds"] + run.get("feature_seconds", 0)  # a mean's runs have none of the latter
+    return seconds / 60
+
+
 def _took(run: dict[str, Any]) -> str:
     machine = run["environment"]
-    minutes = (run["training_seconds"] + run.get("feature_seconds", 0)) / 60
     return (
-        f"{minutes:.0f} minutes with {machine['threads']} thread(s) on {machine['cpu']} ({machine['cpu_capability']}), "
-        f"torch {machine['versions']['torch']}, commit {machine['commit']}"
+        f"{_minutes(run):.0f} minutes with {machine['threads']} thread(s) on {machine['cpu']} "
+        f"({machine['cpu_capability']}), torch {machine['versions']['torch']}, commit {machine['commit']}"
     )
 
 

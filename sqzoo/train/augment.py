@@ -1,5 +1,7 @@
 """Training images made different each time they are seen, at the data's own size (32 pixels for CIFAR-10)."""
 
+from collections.abc import Sequence
+
 import torch
 
 
@@ -16,12 +18,9 @@ def augment(images: torch.Tensor, pad: int, flip: bool, cutout: int = 0) -> torc
         columns = torch.where(torch.rand(count, 1) < 0.5, columns.flip(1), columns)
     images = images[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
     if cutout:
-        top, left = (torch.randint(size - cutout + 1, (count, 1)) for size in (height, width))
-        in_rows, in_columns = (
-            (p >= low) & (p < low + cutout) for p, low in ((torch.arange(height), top), (torch.arange(width), left))
-        )
-        hole = in_rows[:, :, None, None] & in_columns[:, None, :, None]
-        images = torch.where(hole, images.float().mean((1, 2), keepdim=True).round().byte(), images)
+        sizes = (height, width)
+        hole = _rectangle(sizes, [torch.randint(size - cutout + 1, (count, 1)) for size in sizes], (cutout, cutout))
+        images = torch.where(hole[..., None], images.float().mean((1, 2), keepdim=True).round().byte(), images)
     return images
 
 
@@ -31,16 +30,24 @@ def cutmix(images: torch.Tensor, share: float) -> tuple[torch.Tensor, torch.Tens
     Return the images, which image each rectangle is of (N,), and the share of the area that it takes (N,). Any share is
     as likely as any other (Yun and others 2019).
     """
-    count, height, width, _ = images.shape
+    count, *sizes, _ = images.shape
     others = torch.randperm(count)
     side = torch.rand(count, 1).sqrt() * (torch.rand(count, 1) < share)
-    inside = []
-    for size in (height, width):
-        length = (side * size).round().long()
-        low = (torch.rand(count, 1) * (size - length + 1)).long()
-        inside.append((torch.arange(size) >= low) & (torch.arange(size) < low + length))
-    taken = inside[0][:, :, None] & inside[1][:, None, :]
+    lengths = [(side * size).round().long() for size in sizes]
+    lows = [(torch.rand(count, 1) * (size - length + 1)).long() for size, length in zip(sizes, lengths, strict=True)]
+    taken = _rectangle(sizes, lows, lengths)
     return torch.where(taken[..., None], images[others], images), others, taken.float().mean((1, 2))
+
+
+def _rectangle(
+    sizes: Sequence[int], lows: Sequence[torch.Tensor], lengths: Sequence[int | torch.Tensor]
+) -> torch.Tensor:
+    """Return which pixels (N, H, W) lie in each image's rectangle, whose `lows` (N, 1) and `lengths` are by axis."""
+    rows, columns = (
+        (torch.arange(size) >= low) & (torch.arange(size) < low + length)
+        for size, low, length in zip(sizes, lows, lengths, strict=True)
+    )
+    return rows[:, :, None] & columns[:, None, :]
 
 
 def _reflect(index: torch.Tensor, size: int) -> torch.Tensor:

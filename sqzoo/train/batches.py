@@ -19,8 +19,9 @@ from sqzoo.train.nonzeros import NonZeroMaps
 from sqzoo.train.panel import is_panel, panel
 from sqzoo.train.recipe import Recipe
 
-Batches = Iterator[tuple[torch.Tensor | NonZeroMaps, torch.Tensor]]  # (inputs, labels or wanted probabilities)
-Lessons = Iterator[tuple[torch.Tensor | NonZeroMaps, torch.Tensor, torch.Tensor | None]]  # and a panel's logits
+Batches = Iterator[tuple[torch.Tensor | NonZeroMaps, torch.Tensor]]  # (inputs, labels)
+Lessons = Iterator[tuple[torch.Tensor | NonZeroMaps, torch.Tensor, torch.Tensor | None]]
+# of training: the labels may be wanted probabilities (N, classes), and there may be a panel's logits
 
 
 class FrozenBatches:
