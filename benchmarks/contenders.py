@@ -17,9 +17,13 @@ from published import resnet
 
 import sqzoo
 from sqzoo import create_model
-from sqzoo.backends import Subject
+from sqzoo.backends import ExportModel
 from sqzoo.data import Dataset
+from sqzoo.extras import require
 from sqzoo.graph import CALIBRATION, to_onnx
+
+# Here, not where they are used: the process that all others are forked from loads them once.
+onnx, onnxruntime, openvino = (require(name, "dev", "The benchmark") for name in ("onnx", "onnxruntime", "openvino"))
 
 WARM_UP = 3  # runs at the beginning of each turn that do not count: the caches are full of another network's data
 
@@ -69,7 +73,7 @@ class Process:
     def __init__(self, contender: Contender, threads: list[int], calibration: Dataset) -> None:
         # All share what importing takes, or 34 processes would fill 24 GB.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch", "torchvision", "timm", "onnx", "onnxruntime", "openvino"])
+        context.set_forkserver_preload(["contenders"])
         self.contender = contender
         self._ours, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(contender, threads, calibration, theirs), daemon=True)
@@ -156,13 +160,11 @@ def _runners(
 def _graph(model: nn.Module, contender: Contender, calibration: Dataset) -> bytes:
     if contender.network in PEERS:
         return to_onnx(model, torch.zeros(2, 3, contender.side, contender.side), {})
-    subject = Subject(model.requires_grad_(False), calibration=calibration.images[:CALIBRATION])
-    return subject.int8 if contender.how.endswith("int8") else subject.onnx
+    ours = ExportModel(model, calibration=calibration.images[:CALIBRATION])
+    return ours.int8(ours.shape(1)) if contender.how.endswith("int8") else ours.onnx(ours.shape(1))
 
 
 def _onnxruntime(graph: bytes, threads: int) -> Callable[[torch.Tensor], np.ndarray]:
-    import onnxruntime
-
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
@@ -170,8 +172,6 @@ def _onnxruntime(graph: bytes, threads: int) -> Callable[[torch.Tensor], np.ndar
 
 
 def _openvino(graph: bytes, threads: int) -> Callable[[torch.Tensor], np.ndarray]:
-    import openvino
-
     core, requests = openvino.Core(), {}
     hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
 

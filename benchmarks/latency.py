@@ -31,7 +31,7 @@ from readme import write_into_readme
 from torch.utils.flop_counter import FlopCounterMode
 
 from sqzoo import SqzooError, get_weights
-from sqzoo.backends import BACKENDS, Subject
+from sqzoo.backends import BACKENDS, ExportModel
 from sqzoo.data import Dataset, cifar10
 from sqzoo.environment import environment, package_version
 from sqzoo.graph import CALIBRATION
@@ -173,12 +173,12 @@ def int8_accuracy(train: Dataset, test: Dataset) -> dict[str, dict[str, float]]:
     found = {}
     for name in OURS:
         tag, side = get_weights(name).tag, get_weights(name).input_size[1]
-        subject = Subject(network(tag, side).requires_grad_(False), False, train.images[:CALIBRATION])
+        model = ExportModel(network(tag, side), calibration=train.images[:CALIBRATION])
         row = {}
         for key in ("onnxruntime", "onnxruntime-int8"):
-            run = BACKENDS[key](subject)
+            run = BACKENDS[key](model, model.shape(8))
             with torch.inference_mode():
-                logits = [run(subject.prepared(test.images[i : i + 8])) for i in range(0, len(test), 8)]
+                logits = [run(model.prepared(test.images[i : i + 8])) for i in range(0, len(test), 8)]
             row[key] = metrics(torch.cat(logits), torch.from_numpy(test.labels)).top1
         found[tag] = {"float32_top1": row["onnxruntime"], "int8_top1": row["onnxruntime-int8"], "images": len(test)}
         print(tag, found[tag], file=sys.stderr)

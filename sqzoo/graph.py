@@ -198,7 +198,7 @@ def to_int8(graph: nn.Module, onnx_bytes: bytes, images: torch.Tensor, metadata:
             weight_type=quantization.QuantType.QInt8,
         )
         data = _with_metadata(onnx.load(quantised), metadata, onnx)
-    compare(graph, run_onnx(data), images[-HELD_BACK:], "int8", INT8_TOLERANCE)
+    compare(graph, run_onnx(data), [images[-HELD_BACK:]], "int8", INT8_TOLERANCE)
     return data
 
 

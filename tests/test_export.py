@@ -74,7 +74,7 @@ def test_int8(model: nn.Module, pixels: np.ndarray, tmp_path: Path) -> None:
     assert next(i for i in graph.initializer if "features.0.weight_scale" in i.name).dims == [64]  # by channel
     assert file.stat().st_size < 0.32 * get_weights("sq1").size
     whole = FromPixels(model).eval()
-    compare(whole, run_onnx(file.read_bytes()), torch.from_numpy(pixels), "int8", INT8_TOLERANCE)
+    compare(whole, run_onnx(file.read_bytes()), [torch.from_numpy(pixels)], "int8", INT8_TOLERANCE)
 
 
 def test_int8_weights(model: nn.Module, pixels: np.ndarray, tmp_path: Path) -> None:
@@ -150,9 +150,9 @@ def test_other_outputs_are_not_written(model: nn.Module, tmp_path: Path) -> None
 
     images = torch.randn(3, *get_weights("sq1").input_size)
     with pytest.raises(ExportError, match="onnx gives other outputs than PyTorch"):
-        compare(model, Random(), images, "onnx")
+        compare(model, Random(), [images], "onnx")
     with pytest.raises(ExportError, match="shape"):
-        compare(model, lambda x: model(x) * float("nan"), images, "onnx")
+        compare(model, lambda x: model(x) * float("nan"), [images], "onnx")
     # int8 of pictures far from those that set the ranges
     pixels = np.zeros((128, 32, 32, 3), np.uint8)
     pixels[64:] = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), np.uint8)
@@ -187,7 +187,7 @@ def test_mistakes_are_one_clear_sentence(model: nn.Module, tmp_path: Path) -> No
         with pytest.raises(error, match=words) as caught:
             export(model, tmp_path / args[0], *args[1:])
         assert "\n" not in str(caught.value)
-    with pytest.raises(ArgumentError, match="Linear is no model of create_model"):
+    with pytest.raises(ArgumentError, match="Linear was not created by create_model"):
         export(nn.Linear(2, 2), tmp_path / "m.onnx")
     with pytest.raises(ArgumentError, match="calibration must be 128 or more"):
         export(model, tmp_path / "m.onnx", "onnx-int8", calibration=few)
