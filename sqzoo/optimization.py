@@ -49,7 +49,7 @@ class Optimized(nn.Module):
         super().__init__()
         self.model = model.module
         self.backend, self.milliseconds = backend, milliseconds
-        for name in ("pretrained_cfg", "num_classes", "in_chans", "calibration"):  # what `predict` asks a model for
+        for name in ("pretrained_cfg", "num_classes", "in_chans", "ood_threshold"):  # what `predict` asks a model for
             setattr(self, name, getattr(model.net, name, None))
         self._export_model = model
         self._runs: dict[tuple[int, ...], Run] = {}  # by threads and shape, the last used last
