@@ -16,12 +16,12 @@ import torch.nn.functional as F
 
 from sqzoo import __version__
 from sqzoo.cache import folder
-from sqzoo.data import Preprocessing
+from sqzoo.data import Normalise
 from sqzoo.environment import package_version
 from sqzoo.errors import ArgumentError
 from sqzoo.extras import require
 from sqzoo.files import write_whole
-from sqzoo.graph import FromPixels, calibration_images, pixels_side, run_onnx, to_int8, to_onnx
+from sqzoo.graph import FromPixels, calibration_images, run_onnx, to_int8, to_onnx
 from sqzoo.hashing import tensors_sha256
 from sqzoo.parity import Run
 
@@ -64,15 +64,13 @@ class ExportModel:
             self.net: Any = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
         self.preprocessing = preprocessing
         self.calibration = calibration
-        module = FromPixels(self.net).float() if preprocessing else self.net  # whatever the default dtype is
+        module = FromPixels(self.net) if preprocessing else self.net
         self.module: nn.Module = module.eval().to(memory_format=torch.channels_last)
 
     def shape(self, batch_size: int, size: tuple[int, int] | None = None) -> Shape:
         """Return the shape of a batch of images of a size, by default the model's own."""
-        if self.preprocessing:
-            return (batch_size, *(size or (pixels_side(self.net),) * 2), 3)
-        config = self.net.pretrained_cfg
-        return (batch_size, self.net.in_chans, *(size or config["input_size"][1:]))
+        size = size or self.net.pretrained_cfg["input_size"][1:]
+        return (batch_size, *size, 3) if self.preprocessing else (batch_size, self.net.in_chans, *size)
 
     def noise(self, shape: Shape) -> torch.Tensor:
         """Return images of noise as the model takes them, the same each time."""
@@ -83,20 +81,20 @@ class ExportModel:
 
     def prepared(self, pixels: np.ndarray, shape: Shape | None = None) -> torch.Tensor:
         """Return uint8 images (N, H, W, 3) as the model takes them, resized to the size that `shape` tells."""
-        images = torch.from_numpy(pixels)
-        if not self.preprocessing:
-            images = Preprocessing.of(self.net.pretrained_cfg)(pixels).contiguous()
-        if shape is None or images.shape[1:] == shape[1:]:
-            return images
-        if not self.preprocessing:
-            return F.interpolate(images, shape[2:], mode="bilinear", antialias=True)
-        resized = F.interpolate(images.permute(0, 3, 1, 2), shape[1:3], mode="bilinear", antialias=True)
-        return resized.permute(0, 2, 3, 1).contiguous()
+        images = torch.from_numpy(np.require(pixels, requirements="W"))
+        size = pixels.shape[1:3] if shape is None else shape[1:3] if self.preprocessing else shape[2:]
+        if pixels.shape[1:3] != size:
+            resized = F.interpolate(images.permute(0, 3, 1, 2), size, mode="bilinear", antialias=True)
+            images = resized.permute(0, 2, 3, 1).contiguous()
+        return images if self.preprocessing else Normalise.of(self.net)(images).contiguous()
 
     def key(self, shape: Shape) -> str:
         """Return the SHA-256 of what the outputs depend on: tensors, structure, image size, exporters' versions."""
-        parts = [tensors_sha256(self.net.state_dict()), repr(self.module), str(shape[1:]), __version__]
-        parts += [str(Preprocessing.of(self.net.pretrained_cfg))]
+        tensors = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
+        parts = [tensors_sha256(tensors), repr(self.module), str(shape[1:]), __version__]
+        for module in self.module.modules():  # not all is in their repr: a temperature, say
+            settings = {k: v for k, v in vars(module).items() if isinstance(v, bool | int | float | str | tuple | list)}
+            parts += [f"{type(module).__module__} {sorted(settings.items())}"]
         parts += [str(package_version(name)) for name in ("torch", "onnx", "onnxscript", "onnxruntime")]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 

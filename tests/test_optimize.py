@@ -20,21 +20,27 @@ import torch.nn as nn
 import sqzoo
 from sqzoo.backends import BACKENDS, ExportModel, Shape, kept_folder
 from sqzoo.cache import kept, remove
-from sqzoo.data import Dataset, Preprocessing
+from sqzoo.data import Dataset, Normalise
 from sqzoo.errors import ArgumentError, MissingExtraError
-from sqzoo.graph import FromPixels
+from sqzoo.graph import FromPixels, ResizeMatrices
+from sqzoo.models.upsample import Upsample
 from sqzoo.optimization import EXACT, SHAPES, Optimized, optimize
 from sqzoo.predict import predict
 
 ROOT = Path(__file__).parent.parent
-SIDE = 64
+SIDE = 32
 
 
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
-    model = sqzoo.create_model("sq1", pretrained=True)
-    model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, SIDE, SIDE)}
-    return model
+    return sqzoo.create_model("sq1", pretrained=True, upsample=64)
+
+
+@pytest.fixture(scope="module")
+def plain() -> nn.Module:
+    """A network that takes images as they come."""
+    torch.manual_seed(0)
+    return sqzoo.create_model("sq1", num_classes=10).eval()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -56,7 +62,7 @@ def test_a_backend_gives_what_the_model_gives(
 ) -> None:
     fast = optimize(model, backend, preprocessing=preprocessing)
     assert fast.backend == backend
-    images = Preprocessing.of(model.pretrained_cfg)(pictures.images[:5])
+    images = Normalise.of(model)(pictures.images[:5])
     with torch.inference_mode():
         wanted = FromPixels(model).eval()(torch.from_numpy(pictures.images[:5])) if preprocessing else model(images)
     given = torch.from_numpy(pictures.images[:5]) if preprocessing else images
@@ -72,7 +78,7 @@ def test_a_backend_gives_what_the_model_gives(
 
 @pytest.mark.parametrize("backend", EXACT)
 def test_any_size_goes_through_the_runtime(
-    backend: str, model: nn.Module, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+    backend: str, plain: nn.Module, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     prepared = []
 
@@ -81,12 +87,12 @@ def test_any_size_goes_through_the_runtime(
         return make(export_model, shape)
 
     monkeypatch.setitem(BACKENDS, backend, counted)
-    fast = optimize(model, backend, input_size=(48, 80))
+    fast = optimize(plain, backend, input_size=(48, 80))
     assert prepared == [(1, 3, 48, 80)]
     shapes = [(1, 3, 48, 80), (1, 3, 96, 96), (2, 3, 96, 96), (1, 3, 48, 80)]
     for shape in shapes:
         images = torch.randn(shape)
-        torch.testing.assert_close(fast(images), model(images).detach(), atol=1e-4, rtol=0)
+        torch.testing.assert_close(fast(images), plain(images).detach(), atol=1e-4, rtol=0)
     assert prepared == shapes[:3]  # each once
     for batch in range(3, SHAPES + 2):  # with the two above, one more than are kept, and (2, 3, 96, 96) the eldest
         fast(torch.randn(1, 3, 48, 80))
@@ -98,6 +104,21 @@ def test_any_size_goes_through_the_runtime(
     fast(torch.randn(2, 3, 96, 96))
     assert prepared == [(2, 3, 96, 96)]
     assert not [w for w in recwarn if w.category is RuntimeWarning]
+
+
+@pytest.mark.parametrize("size", [(32, 32), (28, 30), (100, 60)])
+@pytest.mark.parametrize("args", [(64,), (80, 70)])
+def test_an_enlargement_by_matrices_is_the_same(args: tuple[int, ...], size: tuple[int, int]) -> None:
+    images, upsample = torch.randn(2, 3, *size), Upsample(*args)
+    torch.testing.assert_close(ResizeMatrices(upsample, size)(images), upsample(images), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("backend", EXACT)
+def test_a_network_that_enlarges_takes_any_size(backend: str, model: nn.Module) -> None:
+    fast = optimize(model, backend)
+    for size in ((32, 32), (100, 60)):
+        images = torch.randn(1, 3, *size)
+        torch.testing.assert_close(fast(images), model(images).detach(), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("size", [(40, 56), (3, 40, 56)])
@@ -124,7 +145,7 @@ def _call(fast: Optimized, images: torch.Tensor) -> torch.Tensor:
 
 
 def test_the_callers_modes_do_not_matter(model: nn.Module) -> None:
-    images = torch.randn(2, 3, 72, 72)
+    images = torch.randn(2, 3, 36, 36)
     wanted = model(images).detach()
     torch.set_default_dtype(torch.float64)
     try:
@@ -136,7 +157,7 @@ def test_the_callers_modes_do_not_matter(model: nn.Module) -> None:
     finally:
         torch.set_default_dtype(torch.float32)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        fast = [optimize(model, backend, input_size=80) for backend in EXACT[1:]]
+        fast = [optimize(model, backend, input_size=40) for backend in EXACT[1:]]
         found = [each(images) for each in fast]
     for each in found:
         torch.testing.assert_close(each, wanted, atol=1e-4, rtol=0)
@@ -173,13 +194,15 @@ def test_auto_measures_chooses_and_remembers(model: nn.Module, cache: Path, monk
     for damage in ("{", "[]", '{"backend": "rm", "milliseconds": {}}', '{"backend": "pytorch", "milliseconds": 3}'):
         choice.write_text(damage)
         assert optimize(model, seconds=0.1).milliseconds.keys() >= set(EXACT)
-    changed = sqzoo.create_model("sq1", pretrained=True)
-    changed.pretrained_cfg = model.pretrained_cfg
+    changed = sqzoo.create_model("sq1", pretrained=True, upsample=64)
     with torch.no_grad():
         changed.fc2.bias.add_(1)
     monkeypatch.setattr("sqzoo.optimization.EXACT", ("pytorch",))
     monkeypatch.setattr("sqzoo.optimization.BF16", ())
     assert optimize(changed, seconds=0.1).milliseconds.keys() == {"pytorch"}  # other weights: measured anew
+    model.temperature, own = 2 * model.temperature, model.temperature
+    assert optimize(model, seconds=0.1).milliseconds.keys() == {"pytorch"}  # so are other settings
+    model.temperature = own
     assert optimize(model, batch_size=2, seconds=0.1).milliseconds.keys() == {"pytorch"}  # so is another batch size
 
 
@@ -200,7 +223,7 @@ def test_int8_is_kept_only_where_it_pays_and_is_right(
     model: nn.Module, pictures: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with torch.inference_mode():
-        images = Preprocessing.of(model.pretrained_cfg)(pictures.images)
+        images = Normalise.of(model)(pictures.images)
         labels = torch.cat([model(part) for part in images.split(64)]).argmax(1).numpy()
     monkeypatch.setattr("sqzoo.optimization._times", lambda runs, *_: {n: 2.0 if "int8" in n else 3.0 for n in runs})
     right = Dataset(pictures.images, labels)  # float32 has every label right, so int8 can only lose
@@ -226,7 +249,7 @@ def test_failures_fall_back_with_a_warning(model: nn.Module, monkeypatch: pytest
     monkeypatch.setitem(BACKENDS, "onnxruntime", broken)
     for again in (fast, optimize(model, "openvino")):
         again._runs = {(torch.get_num_threads(), 2, 3, SIDE, SIDE): broken} if again is not fast else {}
-        with pytest.warns(RuntimeWarning, match=r"failed for \[2, 3, 64, 64\] .* PyTorch takes over"):
+        with pytest.warns(RuntimeWarning, match=r"failed for \[2, 3, 32, 32\] .* PyTorch takes over"):
             found = again(images)
         torch.testing.assert_close(found, model(images).detach(), atol=1e-4, rtol=0)
         with warnings.catch_warnings():
@@ -278,7 +301,7 @@ def test_mistakes_are_one_clear_sentence(model: nn.Module, pictures: Dataset, mo
         ):
             fast(images)
     with pytest.raises(ArgumentError, match="at least"):
-        fast(torch.zeros(1, 3, 2, 2))
+        optimize(sqzoo.create_model("sq1"), "pytorch")(torch.zeros(1, 3, 2, 2))
     with pytest.raises(ArgumentError, match="the model is on meta; give"):
         optimize(sqzoo.create_model("sq1", device="meta"))
     for name in ["onnxruntime", *(m for m in sys.modules if m.startswith("onnxruntime."))]:
