@@ -32,7 +32,8 @@ WARM_UP = 3  # runs at the beginning of each turn that do not count: the caches 
 class Contender:
     """A network as somebody would run it.
 
-    network: `architecture.tag` of ours, or a peer's name in `PEERS`. how: "eager" (`model(x)` in inference mode, as
+    network: `architecture.tag` of ours, which enlarges 32x32 images to `side`; an architecture of ours without weights,
+    which takes images of `side`; or a peer's name in `PEERS`. how: "eager" (`model(x)` in inference mode, as
     loaded), "optimize" (`sqzoo.optimize`), "optimize, int8 allowed" (with calibration images), or a runtime of its own
     on the same ONNX graph: "onnxruntime", "openvino" (float32), and both with "-int8".
     """
@@ -62,9 +63,17 @@ def network(name: str, side: int) -> nn.Module:
     """Return a network in evaluation mode: ours by tag with its weights, or by architecture without."""
     if name in PEERS:
         return PEERS[name][1]().eval()
-    model = create_model(name, pretrained="." in name).eval()
+    if "." in name:
+        return create_model(name, pretrained=True, upsample=side).eval()
+    model = create_model(name, num_classes=10).eval()
     model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, side, side)}  # type: ignore[dict-item]
     return model
+
+
+def input_size(name: str, side: int) -> tuple[int, int, int]:
+    """Return the shape of the images that a network takes."""
+    side = 32 if "." in name and name not in PEERS else side
+    return (3, side, side)
 
 
 class Process:
@@ -113,7 +122,7 @@ def _serve(contender: Contender, threads: list[int], calibration: Dataset, pipe:
             count, batch, most, seconds = ask
             torch.set_num_threads(count)
             if batch not in inputs:
-                inputs[batch] = torch.randn(batch, 3, contender.side, contender.side)
+                inputs[batch] = torch.randn(batch, *input_size(contender.network, contender.side))
             pipe.send(_times(runs[count], inputs[batch], most, seconds))
         pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     except Exception as e:

@@ -212,7 +212,7 @@ def prepare(model: ExportModel, backend: str, shape: Shape) -> Run:
     with default_modes():
         run = BACKENDS[backend](model, shape)
         if backend not in INT8:  # its outputs were compared as its graph was made
-            batches = -(-4 // shape[0])  # a few images, lest one alone decide on bf16
+            batches = -(-8 // shape[0])  # a few images, lest one alone decide on bf16
             images = model.noise((batches * shape[0], *shape[1:]))
             tolerance = BF16_TOLERANCE if "bf16" in backend else None
             compare(model.module, run, images.split(shape[0]), f"The backend {backend}", tolerance)
