@@ -249,8 +249,8 @@ def into_manifest(rows: dict[str, Any]) -> None:
     manifest = json.loads(MANIFEST.read_text(encoding="utf-8"))
     for entry in manifest["weights"]:
         if row := rows.get(entry["tag"]):
-            measured = {"test_top1": row["top1"], "test_loss": row["loss"], "measured": "benchmarks/results/table2.json"}
-            entry["metrics"] |= measured
+            entry["metrics"] |= {"test_top1": row["top1"], "test_loss": row["loss"]}
+            entry["metrics"]["measured"] = "benchmarks/results/table2.json"
     MANIFEST.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
