@@ -6,8 +6,8 @@ It comes from strangers. Fields that could lead timm's loader to another file, a
 import math
 from typing import Any
 
-from sqzoo.errors import WeightsError
-from sqzoo.weights.reading import parse_json, printable
+from sqzoo.errors import WeightsError, printable
+from sqzoo.weights.reading import parse_json
 
 _SIDE = 4096  # pixels
 _INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos", "random")
