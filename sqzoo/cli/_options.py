@@ -1,6 +1,7 @@
 """Options and arguments that several commands share, and what the shell completes for them."""
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,6 +9,8 @@ import typer
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from sqzoo.errors import ArgumentError
 
 
 def complete_tag(incomplete: str) -> list[str]:
@@ -40,13 +43,50 @@ Backend = Annotated[
 ]
 
 
+def located(model: str) -> str:
+    """Return the name that `create_model` takes for what `--model` names: a model, a weights tag, or a folder.
+
+    A folder of a model's name does not take its place, wherever the command is run: `./sq1` names the folder.
+    """
+    from sqzoo.registry import list_models
+
+    known = model in list_models() or model in list_models("*.*", pretrained=True)
+    return f"local-dir:{model}" if not known and os.path.isdir(model) else model
+
+
 def network(model: str, trunk: str | None, backend: str | None = None, batch_size: int = 1) -> "nn.Module":
     """Return the pretrained model that `--model` names, behind the runtime that `--backend` names."""
     from sqzoo.registry import create_model
 
-    found = create_model(f"local-dir:{model}" if Path(model).is_dir() else model, pretrained=True, trunk=trunk)
+    found = create_model(located(model), pretrained=True, trunk=trunk)
     if backend is None:
         return found
     from sqzoo.optimization import optimize
 
     return optimize(found, backend, batch_size)
+
+
+def check_writable(file: Path) -> None:
+    """Raise `ArgumentError` unless a file may be written there, before any work is done for it."""
+    from sqzoo.errors import ArgumentError, shown
+    from sqzoo.files import check_replaceable
+
+    try:
+        if not file.absolute().parent.is_dir():
+            raise ArgumentError(
+                f"No folder {os.fspath(file.parent)!r} to write {shown(file.name)} into; make it, or name another."
+            )
+        check_replaceable(file)
+        if not os.access(file.absolute().parent, os.W_OK):
+            raise PermissionError(13, "Permission denied")
+    except (OSError, ValueError) as e:
+        if isinstance(e, ArgumentError):
+            raise
+        raise unwritable(file, e) from e
+
+
+def unwritable(file: Path, error: Exception) -> "ArgumentError":
+    """Return the error of a file that cannot be written."""
+    from sqzoo.errors import ArgumentError, shown, why
+
+    return ArgumentError(f"Cannot write {shown(file)} ({why(error)}); name a file that you may write.")

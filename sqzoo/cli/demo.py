@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from sqzoo.cli._options import complete_tag
+from sqzoo.cli._options import complete_tag, located
 
 
 def run(
@@ -34,11 +34,10 @@ def run(
     ```
     """
     import webbrowser
-    from pathlib import Path
 
     from sqzoo.demo import Page, serve
 
-    page = Page([f"local-dir:{name}" if Path(name).is_dir() else name for name in models or ()])
+    page = Page([located(name) for name in models or ()])
     with serve(page, host, port) as server:
         bound = f"{f'[{host}]' if ':' in host else host}:{server.server_port}"
         print(f"The page is at http://{bound}/ with {', '.join(page.models)}; Ctrl-C ends it.", flush=True)

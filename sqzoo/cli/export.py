@@ -38,13 +38,14 @@ def run(
     sqzoo export fire_next fire_next.xml --format openvino
     ```
     """
+    from sqzoo.errors import shown
     from sqzoo.export import FORMATS, export
     from sqzoo.graph import calibration_images
     from sqzoo.registry import create_model
 
-    folder = Path(model).is_dir()
-    network = create_model(f"local-dir:{model}" if folder else model, pretrained=True, trunk=trunk)
-    name = Path(model).resolve().name if folder else model.rpartition("/")[2]
+    source = _options.located(model)
+    network = create_model(source, pretrained=True, trunk=trunk)
+    name = Path(model).resolve().name if source != model else model.rpartition("/")[2].partition("@")[0]
     images = calibration_images(network, root=data) if format == "onnx-int8" else None
     file = export(
         network,
@@ -53,4 +54,4 @@ def run(
         preprocessing=preprocessing,
         calibration=images,
     )
-    print(f"{file}: {file.stat().st_size / 1e6:.2f} MB, its outputs are PyTorch's")
+    print(f"{shown(file)}: {file.stat().st_size / 1e6:.2f} MB, its outputs are PyTorch's")

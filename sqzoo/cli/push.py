@@ -1,6 +1,5 @@
 """`sqzoo push`."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -34,11 +33,9 @@ def run(
     sqzoo push runs/my-sq1 --repo me/my-sq1 --private
     ```
     """
-    from sqzoo.hub import from_pretrained
+    from sqzoo.errors import shown
     from sqzoo.hub import push as upload
 
-    folder = Path(model).is_dir()
-    commit = upload(
-        from_pretrained(model) if folder else model, repo, token=token, private=private, revision=revision, trunk=trunk
-    )
-    print(f"{model} is at {repo}, commit {commit}")
+    source = _options.located(model)
+    commit = upload(source, repo, token=token, private=private, revision=revision, trunk=trunk)
+    print(f"{shown(model)} is at {repo}, commit {commit}")
