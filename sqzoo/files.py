@@ -46,7 +46,7 @@ def whole_file(file: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         check_replaceable(target)
     except ValueError as e:  # a name with a NUL, or with half a surrogate pair
         raise OSError(errno.EINVAL, f"{e}", os.fspath(file)) from e
-    temporary = target.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
+    temporary = temporary_beside(target)
     try:
         with temporary.open("xb") as stream:
             yield stream
@@ -58,6 +58,11 @@ def whole_file(file: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def temporary_beside(file: Path) -> Path:
+    """Return the name of a new file in a file's folder that nobody can know beforehand; open it by mode "x"."""
+    return file.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
 
 
 def write_whole(file: str | os.PathLike[str], data: bytes) -> None:

@@ -2,8 +2,11 @@
 
 import json
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
@@ -90,3 +93,36 @@ def unwritable(file: Path, error: Exception) -> "ArgumentError":
     from sqzoo.errors import ArgumentError, shown, why
 
     return ArgumentError(f"Cannot write {shown(file)} ({why(error)}); name a file that you may write.")
+
+
+@contextmanager
+def writing(output: Path | None) -> Iterator[TextIO]:
+    """Yield stdout, or a text stream to a file that appears whole, when all is written.
+
+    What was written before a full disk or Ctrl-C is kept as FILE.part: it may be the answers of a night.
+    """
+    from sqzoo.files import temporary_beside
+
+    if output is None:
+        yield sys.stdout
+        return
+    check_writable(output)
+    temporary, part = temporary_beside(output), output.with_name(f"{output.name}.part")
+    try:
+        try:
+            with temporary.open("x", encoding="utf-8", newline="", errors="backslashreplace") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+        except BaseException:
+            if temporary.stat().st_size and not os.path.lexists(part):
+                temporary.rename(part)
+                print(f"sqzoo: what was written so far is in {part}.", file=sys.stderr)
+            raise
+        check_writable(output)
+        temporary.replace(output)
+    except OSError as e:
+        raise unwritable(output, e) from e
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
