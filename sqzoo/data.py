@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 from PIL import Image
 
@@ -19,6 +20,7 @@ from sqzoo.cifar_batch import read_batch
 from sqzoo.errors import ArgumentError, DataError, printable
 from sqzoo.files import environment_path, open_regular
 from sqzoo.hashing import file_sha256
+from sqzoo.images.opener import as_rgb as as_rgb
 from sqzoo.images.opener import open_image as open_image
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -244,6 +246,32 @@ class Preprocessing:
         low = round((whole - self.side) / 2)
         x = x[:, :, low : low + self.side, low : low + self.side]
         return normalise(x, self.mean, self.std)
+
+
+@dataclass(frozen=True)
+class Normalise:
+    """Normalise uint8 images: over 255, minus the mean, over the standard deviation.
+
+    Args:
+        mean, std: of each channel, in 0...1.
+    """
+
+    mean: tuple[float, ...] = IMAGENET[0]
+    std: tuple[float, ...] = IMAGENET[1]
+
+    @staticmethod
+    def of(model: nn.Module) -> "Normalise":
+        """Return that of a model's `pretrained_cfg`; grey images take the mean of the three channels' constants."""
+        config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+        mean, std = tuple(config["mean"]), tuple(config["std"])
+        if getattr(model, "in_chans", len(mean)) == 1 < len(mean):
+            mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
+        return Normalise(mean, std)
+
+    def __call__(self, images: np.ndarray | torch.Tensor) -> torch.Tensor:
+        """Turn uint8 images (N, H, W, C) into float32 (N, C, H, W), channels last."""
+        x = torch.as_tensor(images if isinstance(images, torch.Tensor) else np.require(images, requirements="W"))
+        return normalise(x.permute(0, 3, 1, 2), self.mean, self.std)
 
 
 def normalise(x: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:

@@ -17,6 +17,7 @@ from timm.models._hub import save_config_for_hf  # private in timm, same place i
 from sqzoo.errors import ArgumentError, WeightsError, shown, why
 from sqzoo.files import check_replaceable
 from sqzoo.models._base import ZooModel
+from sqzoo.models.upsample import Upsample
 from sqzoo.registry import create_model
 from sqzoo.weights.configuration import read_configuration
 from sqzoo.weights.header import declared
@@ -34,8 +35,8 @@ def save_pretrained(model: nn.Module, folder: str | os.PathLike[str], card: str 
     of ours is refused.
 
     Both `sqzoo.create_model("local-dir:FOLDER")` and, once sqzoo is imported, timm's read it. Files appear whole; the
-    configuration comes last, so that a folder with one is complete. It has the model's `calibration`, too: set that to
-    None after training the model further.
+    configuration comes last, so that a folder with one is complete. It has the model's `temperature` and
+    `ood_threshold`, too: set them to 1.0 and None after training the model further.
     """
     target = Path(folder)
     if not isinstance(model, ZooModel):
@@ -47,11 +48,11 @@ def save_pretrained(model: nn.Module, folder: str | os.PathLike[str], card: str 
         _check_ours(target, tensors)
         with tempfile.TemporaryDirectory(dir=target, prefix=".writing-") as temporary:
             file = Path(temporary) / CONFIG
-            save_config_for_hf(model, str(file))
+            save_config_for_hf(model, str(file), model_args=_enlargement(model))
             config = json.loads(file.read_text(encoding="utf-8"))
             config["sha256"] = hashlib.sha256(data).hexdigest()
-            if getattr(model, "calibration", None):
-                config["calibration"] = model.calibration
+            if model.ood_threshold is not None:
+                config["ood_threshold"] = model.ood_threshold
             contents = {WEIGHTS: data}
             if is_ours(_in_folder(target)):
                 contents[CARD] = (card or _card(model)).encode()
@@ -67,6 +68,13 @@ def save_pretrained(model: nn.Module, folder: str | os.PathLike[str], card: str 
                 written.replace(target / name)
     except OSError as e:
         raise WeightsError(f"Cannot write to {shown(target)} ({why(e)}); name a folder that you may write to.") from e
+
+
+def _enlargement(model: ZooModel) -> dict[str, Any]:
+    """Return the arguments that may have changed since the model was built: its enlargement and temperature."""
+    upsample = model.upsample
+    sizes = [upsample.resize, upsample.crop] if isinstance(upsample, Upsample) else None
+    return {"upsample": sizes, "temperature": model.temperature}
 
 
 def from_pretrained(

@@ -19,13 +19,13 @@ import PIL
 from PIL import Image
 from timm.utils.misc import natural_key
 
-from sqzoo.data import Dataset, Preprocessing
+from sqzoo.data import Dataset
 from sqzoo.errors import ArgumentError, DataError, printable, shown, why
 from sqzoo.extras import require
 from sqzoo.files import TEMPORARY, open_regular, whole_file, write_whole
 from sqzoo.images.opener import formats
 from sqzoo.images.walk import AGAIN, DEEP, OURS, is_ignored, is_image_name, is_ours, walk
-from sqzoo.reading import Squares, read_ahead
+from sqzoo.reading import ImageReader, read_ahead
 
 _HELD_OUT_NAMES = ("val", "valid", "validation", "test")  # the first that is there
 # Parts of data sets of other layouts (YOLO, Pascal VOC, COCO), and of this one: never what a picture shows.
@@ -369,7 +369,7 @@ def _noted(notes: Path, pixels: Path, names: list[str], side: int) -> dict[str, 
 
 def _decode(found: Found, side: int, pixels: Path, notes: Path, progress: Callable[[int, int], Any]) -> None:
     unreadable: dict[str, str] = {}
-    squares = read_ahead(found.files, Squares(Preprocessing(side, crop_pct=1.0)), ahead=64)
+    squares = read_ahead(found.files, ImageReader(side), ahead=64)
     with whole_file(pixels) as stream:
         for done, (file, (_, square)) in enumerate(zip(found.files, squares, strict=True), 1):
             if isinstance(square, DataError):

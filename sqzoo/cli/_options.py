@@ -46,22 +46,11 @@ Backend = Annotated[
 ]
 
 
-def located(model: str) -> str:
-    """Return the name that `create_model` takes for what `--model` names: a model, a weights tag, or a folder.
-
-    A folder of a model's name does not take its place, wherever the command is run: `./sq1` names the folder.
-    """
-    from sqzoo.registry import list_models
-
-    known = model in list_models() or model in list_models("*.*", pretrained=True)
-    return f"local-dir:{model}" if not known and os.path.isdir(model) else model
-
-
 def network(model: str, trunk: str | None, backend: str | None = None, batch_size: int = 1) -> "nn.Module":
     """Return the pretrained model that `--model` names, behind the runtime that `--backend` names."""
-    from sqzoo.registry import create_model
+    from sqzoo.registry import create_model, model_name
 
-    found = create_model(located(model), pretrained=True, trunk=trunk)
+    found = create_model(model_name(model), pretrained=True, trunk=trunk)
     if backend is None:
         return found
     from sqzoo.optimization import optimize

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from sqzoo.cli._options import complete_tag, located
+from sqzoo.cli._options import complete_tag
 
 
 def run(
@@ -36,8 +36,9 @@ def run(
     import webbrowser
 
     from sqzoo.demo import Page, serve
+    from sqzoo.registry import model_name
 
-    page = Page([located(name) for name in models or ()])
+    page = Page([model_name(name) for name in models or ()])
     with serve(page, host, port) as server:
         bound = f"{f'[{host}]' if ':' in host else host}:{server.server_port}"
         print(f"The page is at http://{bound}/ with {', '.join(page.models)}; Ctrl-C ends it.", flush=True)

@@ -35,7 +35,7 @@ def run(
     """
     from sqzoo.errors import shown
     from sqzoo.hub import push as upload
+    from sqzoo.registry import model_name
 
-    source = _options.located(model)
-    commit = upload(source, repo, token=token, private=private, revision=revision, trunk=trunk)
+    commit = upload(model_name(model), repo, token=token, private=private, revision=revision, trunk=trunk)
     print(f"{shown(model)} is at {repo}, commit {commit}")

@@ -56,8 +56,14 @@ _TAKEN = {  # fields of timm's PretrainedCfg that say how images are prepared an
 }
 
 
+_ARGUMENTS = {  # of the model, whose constructor allows more than fits into memory or numbers
+    "temperature": lambda v: _number(v, 1e-3, 1e3),
+    "upsample": lambda v: _sizes(v if isinstance(v, list) else [v], (1, 2)),
+}
+
+
 def read_configuration(data: bytes, name: str) -> dict[str, Any]:
-    """Return architecture, num_classes, model_args, pretrained_cfg, and sha256 and calibration (None: not stated).
+    """Return architecture, num_classes, model_args, pretrained_cfg, and sha256 and ood_threshold (None: not stated).
 
     Raises `WeightsError` where one is missing or of another form. `model_args` are not yet compared with the model.
     """
@@ -72,10 +78,15 @@ def read_configuration(data: bytes, name: str) -> dict[str, Any]:
         stated = found["sha256"]
         if stated is not None and not (isinstance(stated, str) and _SHA256.fullmatch(stated)):
             raise ValueError("sha256 is none")
-        found["calibration"] = _calibration(config.get("calibration"))
+        found["ood_threshold"] = config.get("ood_threshold")
+        if found["ood_threshold"] is not None and not _number(found["ood_threshold"], -1e6, 1e6):
+            raise ValueError(f"ood_threshold is {found['ood_threshold']!r}")
         about = {k: v for k, v in found["pretrained_cfg"].items() if k in _TAKEN and v is not None}
         for key, value in about.items():
             if not _TAKEN[key](value):
+                raise ValueError(f"{key} is {value!r}")
+        for key, value in found["model_args"].items():
+            if value is not None and key in _ARGUMENTS and not _ARGUMENTS[key](value):
                 raise ValueError(f"{key} is {value!r}")
         _check_together(about)
     except (ValueError, KeyError, TypeError) as e:
@@ -95,18 +106,6 @@ def _check_together(about: dict[str, Any]) -> None:
         raise ValueError(f"mean and std are not of 3 or {channels} channels")
     if side / about.get("crop_pct", 1) > _SIDE:
         raise ValueError(f"images of {side} pixels at crop_pct {about['crop_pct']} are larger than {_SIDE} pixels")
-
-
-def _calibration(stated: Any) -> dict[str, float] | None:
-    """Return what a model's `calibration` takes: a temperature and a threshold of usual sizes."""
-    if stated is None:
-        return None
-    if not isinstance(stated, dict):
-        raise TypeError("calibration is not a temperature and a threshold")
-    temperature, threshold = stated.get("temperature"), stated.get("threshold")
-    if not (_number(temperature, 1e-3, 1e3) and _number(threshold, -1e6, 1e6)):
-        raise ValueError(f"calibration has temperature {temperature!r} and threshold {threshold!r}")
-    return {"temperature": float(temperature), "threshold": float(threshold)}  # type: ignore[arg-type]
 
 
 def _tuple(value: Any) -> Any:
