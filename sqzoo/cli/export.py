@@ -38,6 +38,7 @@ def run(
     sqzoo export fire_next fire_next.xml --format openvino
     ```
     """
+    from sqzoo.errors import shown
     from sqzoo.export import FORMATS, export
     from sqzoo.graph import calibration_images
     from sqzoo.registry import create_model, model_name
@@ -54,4 +55,4 @@ def run(
         preprocessing=preprocessing,
         calibration=images,
     )
-    print(f"{file}: {file.stat().st_size / 1e6:.2f} MB, its outputs are PyTorch's")
+    print(f"{shown(file)}: {file.stat().st_size / 1e6:.2f} MB, its outputs are PyTorch's")

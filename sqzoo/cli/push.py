@@ -33,17 +33,9 @@ def run(
     sqzoo push runs/my-sq1 --repo me/my-sq1 --private
     ```
     """
+    from sqzoo.errors import shown
     from sqzoo.hub import push as upload
-    from sqzoo.registry import create_model, model_name
+    from sqzoo.registry import model_name
 
-    source = model_name(model)
-    folder = source.startswith("local-dir:")
-    commit = upload(
-        create_model(source, pretrained=True) if folder else source,
-        repo,
-        token=token,
-        private=private,
-        revision=revision,
-        trunk=trunk,
-    )
-    print(f"{model} is at {repo}, commit {commit}")
+    commit = upload(model_name(model), repo, token=token, private=private, revision=revision, trunk=trunk)
+    print(f"{shown(model)} is at {repo}, commit {commit}")
