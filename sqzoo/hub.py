@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -12,45 +13,66 @@ import torch.nn as nn
 from safetensors.torch import save
 from timm.models._hub import save_config_for_hf  # private in timm, same place in all of 1.0
 
-from sqzoo.errors import ArgumentError, WeightsError
+from sqzoo.deploy.transformers_js import configurations, javascript_files, json_bytes
+from sqzoo.errors import ArgumentError, ExportError, MissingExtraError, WeightsError
 from sqzoo.models._base import ZooModel
+from sqzoo.reading import label_names
 from sqzoo.registry import create_model
 from sqzoo.weights.remote import CONFIG, WEIGHTS, reason
 
 CARD = "README.md"
+_logger = logging.getLogger("sqzoo")
 _CARDS = Path(__file__).parents[1] / "MODEL_CARDS"  # beside the package in a checkout; a wheel has none
 
 
-def save_pretrained(model: nn.Module, folder: str | os.PathLike[str], card: str | None = None) -> None:
+def save_pretrained(
+    model: nn.Module, folder: str | os.PathLike[str], card: str | None = None, *, transformers_js: bool = False
+) -> None:
     """Write a model to a folder: model.safetensors, config.json in timm's form with the SHA-256 of the weights, a card.
 
-    Both `sqzoo.create_model("local-dir:FOLDER")` and, once sqzoo is imported, timm's read it. Files appear whole; the
-    configuration comes last, so that a folder with one is complete. It has the model's `calibration`, too: set that to
-    None after training the model further.
+    Once sqzoo is imported, `sqzoo.create_model("local-dir:FOLDER")`, timm's and transformers'
+    `AutoModelForImageClassification.from_pretrained(FOLDER)` read it. Files appear whole; the configuration comes last,
+    so that a folder with one is complete. It has the model's `calibration`, too: set that to None after training the
+    model further.
+
+    Args:
+        model: a model of `create_model`.
+        folder: where to write; made if need be.
+        card: the text of README.md; by default a short one.
+        transformers_js: also write ONNX graphs and what transformers.js reads beside them (extra `export`).
+
+    Raises:
+        ArgumentError: for another model; ExportError, MissingExtraError: for `transformers_js`.
+        WeightsError: the folder cannot be written.
     """
     target = Path(folder)
-    if not isinstance(model, ZooModel):
-        raise ArgumentError(f"{type(model).__name__} is no model of create_model; give one that it made.")
+    _check(model)
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     data = save(tensors, {"format": "pt"})
+    script = _transformers_js(model) if transformers_js else {}
     try:
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target, prefix=".writing-") as temporary:
             file = Path(temporary) / CONFIG
             save_config_for_hf(model, str(file))
             config = json.loads(file.read_text(encoding="utf-8"))
+            # transformers gives num_classes beside the other arguments; it stands in the configuration itself.
+            config.get("model_args", {}).pop("num_classes", None)
+            if names := config["pretrained_cfg"].get("label_names"):
+                config["label_names"] = names  # where transformers looks
             config["sha256"] = hashlib.sha256(data).hexdigest()
             if getattr(model, "calibration", None):
                 config["calibration"] = model.calibration
-            contents = {WEIGHTS: data, CARD: (card or _card(model)).encode()}
-            contents[CONFIG] = (json.dumps(config, indent=2) + "\n").encode()
+            contents = script | {WEIGHTS: data, CARD: (card or _card(model)).encode()}
+            contents |= configurations(config, label_names(model)) if script else {CONFIG: json_bytes(config)}
             (target / CONFIG).unlink(missing_ok=True)
             for name, content in contents.items():
-                written = Path(temporary) / name
+                written = Path(temporary) / Path(name).name
                 with written.open("wb") as stream:
                     stream.write(content)
                     stream.flush()
                     os.fsync(stream.fileno())
+                (target / name).parent.mkdir(exist_ok=True)
                 written.replace(target / name)
     except OSError as e:
         raise WeightsError(f"Cannot write to {target} ({e.strerror}); name a folder that you may write to.") from e
@@ -81,11 +103,13 @@ def push(
     revision: str | None = None,
     message: str | None = None,
     trunk: str | os.PathLike[str] | None = None,
+    transformers_js: bool = True,
 ) -> str:
     """Upload a model, or a weights tag's, to the Hub repository "ORG/NAME", made if need be; return the commit's hash.
 
-    Weights, configuration and card go in one commit: all or nothing. A head file is joined with its trunk first, so
-    what is on the Hub is whole. Raises `WeightsError` where the Hub refuses or cannot be reached.
+    All files go in one commit: all or nothing. A head file is joined with its trunk first, so what is on the Hub is
+    whole. `transformers_js`: with what transformers.js reads, for browsers; a model that cannot have it, or a machine
+    without the extra `export`, is said in a warning. Raises `WeightsError` where the Hub refuses or cannot be reached.
     """
     from huggingface_hub import HfApi
 
@@ -96,7 +120,12 @@ def push(
         message = message or f"{model} by sqzoo"
         model = create_model(model, pretrained=True, trunk=trunk)
     with tempfile.TemporaryDirectory() as folder:
-        save_pretrained(model, folder, card)
+        try:
+            save_pretrained(model, folder, card, transformers_js=transformers_js)
+        except (ArgumentError, ExportError, MissingExtraError) as e:
+            _check(model)
+            _logger.warning("%s goes without files for transformers.js: %s", repo, e)
+            save_pretrained(model, folder, card)
         if plot.is_file():
             shutil.copy(plot, folder)
         api = HfApi(token=token)
@@ -110,6 +139,17 @@ def push(
                 f"Could not push to {repo} ({reason(e)}); check the name ORG/NAME, the token's rights and the network."
             ) from e
     return str(commit.oid)
+
+
+def _check(model: nn.Module) -> None:
+    if not isinstance(model, ZooModel):
+        raise ArgumentError(f"{type(model).__name__} is no model of create_model; give one that it made.")
+
+
+def _transformers_js(model: nn.Module) -> dict[str, bytes]:
+    from sqzoo.export import metadata  # slow to import, and only this asks
+
+    return javascript_files(model, metadata(model) | {"input": "float32 NCHW of any size, normalised"})
 
 
 def _card(model: nn.Module) -> str:

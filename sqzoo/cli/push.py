@@ -25,6 +25,9 @@ def run(
         typer.Option(help="Access token (default: $HF_TOKEN or that of `hf auth login`).", show_default=False),
     ] = None,
     trunk: _options.Trunk = None,
+    transformers_js: Annotated[
+        bool, typer.Option("--transformers-js/--no-transformers-js", help="Add files for browsers, by transformers.js.")
+    ] = True,
 ) -> None:
     """Upload a weights tag, or a saved model's folder, to the Hugging Face Hub.
 
@@ -39,6 +42,12 @@ def run(
 
     folder = Path(model).is_dir()
     commit = upload(
-        from_pretrained(model) if folder else model, repo, token=token, private=private, revision=revision, trunk=trunk
+        from_pretrained(model) if folder else model,
+        repo,
+        token=token,
+        private=private,
+        revision=revision,
+        trunk=trunk,
+        transformers_js=transformers_js,
     )
     print(f"{model} is at {repo}, commit {commit}")
