@@ -16,6 +16,7 @@ from timm.models._hub import save_config_for_hf  # private in timm, same place i
 from sqzoo.deploy.transformers_js import configurations, javascript_files, json_bytes
 from sqzoo.errors import ArgumentError, ExportError, MissingExtraError, WeightsError
 from sqzoo.models._base import ZooModel
+from sqzoo.models.upsample import Upsample
 from sqzoo.reading import label_names
 from sqzoo.registry import create_model
 from sqzoo.weights.remote import CONFIG, WEIGHTS, reason
@@ -32,8 +33,8 @@ def save_pretrained(
 
     Once sqzoo is imported, `sqzoo.create_model("local-dir:FOLDER")`, timm's and transformers'
     `AutoModelForImageClassification.from_pretrained(FOLDER)` read it. Files appear whole; the configuration comes last,
-    so that a folder with one is complete. It has the model's `calibration`, too: set that to None after training the
-    model further.
+    so that a folder with one is complete. It has the model's `temperature` and `ood_threshold`, too: set them to 1.0
+    and None after training the model further.
 
     Args:
         model: a model of `create_model`.
@@ -46,7 +47,7 @@ def save_pretrained(
         WeightsError: the folder cannot be written.
     """
     target = Path(folder)
-    _check(model)
+    model = _check(model)
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     data = save(tensors, {"format": "pt"})
     script = _transformers_js(model) if transformers_js else {}
@@ -54,15 +55,15 @@ def save_pretrained(
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target, prefix=".writing-") as temporary:
             file = Path(temporary) / CONFIG
-            save_config_for_hf(model, str(file))
+            save_config_for_hf(model, str(file), model_args=_enlargement(model))
             config = json.loads(file.read_text(encoding="utf-8"))
             # transformers gives num_classes beside the other arguments; it stands in the configuration itself.
             config.get("model_args", {}).pop("num_classes", None)
             if names := config["pretrained_cfg"].get("label_names"):
                 config["label_names"] = names  # where transformers looks
             config["sha256"] = hashlib.sha256(data).hexdigest()
-            if getattr(model, "calibration", None):
-                config["calibration"] = model.calibration
+            if model.ood_threshold is not None:
+                config["ood_threshold"] = model.ood_threshold
             contents = script | {WEIGHTS: data, CARD: (card or _card(model)).encode()}
             contents |= configurations(config, label_names(model)) if script else {CONFIG: json_bytes(config)}
             (target / CONFIG).unlink(missing_ok=True)
@@ -76,6 +77,13 @@ def save_pretrained(
                 written.replace(target / name)
     except OSError as e:
         raise WeightsError(f"Cannot write to {target} ({e.strerror}); name a folder that you may write to.") from e
+
+
+def _enlargement(model: ZooModel) -> dict[str, Any]:
+    """Return the arguments that may have changed since the model was built: its enlargement and temperature."""
+    upsample = model.upsample
+    sizes = [upsample.resize, upsample.crop] if isinstance(upsample, Upsample) else None
+    return {"upsample": sizes, "temperature": model.temperature}
 
 
 def from_pretrained(
@@ -141,9 +149,10 @@ def push(
     return str(commit.oid)
 
 
-def _check(model: nn.Module) -> None:
+def _check(model: nn.Module) -> ZooModel:
     if not isinstance(model, ZooModel):
         raise ArgumentError(f"{type(model).__name__} is no model of create_model; give one that it made.")
+    return model
 
 
 def _transformers_js(model: nn.Module) -> dict[str, bytes]:

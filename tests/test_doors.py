@@ -18,13 +18,12 @@ from PIL import Image, ImageOps
 from selenium.webdriver.common.by import By
 
 import sqzoo
-from sqzoo import hub
 from sqzoo.data import cifar10
 from sqzoo.demo import Page, serve
 from sqzoo.export import export, run_openvino
 from sqzoo.graph import run_onnx
 from sqzoo.predict import predict
-from sqzoo.reading import Squares
+from sqzoo.reading import ImageReader
 from sqzoo.weights import CIFAR10_CLASSES
 
 ROOT = Path(__file__).parent.parent
@@ -92,24 +91,18 @@ def by_predict(net: nn.Module, images: list[object]) -> np.ndarray:
     return table([{p.label: p.probability for p in found} for found in predict(net, images, top_k=10)])
 
 
-def calibrated(logits: torch.Tensor) -> np.ndarray:
-    """Return probabilities at the temperature of the tag's calibration, which the other libraries know nothing of."""
-    return (logits.double() / model().calibration["temperature"]).softmax(1).numpy()
-
-
 def by_timm(net: Callable[[torch.Tensor], torch.Tensor], config: nn.Module, files: list[Path]) -> np.ndarray:
     """Through the README's own lines: timm's transform, then a network, or a runtime that takes what networks take."""
     transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=config))
     with torch.inference_mode():
-        return calibrated(torch.cat([net(transform(rgb(f))[None]) for f in files]))
+        return torch.cat([net(transform(rgb(f))[None]) for f in files]).softmax(1).numpy()
 
 
 def by_transformers(folder: Path, files: list[Path]) -> np.ndarray:
     from transformers import pipeline
 
-    ask = pipeline("image-classification", model=str(folder), top_k=None)
-    answers = [{a["label"]: a["score"] for a in ask(str(f))} for f in files]
-    return calibrated(torch.from_numpy(table(answers)).log())
+    ask = pipeline("image-classification", model=str(folder))
+    return table([{a["label"]: a["score"] for a in ask(str(f), top_k=10)} for f in files])
 
 
 def by_transformers_js(folder: Path, files: list[Path], dtype: str | None = None) -> np.ndarray:
@@ -147,7 +140,7 @@ def door(name: str, folder: Path) -> Door:
     if name == "openvino":
         return partial(by_timm, run_openvino(export(net, place / "sq1.xml", "openvino")), net)
     if name == "onnx, pixels":
-        run, read = run_onnx(export(net, place / "pixels.onnx", preprocessing=True).read_bytes()), Squares.of(net)
+        run, read = run_onnx(export(net, place / "pixels.onnx", preprocessing=True).read_bytes()), ImageReader.of(net)
         return lambda files: torch.cat([run(torch.from_numpy(read(f)[None].copy())) for f in files]).numpy()
     return partial(by_transformers_js, folder, dtype="q8" if "quantized" in name else None)
 

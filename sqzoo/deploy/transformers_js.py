@@ -30,8 +30,7 @@ class PixelValues(nn.Module):
 
     transformers.js resizes without antialiasing in Node and by the browser's canvas elsewhere. So it is told to leave
     the size alone, and the graph resizes the short side to side / crop_pct and takes the centre, as
-    `timm.data.create_transform` does by Pillow: a triangle filter, as wide as the reduction asks. The logits are
-    divided by the temperature of the network's `calibration`, as in `sqzoo.predict`.
+    `timm.data.create_transform` does by Pillow: a triangle filter, as wide as the reduction asks.
     """
 
     names = ("pixel_values", "logits")
@@ -43,10 +42,9 @@ class PixelValues(nn.Module):
         self.net = net
         self.side = prepare.side
         self.whole = int(prepare.side / prepare.crop_pct)
-        self.temperature = float((getattr(net, "calibration", None) or {}).get("temperature", 1.0))
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return self.net(self.prepare(pixel_values)) / self.temperature
+        return self.net(self.prepare(pixel_values))
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
         """Turn images (N, 3, H, W) into (N, 3, side, side)."""
