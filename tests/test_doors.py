@@ -31,6 +31,7 @@ TAG = "sq1.ft_cifar10"
 NEAR = 0.02  # of a probability, between any two doors
 SAME = 1e-3  # between doors that share timm's preparation
 CIFAR10_IMAGES = 200
+QUANTIZED = 0.1  # int8 weights, where a network is unsure
 PAGE_IMAGES = 30  # of CIFAR-10; each goes through the page by hand
 # Those that come with the packages themselves; PNG, JPEG, colour and grey.
 PHOTOS = [

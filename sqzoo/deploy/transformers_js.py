@@ -30,11 +30,14 @@ class PixelValues(nn.Module):
 
     transformers.js resizes without antialiasing in Node and by the browser's canvas elsewhere. So it is told to leave
     the size alone, and the graph resizes the short side to side / crop_pct and takes the centre, as
-    `timm.data.create_transform` does by Pillow: a triangle filter, as wide as the reduction asks.
+    `timm.data.create_transform` does by Pillow: a triangle filter, as wide as the reduction asks, along the width, then
+    the height, each rounded to whole levels.
     """
 
     names = ("pixel_values", "logits")
     any_size = True
+    mean: torch.Tensor  # in levels of 0...255, as the deviation is
+    std: torch.Tensor
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -42,6 +45,9 @@ class PixelValues(nn.Module):
         self.net = net
         self.side = prepare.side
         self.whole = int(prepare.side / prepare.crop_pct)
+        mean, std = (255 * torch.tensor(v).view(1, 3, 1, 1) for v in (prepare.mean, prepare.std))
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         return self.net(self.prepare(pixel_values))
@@ -50,7 +56,10 @@ class PixelValues(nn.Module):
         """Turn images (N, 3, H, W) into (N, 3, side, side)."""
         height, width = (torch.arange(length, dtype=torch.float32) + 0.5 for length in images.shape[2:])
         short = torch.minimum(height[-1], width[-1]) + 0.5
-        return self._weights(height, short) @ images @ self._weights(width, short).t()
+        levels = images * self.std + self.mean
+        levels = torch.floor(levels @ self._weights(width, short).t() + 0.5)
+        levels = torch.floor(self._weights(height, short) @ levels + 0.5)
+        return (levels - self.mean) / self.std
 
     def _weights(self, places: torch.Tensor, short: torch.Tensor) -> torch.Tensor:
         """Return the matrix (side, length) that resizes an axis, whose pixels' centres are `places`, and crops it."""
@@ -82,7 +91,8 @@ def javascript_files(model: nn.Module, metadata: Mapping[str, str]) -> dict[str,
         )
     graph = PixelValues(copy.deepcopy(model).cpu().float().eval().requires_grad_(False)).eval()
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(3, 3, graph.whole + 5, graph.whole + 32, generator=generator)
+    images = torch.randint(0, 256, (3, 3, graph.whole + 5, graph.whole + 32), generator=generator)
+    images = (images - graph.mean) / graph.std
     data = to_onnx(graph, images[:2], metadata)
     compare(graph, run_onnx(data), images, "onnx")
     quantized = quantize_weights(data)
