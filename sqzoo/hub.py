@@ -59,8 +59,11 @@ def save_pretrained(
             config = json.loads(file.read_text(encoding="utf-8"))
             # transformers gives num_classes beside the other arguments; it stands in the configuration itself.
             config.get("model_args", {}).pop("num_classes", None)
-            if names := config["pretrained_cfg"].get("label_names"):
-                config["label_names"] = names  # where transformers looks
+            names = list(model.pretrained_cfg.get("label_names") or ())
+            if names and len(names) == model.num_classes:
+                # timm leaves them out where the weights that the model began with had another number of classes, and
+                # transformers looks for them at the top.
+                config["label_names"] = config["pretrained_cfg"]["label_names"] = names
             config["sha256"] = hashlib.sha256(data).hexdigest()
             if model.ood_threshold is not None:
                 config["ood_threshold"] = model.ood_threshold

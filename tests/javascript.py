@@ -45,7 +45,14 @@ def _installed() -> Path:
 
 
 def classify(model: str, files: list[Path], **where: Any) -> list[dict[str, float]]:
-    """Return what transformers.js' pipeline says of each file, scores by label; `where`: folder= or host=, dtype=."""
+    """Return what transformers.js' pipeline says of each file, scores by label.
+
+    Args:
+        model: its name.
+        files: pictures.
+        where: folder= that holds the model, and nothing is fetched; or host=, a Hub's address, and cache=, a folder;
+            dtype="q8" for the quantized file.
+    """
     place = _installed()
     asked = {"model": model, "files": [str(f) for f in files]} | where
     done = subprocess.run(

@@ -17,10 +17,13 @@ import torch.nn as nn
 from browser import NoBrowser, chromium, open_page, text_of, until
 from PIL import Image, ImageOps
 from selenium.webdriver.common.by import By
+from transformers import AutoImageProcessor, AutoModelForImageClassification, TimmWrapperImageProcessor, pipeline
 
 import sqzoo
+from sqzoo import hub
 from sqzoo.data import cifar10
 from sqzoo.demo import Page, serve
+from sqzoo.errors import ArgumentError
 from sqzoo.export import export, run_openvino
 from sqzoo.graph import run_onnx
 from sqzoo.predict import predict
@@ -53,12 +56,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export(model(), tmp_path_factory.mktemp("saved") / "sq1", "transformers-js")
 
 
+def photos() -> list[Path]:
+    packages = Path(skimage.__file__).parent / "data", Path(sklearn.__file__).parent / "datasets" / "images"
+    found = [packages[0] / name for name in PHOTOS] + [packages[1] / name for name in ("china.jpg", "flower.jpg")]
+    return [*found, ROOT / "examples" / "cat.jpg"]
+
+
 @pytest.fixture(scope="module", params=["photos", "cifar10"])
 def pictures(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     if request.param == "photos":
-        packages = Path(skimage.__file__).parent / "data", Path(sklearn.__file__).parent / "datasets" / "images"
-        found = [packages[0] / name for name in PHOTOS] + [packages[1] / name for name in ("china.jpg", "flower.jpg")]
-        return [*found, ROOT / "examples" / "cat.jpg"]
+        return photos()
     images = cifar10("test", request.getfixturevalue("cifar10_root")).images[:CIFAR10_IMAGES]
     place = tmp_path_factory.mktemp("cifar10")
     files = [place / f"{i}.png" for i in range(len(images))]
@@ -89,11 +96,13 @@ def rgb(file: Path) -> Image.Image:
 
 
 def table(answers: list[dict[str, float]]) -> np.ndarray:
-    return np.array([[answer[label] for label in CIFAR10_CLASSES] for answer in answers])
+    """Return probabilities by label as an array (N, classes), in the order of the first answer's sorted labels."""
+    return np.array([[answer[label] for label in sorted(answers[0])] for answer in answers])
 
 
-def by_predict(net: nn.Module, images: list[object]) -> np.ndarray:
-    return table([{p.label: p.probability for p in found} for found in predict(net, images, top_k=10)])
+def by_predict(net: nn.Module, images: list[Any]) -> np.ndarray:
+    answers = predict(net, images, top_k=net.num_classes)
+    return table([{p.label: p.probability for p in found} for found in answers])
 
 
 def by_timm(net: Callable[[torch.Tensor], torch.Tensor], config: nn.Module, files: list[Path]) -> np.ndarray:
@@ -104,7 +113,7 @@ def by_timm(net: Callable[[torch.Tensor], torch.Tensor], config: nn.Module, file
 
 
 def by_transformers(ask: Any, files: list[Path]) -> np.ndarray:
-    return table([{a["label"]: a["score"] for a in ask(str(f), top_k=10)} for f in files])
+    return table([{a["label"]: a["score"] for a in ask(str(f), top_k=100)} for f in files])
 
 
 def by_transformers_js(folder: Path, files: list[Path], dtype: str | None = None) -> np.ndarray:
@@ -137,8 +146,6 @@ def door(name: str, folder: Path) -> Door:
         other = timm.create_model(f"local-dir:{folder}", pretrained=True)
         return partial(by_timm, other, other)
     if name == "transformers":
-        from transformers import pipeline  # takes seconds
-
         return partial(by_transformers, pipeline("image-classification", model=str(folder)))
     if name == "onnx":
         return partial(by_timm, run_onnx(export(net, place / "sq1.onnx").read_bytes()), net)
@@ -205,3 +212,44 @@ def test_the_page_gives_what_predict_gives(page: Door, pictures: list[Path], exp
     kept = [i for i, f in enumerate(pictures) if f.name != WITH_COLOUR_PROFILE][:PAGE_IMAGES]
     files = [pictures[i] for i in kept]
     agree(page(files), expected[kept], files, NEAR)
+
+
+def test_a_model_of_other_classes(tmp_path: Path) -> None:
+    """It sees pictures at its trunk's own size, with a margin cut off."""
+    torch.manual_seed(0)
+    labels = ["one", "two", "three"]  # in the order of the alphabet, as `table` has them, they are 0, 2, 1
+    net = sqzoo.create_model("sq1", True, num_classes=3, pretrained_cfg_overlay={"label_names": labels})
+    net.pretrained_cfg |= {"input_size": (3, 96, 96), "crop_pct": 0.875}
+    with torch.no_grad():
+        net.get_classifier().weight.mul_(10)  # or all pictures would be called the same
+    folder = export(net, tmp_path / "mine", "transformers-js")
+    files = [f for f in photos() if f.name != WITH_COLOUR_PROFILE]
+    expected = by_predict(net, list(files))
+    assert len({*expected.argmax(1)}) > 1 and np.ptp(expected, axis=0).max() > 0.2
+    other = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    agree(by_timm(other, other, files)[:, [0, 2, 1]], expected, files, NEAR)
+    agree(by_transformers(pipeline("image-classification", model=str(folder)), files), expected, files, NEAR)
+    agree(by_transformers_js(folder, files), expected, files, NEAR)
+
+
+def test_transformers_reads_from_a_folder(folder: Path, tmp_path: Path) -> None:
+    """Both what `save_pretrained` writes and what has transformers.js' files, too."""
+    plain = tmp_path / "plain"
+    hub.save_pretrained(model(), plain)
+    assert sorted(f.name for f in plain.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    for saved in (plain, folder):
+        found, info = AutoModelForImageClassification.from_pretrained(saved, output_loading_info=True)
+        assert not any(info.values()), info
+        assert found.config.id2label == dict(enumerate(CIFAR10_CLASSES)) and not found.training
+        own = found.timm_model.state_dict()
+        assert all(torch.equal(own[k], v) for k, v in model().state_dict().items())
+        assert isinstance(AutoImageProcessor.from_pretrained(saved), TimmWrapperImageProcessor)
+
+
+def test_what_is_no_model_for_transformers_js_is_one_sentence(tmp_path: Path) -> None:
+    for changes in ({"in_chans": 1}, {"num_classes": 0}):
+        with pytest.raises(ArgumentError, match=r"transformers\.js takes models with 3 input channels and classes"):
+            export(sqzoo.create_model("sq1", **changes), tmp_path / "m", "transformers-js")
+    with pytest.raises(ArgumentError, match="leave preprocessing out"):
+        export(model(), tmp_path / "m", "transformers-js", preprocessing=True)
+    assert list(tmp_path.iterdir()) == []

@@ -1,12 +1,12 @@
-// Reads {model, folder or host, dtype, files} as JSON, writes each file's scores by label: transformers.js as users call it.
+// Reads {model, files, folder, or host and cache, dtype} as JSON, writes each file's scores by label.
 import { readFileSync } from "node:fs";
 import { env, pipeline } from "@huggingface/transformers";
 
 const asked = JSON.parse(readFileSync(0, "utf-8"));
-env.useFSCache = false;
 if (asked.host) {
   env.allowLocalModels = false;
   env.remoteHost = asked.host;
+  env.cacheDir = asked.cache;
 } else {
   env.allowRemoteModels = false;
   env.localModelPath = asked.folder;

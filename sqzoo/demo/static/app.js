@@ -39,10 +39,10 @@ async function run(made, model, pixels) {
   return { ...judged(logits.data, model), maps: maps.data, size: maps.dims.slice(2), network };
 }
 
-/** Probabilities at the model's temperature, and whether they are those of none of the classes: sqzoo.unsure's score. */
-function judged(logits, { temperature = 1, threshold = -Infinity }) {
+/** Probabilities, and whether they are those of none of the classes: sqzoo.unsure's score. */
+function judged(logits, { threshold = -Infinity }) {
   const largest = Math.max(...logits);
-  const powers = Array.from(logits, (logit) => Math.exp((logit - largest) / temperature));
+  const powers = Array.from(logits, (logit) => Math.exp(logit - largest));
   const total = powers.reduce((sum, power) => sum + power);
   const scores = powers.map((power) => power / total);
   return { scores, unsure: -scores.reduce((sum, p) => sum + (p * (1 - p)) ** 0.1, 0) < threshold };
