@@ -21,6 +21,7 @@ from sqzoo.extras import require
 from sqzoo.files import write_whole
 from sqzoo.graph import calibration_images, run_onnx, to_int8, to_onnx, traced
 from sqzoo.hashing import tensors_sha256
+from sqzoo.hub import save_pretrained
 from sqzoo.parity import INT8_TOLERANCE, Run, compare
 from sqzoo.weights import read_manifest, read_verified
 from sqzoo.weights.header import read_tensors
@@ -32,6 +33,7 @@ FORMATS = {
     "openvino": ".xml",
     "torch-export": ".pt2",
     "safetensors-int8": ".safetensors",
+    "transformers-js": "",  # a folder
 }
 _SCALE = ".scale"
 
@@ -47,7 +49,9 @@ def export(
     """Write a model of `create_model` to a file for another runtime, and return the file.
 
     format: "onnx", "onnx-int8" (static QDQ, weights by channel), "openvino" (path.xml, and path.bin beside it),
-    "torch-export" (for torch.export.load) or "safetensors-int8" (weights alone, for `read_int8`).
+    "torch-export" (for torch.export.load), "safetensors-int8" (weights alone, for `read_int8`) or "transformers-js" (a
+    folder: what `sqzoo.hub.save_pretrained` writes, and beside it the ONNX graphs, float32 and with int8 weights, and
+    the configuration that transformers.js reads; pictures of any size are prepared in the graph).
     preprocessing: False: `images` (N, 3, side, side) float32, normalised, to `logits` (N, classes). True: `images`
     (N, side, side, 3) uint8 to `probabilities` (N, classes); the side is 32 where the model knows CIFAR-10's classes,
     with the upsampling in the graph, else that of the picture before the centre crop. The batch N is free in both.
@@ -59,6 +63,11 @@ def export(
     `sqzoo.parity`. Raises `ArgumentError`, `ExportError`, `DataError`, or `MissingExtraError` where a package is
     not installed.
     """
+    if format == "transformers-js":
+        if preprocessing:
+            raise ArgumentError("transformers-js has its own preparation; leave preprocessing out.")
+        save_pretrained(model, path, transformers_js=True)
+        return Path(path)
     target = _target(path, format)
     if preprocessing and format == "safetensors-int8":
         raise ArgumentError("preprocessing=True needs a graph, not safetensors-int8; leave it out.")

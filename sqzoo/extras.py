@@ -7,7 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqzoo.errors import MissingExtraError
+from sqzoo.errors import MissingExtraError, printable
+
+_EXTRAS = {  # by the name that is imported
+    **dict.fromkeys(("pyarrow", "scipy"), "train"),
+    **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "export"),
+    **dict.fromkeys(("optuna", "yaml"), "sweep"),
+    **{"matplotlib": "plot", "openvino": "openvino", "datasets": "datasets", "pillow_heif": "heic"},
+}
 
 
 def require(module: str, extra: str, purpose: str) -> Any:
@@ -53,3 +60,14 @@ def _telemetry_off() -> Iterator[None]:
             sys.modules["openvino_telemetry"] = reporting
         else:
             sys.modules.pop("openvino_telemetry", None)
+
+
+def missing_extra(error: ImportError) -> MissingExtraError | None:
+    """Return the error of an optional package that an import asked for; None where it is not one of ours."""
+    package = (error.name or "").partition(".")[0]
+    if package not in _EXTRAS:
+        return None
+    return MissingExtraError(
+        f"This needs {printable(package)}, which does not import here ({type(error).__name__}); install it with: "
+        f"pip install 'sqzoo[{_EXTRAS[package]}]'."
+    )

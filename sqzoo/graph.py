@@ -108,17 +108,22 @@ def calibration_images(
 
 
 def names(graph: nn.Module) -> tuple[str, str]:
-    """Return what a graph's input and output are called in a file."""
-    return "images", "probabilities" if isinstance(graph, FromPixels) else "logits"
+    """Return what a graph's input and output are called in a file: as its own `names` say, where it has them."""
+    own: tuple[str, str] | None = getattr(graph, "names", None)
+    return own or ("images", "probabilities" if isinstance(graph, FromPixels) else "logits")
 
 
 def traced(graph: nn.Module, example: torch.Tensor) -> torch.export.ExportedProgram:
     """Return torch.export's program of a graph in evaluation mode, with a free batch size; `example` has 2 images.
 
-    The notes on each operation that name files of this machine are left out.
+    Height and width are free, too, where the graph says `any_size`. The notes on each operation that name files of
+    this machine are left out.
     """
+    free = {0: torch.export.Dim("N", min=1)}
+    if getattr(graph, "any_size", False):
+        free |= {2: torch.export.Dim("H", min=1), 3: torch.export.Dim("W", min=1)}
     with _quietly():
-        program = torch.export.export(graph, (example,), dynamic_shapes=({0: torch.export.Dim("N", min=1)},))
+        program = torch.export.export(graph, (example,), dynamic_shapes=(free,))
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
     return program
@@ -166,7 +171,8 @@ def run_onnx(data: bytes) -> Run:
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
     session = runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    return lambda x: torch.from_numpy(session.run(None, {"images": x.contiguous().numpy()})[0])
+    (source,) = (each.name for each in session.get_inputs())
+    return lambda x: torch.from_numpy(session.run(None, {source: x.contiguous().numpy()})[0])
 
 
 def to_int8(graph: nn.Module, onnx_bytes: bytes, images: torch.Tensor, metadata: Mapping[str, str]) -> bytes:

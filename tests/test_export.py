@@ -152,6 +152,9 @@ def test_other_outputs_are_not_written(model: nn.Module, tmp_path: Path) -> None
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "sq1.ft_cifar10", str(tmp_path / "m.pt2"), "--format", "torch-export"]) == 0
     assert capsys.readouterr().out.startswith(f"{tmp_path / 'm.pt2'}: 3.3")
+    assert main(["export", "sq1", str(tmp_path / "js"), "--format", "transformers-js"]) == 0
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'js'}: a folder")
+    assert (tmp_path / "js" / "onnx" / "model.onnx").is_file() and (tmp_path / "js" / "config.json").is_file()
     for words, expected in (
         (["sq1", "--format", "onxx"], "Did you mean 'onnx'"),
         (["sq2"], "Did you mean 'sq1'"),
