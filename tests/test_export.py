@@ -16,7 +16,7 @@ import torch.nn as nn
 
 import sqzoo
 from sqzoo.cli import main
-from sqzoo.data import Preprocessing
+from sqzoo.data import Normalise, Preprocessing
 from sqzoo.errors import ArgumentError, ExportError, MissingExtraError, WeightsError
 from sqzoo.export import FORMATS, export, metadata, read_int8, run_openvino
 from sqzoo.graph import FromPixels, run_onnx
@@ -92,29 +92,19 @@ def test_int8_weights(model: nn.Module, pixels: np.ndarray, tmp_path: Path) -> N
 
 
 def test_pixels_are_prepared_as_everywhere(pixels: np.ndarray) -> None:
-    for changes in ({}, {"num_classes": 7}, SMALL, {"input_size": (3, 70, 70), "crop_pct": 0.875}):
-        model = sqzoo.create_model("sq1", **{k: v for k, v in changes.items() if k == "num_classes"}).eval()
-        model.pretrained_cfg = {**model.pretrained_cfg, **changes}
-        graph = FromPixels(model).eval()
-        graph.net = nn.Identity()
-        images = pixels[:4]
-        if graph.side != 32:
-            images = np.random.default_rng(0).integers(0, 256, (4, graph.side, graph.side, 3), np.uint8)
-        logits = graph(torch.from_numpy(images)).log()  # softmax over the three channels: all but a shift
-        prepared = Preprocessing.of(model.pretrained_cfg)(images)
-        # Where the sides are no multiples, PyTorch's weights are short numbers: a pixel may be a level of 255 apart.
-        whole = int(changes.get("input_size", get_weights("sq1").input_size)[1] / changes.get("crop_pct", 1.0))
-        near = 2e-5 if whole % graph.side == 0 else 2.1 / 255 / 0.224
-        torch.testing.assert_close(logits, prepared.log_softmax(1), atol=near, rtol=0)
+    model = sqzoo.create_model("sq1").eval()
+    graph = FromPixels(model).eval()
+    graph.net = nn.Identity()
+    torch.testing.assert_close(graph.prepare(torch.from_numpy(pixels[:4])), Normalise.of(model)(pixels[:4]))
 
 
-def test_probabilities_are_at_the_calibrated_temperature(pixels: np.ndarray) -> None:
+def test_probabilities_are_at_the_models_temperature(pixels: np.ndarray) -> None:
     model = sqzoo.create_model("sq1", pretrained=True)
-    model.calibration = {"temperature": 2.0, "threshold": 0.0}
+    model.temperature = 2.0
     (wanted,) = predict(model, pixels[0], top_k=10)
     found = FromPixels(model).eval()(torch.from_numpy(pixels[:1]))[0]
     assert [p.probability for p in wanted] == pytest.approx([float(found[p.index]) for p in wanted], abs=1e-5)
-    assert json.loads(metadata(model)["calibration"]) == model.calibration
+    assert json.loads(metadata(model)["ood_threshold"]) == model.ood_threshold
 
 
 def test_metadata_says_what_the_file_holds(model: nn.Module, tmp_path: Path) -> None:
