@@ -15,7 +15,7 @@ import torch.nn as nn
 from safetensors.torch import load, save
 
 from sqzoo import __version__
-from sqzoo.backends import Subject
+from sqzoo.backends import ExportModel, default_modes
 from sqzoo.errors import ArgumentError, ExportError, WeightsError, did_you_mean
 from sqzoo.extras import require
 from sqzoo.files import write_whole
@@ -69,18 +69,17 @@ def export(
         save_pretrained(model, path, transformers_js=True)
         return Path(path)
     target = _target(path, format)
-    if not hasattr(model, "pretrained_cfg"):
-        raise ArgumentError(f"{type(model).__name__} is no model of create_model; give one that it made.")
-    if preprocessing and (format == "safetensors-int8" or model.in_chans != 3 or not model.num_classes):
-        raise ArgumentError(
-            f"preprocessing=True needs a graph, 3 input channels and classes, not {format} of a model with "
-            f"{model.in_chans} channels and {model.num_classes} classes; leave it out."
-        )
-    subject = Subject(copy.deepcopy(model).cpu().float().eval().requires_grad_(False), preprocessing)
-    net, graph = subject.net, subject.module
-    about = metadata(net) | {"input": "uint8 NHWC" if preprocessing else "float32 NCHW, normalised"}
+    if preprocessing and format == "safetensors-int8":
+        raise ArgumentError("preprocessing=True needs a graph, not safetensors-int8; leave it out.")
+    with default_modes():
+        return _export(ExportModel(model, preprocessing), target, format, calibration)
+
+
+def _export(model: ExportModel, target: Path, format: str, calibration: np.ndarray | None) -> Path:
+    net, graph = model.net, model.module
+    about = metadata(net) | {"input": "uint8 NHWC" if model.preprocessing else "float32 NCHW, normalised"}
     int8 = format == "onnx-int8"
-    images = subject.prepared(calibration_images(net, calibration)) if int8 else subject.noise(3)
+    images = model.prepared(calibration_images(net, calibration)) if int8 else model.noise(model.shape(3))
     if format == "safetensors-int8":
         return _write(target, _int8_weights(net, images, about))
     if format == "torch-export":
@@ -93,7 +92,7 @@ def export(
         return _write_openvino(target, data, graph, images, about)
     if int8:
         return _write(target, to_int8(graph, data, images, about))
-    compare(graph, run_onnx(data), images, format)
+    compare(graph, run_onnx(data), [images[:1], images], format)
     return _write(target, data)
 
 
@@ -176,7 +175,7 @@ def _torch_export(graph: nn.Module, images: torch.Tensor, about: dict[str, str])
     program.example_inputs = None  # they would be in the file
     torch.export.save(program, stream, extra_files={"sqzoo.json": json.dumps(about)})
     stream.seek(0)
-    compare(graph, torch.export.load(stream).module(), images, "torch-export")
+    compare(graph, torch.export.load(stream).module(), [images[:1], images], "torch-export")
     return stream.getvalue()
 
 
@@ -190,7 +189,7 @@ def _write_openvino(target: Path, data: bytes, graph: nn.Module, images: torch.T
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".writing-") as folder:
             written = Path(folder) / target.name
             openvino.save_model(network, written, compress_to_fp16=False)
-            compare(graph, run_openvino(written), images, "openvino")
+            compare(graph, run_openvino(written), [images[:1], images], "openvino")
             target.unlink(missing_ok=True)  # the .xml comes last: where there is one, its .bin is whole
             written.with_suffix(".bin").replace(target.with_suffix(".bin"))
             written.replace(target)
@@ -219,7 +218,7 @@ def _int8_weights(net: nn.Module, images: torch.Tensor, about: dict[str, str]) -
     data = save({k: v.contiguous() for k, v in tensors.items()}, about | {"format": "pt"})
     again = copy.deepcopy(net)
     again.load_state_dict(_from_int8(load(data)))
-    compare(net, again, images, "safetensors-int8", INT8_TOLERANCE)
+    compare(net, again, [images], "safetensors-int8", INT8_TOLERANCE)
     return data
 
 

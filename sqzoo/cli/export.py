@@ -44,6 +44,7 @@ def run(
     sqzoo export sq1 runs/sq1 --format transformers-js
     ```
     """
+    from sqzoo.errors import shown
     from sqzoo.export import FORMATS, export
     from sqzoo.graph import calibration_images
     from sqzoo.registry import create_model, model_name
@@ -61,6 +62,6 @@ def run(
         calibration=images,
     )
     if format == "transformers-js":
-        print(f"{file}: a folder for the Hub and for transformers.js, its outputs are PyTorch's")
+        print(f"{shown(file)}: a folder for the Hub and for transformers.js, its outputs are PyTorch's")
     else:
-        print(f"{file}: {file.stat().st_size / 1e6:.2f} MB, its outputs are PyTorch's")
+        print(f"{shown(file)}: {file.stat().st_size / 1e6:.2f} MB, its outputs are PyTorch's")

@@ -36,13 +36,12 @@ def run(
     sqzoo push runs/my-sq1 --repo me/my-sq1 --private
     ```
     """
+    from sqzoo.errors import shown
     from sqzoo.hub import push as upload
-    from sqzoo.registry import create_model, model_name
+    from sqzoo.registry import model_name
 
-    source = model_name(model)
-    folder = source.startswith("local-dir:")
     commit = upload(
-        create_model(source, pretrained=True) if folder else source,
+        model_name(model),
         repo,
         token=token,
         private=private,
@@ -50,4 +49,4 @@ def run(
         trunk=trunk,
         transformers_js=transformers_js,
     )
-    print(f"{model} is at {repo}, commit {commit}")
+    print(f"{shown(model)} is at {repo}, commit {commit}")

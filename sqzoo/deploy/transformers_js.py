@@ -96,9 +96,9 @@ def javascript_files(model: nn.Module, metadata: Mapping[str, str]) -> dict[str,
     images = torch.randint(0, 256, (3, 3, graph.whole + 5, graph.whole + 32), generator=generator)
     images = (images - graph.mean) / graph.std
     data = to_onnx(graph, images[:2], metadata)
-    compare(graph, run_onnx(data), images, "onnx")
+    compare(graph, run_onnx(data), [images], "onnx")
     quantized = quantize_weights(data)
-    compare(graph, run_onnx(quantized), images, "quantized onnx", INT8_TOLERANCE)
+    compare(graph, run_onnx(quantized), [images], "quantized onnx", INT8_TOLERANCE)
     prepare = Preprocessing.of(model.pretrained_cfg)  # type: ignore[arg-type]
     processor = {
         "feature_extractor_type": "ImageFeatureExtractor",  # transformers.js' name for its plain image processor
