@@ -279,6 +279,6 @@ def normalise(x: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) 
     x = x.to(torch.float32, memory_format=torch.channels_last).div_(255)
     # Whole rows of pixels at a time: by single pixels, of three values each, it takes four times as long.
     rows = x.permute(0, 2, 3, 1).view(-1, x.shape[3] * x.shape[1])
-    rows.sub_(torch.tensor(mean, device=x.device).repeat(x.shape[3]))
-    rows.div_(torch.tensor(std, device=x.device).repeat(x.shape[3]))
+    rows.sub_(torch.tensor(mean, dtype=x.dtype, device=x.device).repeat(x.shape[3]))
+    rows.div_(torch.tensor(std, dtype=x.dtype, device=x.device).repeat(x.shape[3]))
     return x

@@ -16,8 +16,8 @@ from timm.data import resolve_model_data_config
 from timm.data.transforms import str_to_interp_mode
 from torchvision.transforms import CenterCrop, Resize
 
-from sqzoo.data import as_rgb, open_image
 from sqzoo.errors import ArgumentError, DataError
+from sqzoo.images.opener import as_rgb, open_image, opened
 from sqzoo.weights import CIFAR10_CLASSES
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor
@@ -68,7 +68,13 @@ class ImageReader:
 
     def __call__(self, picture: Picture) -> np.ndarray:
         """Read it. Raises `DataError` for a file that is no picture and `ArgumentError` for anything else."""
-        image = self._crop(self._resize(as_pil(picture, self._least))).convert(self._mode)
+        if isinstance(picture, str | os.PathLike):
+            with opened(picture, self._least) as image:  # made small while its part of the memory budget is held
+                return self._pixels(image)
+        return self._pixels(as_pil(picture))
+
+    def _pixels(self, image: Image.Image) -> np.ndarray:
+        image = self._crop(self._resize(image)).convert(self._mode)
         pixels = np.asarray(image)
         return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
@@ -123,7 +129,10 @@ def as_pil(picture: Picture, least: int | None = None) -> Image.Image:
     if isinstance(picture, str | os.PathLike):
         return open_image(picture, least)
     if isinstance(picture, Image.Image):
-        return as_rgb(picture)
+        try:
+            return as_rgb(picture)
+        except (ValueError, OSError, SyntaxError) as e:  # a file that was opened and is read only now
+            raise DataError(f"the {type(picture).__name__} is not a readable image ({e}).") from e
     if isinstance(picture, torch.Tensor):
         picture = picture.permute(1, 2, 0).cpu().numpy() if picture.ndim == 3 else picture.cpu().numpy()
     if isinstance(picture, np.ndarray):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Format(StrEnum):
-    """How answers are written: a line to read, an object a line, or a row a picture."""
+    """Output formats: text to read, a JSON object per line, or a CSV row per image."""
 
     text = "text"
     jsonl = "jsonl"
@@ -31,15 +31,17 @@ class Format(StrEnum):
 def run(
     images: Annotated[
         list[str],
-        typer.Argument(help="Picture files, folders of them, or - for file names on stdin.", show_default=False),
+        typer.Argument(help="Image files, folders of them, or - for file names on stdin.", show_default=False),
     ],
     model: _options.Model = "sq1",
-    top: Annotated[int, typer.Option(help="Classes a picture.")] = 3,
-    format: Annotated[Format, typer.Option(help="How the answers are written.")] = Format.text,
+    top: Annotated[
+        int | None, typer.Option(help="Classes to print per image (default: up to 3).", show_default=False)
+    ] = None,
+    format: Annotated[Format, typer.Option(help="Output format.")] = Format.text,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="File to write instead of stdout.", show_default=False)
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Pictures at a time.")] = 16,
+    batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 16,
     backend: _options.Backend = None,
     trunk: _options.Trunk = None,
 ) -> int:
@@ -63,6 +65,8 @@ def run(
     from sqzoo.reading import label_names
 
     network = _options.network(model, trunk, backend, batch_size)
+    if top is None:
+        top = min(3, len(label_names(network)))
     answers = classify(network, files, top_k=top, batch_size=batch_size)
     seen = bad = 0
     with _options.writing(output) as stream:

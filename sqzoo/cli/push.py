@@ -24,6 +24,9 @@ def run(
         typer.Option(help="Access token (default: $HF_TOKEN or that of `hf auth login`).", show_default=False),
     ] = None,
     trunk: _options.Trunk = None,
+    transformers_js: Annotated[
+        bool, typer.Option("--transformers-js/--no-transformers-js", help="Add files for browsers, by transformers.js.")
+    ] = True,
 ) -> None:
     """Upload a weights tag, or a saved model's folder, to the Hugging Face Hub.
 
@@ -37,5 +40,13 @@ def run(
     from sqzoo.hub import push as upload
     from sqzoo.registry import model_name
 
-    commit = upload(model_name(model), repo, token=token, private=private, revision=revision, trunk=trunk)
+    commit = upload(
+        model_name(model),
+        repo,
+        token=token,
+        private=private,
+        revision=revision,
+        trunk=trunk,
+        transformers_js=transformers_js,
+    )
     print(f"{shown(model)} is at {repo}, commit {commit}")

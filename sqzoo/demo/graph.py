@@ -81,6 +81,7 @@ def page_model(name: str) -> PageModel:
         "tag": tag,
         "labels": label_names(net),
         "pixels": pixels_side(net),
+        "resize": int(config["input_size"][1] / config["crop_pct"]),  # of the short side, before the centre crop
         "side": _resolution(net),
     }
     prepared = about | {k: config[k] for k in ("crop_pct", "mean", "std")} | {"sqzoo": sqzoo.__version__, "v": _FORMAT}
