@@ -56,12 +56,12 @@ def make_tiny(
     sensitivity and accuracy are measured. The test images are looked at once, by what came out. The record goes to
     benchmarks/results/tiny. Raises `ArgumentError` or `WeightsError`.
     """
+    began, about = time.perf_counter(), environment()
+    model, entry = _parent(parent, tag, trunk)
     if not (Path(root) / "sqzoo" / "weights" / "manifest.json").is_file():
         raise ArgumentError(
             f"{shown(root)} is no checkout of sqzoo (sqzoo/weights/manifest.json); name one with --root."
         )
-    began, about = time.perf_counter(), environment()
-    model, entry = _parent(parent, tag, trunk)
     if not (Path(root) / "sqzoo" / "weights" / "manifest.json").is_file():
         raise ArgumentError(f"No sqzoo/weights/manifest.json in {shown(root)}; name a checkout of sqzoo with --root.")
     parents_own = entry["recipe"].get("hold_out", 0)
