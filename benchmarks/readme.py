@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 BENCHMARKS = ROOT / "docs" / "benchmarks.md"
 OWN_IMAGES = ROOT / "docs" / "pictures.md"
+PAPER = ROOT / "docs" / "paper.md"
+ZOO = ROOT / "docs" / "zoo.md"
 RESULTS = ROOT / "benchmarks" / "results"
 
 
@@ -51,6 +53,15 @@ def zoo() -> str:
     for e in by_accuracy():
         cells = [f"`{e.tag}`", f"{e.metrics['test_top1']:.2f}", f"{e.params:,}", file_size(e), f"{e.resolution} px"]
         lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def tags() -> str:
+    """Return the table of weights tags with their licences and links to their cards, for docs/zoo.md."""
+    lines = ["| tag | top-1, % | parameters | file | network sees | licence |", "|---|---|---|---|---|---|"]
+    for e in by_accuracy():
+        cells = [f"[`{e.tag}`](../MODEL_CARDS/{e.tag}.md)", f"{e.metrics['test_top1']:.2f}", f"{e.params:,}"]
+        lines.append(f"| {' | '.join([*cells, file_size(e), f'{e.resolution} px', e.licence])} |")
     return "\n".join(lines)
 
 
@@ -97,6 +108,8 @@ def record(name: str, function: Callable[[dict[str, Any]], str]) -> Callable[[],
 BLOCKS: dict[tuple[Path, str], Callable[[], str]] = {
     (README, "zoo"): zoo,
     (README, "table2"): render("table2", "paper_rows"),
+    (ZOO, "tags"): tags,
+    (PAPER, "table2"): render("table2", "paper_rows"),
     (BENCHMARKS, "table2"): render("table2"),
     (BENCHMARKS, "pareto"): render("pareto"),
     (BENCHMARKS, "latency"): render("latency"),
