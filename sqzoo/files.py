@@ -5,16 +5,20 @@ The rules are in docs/security.md. Nothing here follows a link, waits for a pipe
 
 import contextlib
 import errno
+import json
 import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from sqzoo.errors import ArgumentError, shown, why
+from sqzoo.errors import ArgumentError, DataError, shown, why
+
+if TYPE_CHECKING:
+    import torch
 
 TEMPORARY = ".writing-"  # begins the name of a file that is not yet whole
 # What systems and file servers leave in folders by themselves: neither someone's work nor a class of images.
@@ -69,6 +73,34 @@ def write_whole(file: str | os.PathLike[str], data: bytes) -> None:
     """Write a file that appears whole or not at all; see `whole_file`. Raises OSError."""
     with whole_file(file) as stream:
         stream.write(data)
+
+
+def write_text(file: str | os.PathLike[str], text: str) -> None:
+    """Write a text file that appears whole or not at all, as UTF-8. Raises OSError."""
+    write_whole(file, text.encode())
+
+
+def write_json(file: str | os.PathLike[str], value: Any) -> None:
+    """Write a JSON file that appears whole or not at all; NaN, which JSON lacks, is a ValueError. Raises OSError."""
+    write_text(file, json.dumps(value, indent=1, allow_nan=False))
+
+
+def read_json(file: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a JSON object from a regular file; raise `DataError` where there is none, or it is damaged."""
+    try:
+        with open_regular(file) as stream:
+            return dict(json.loads(stream.read()))
+    except (OSError, ValueError, TypeError, RecursionError) as e:
+        raise DataError(f"{shown(file)} is damaged ({why(e)}); delete the folder to start the run again.") from e
+
+
+def write_tensors(
+    file: str | os.PathLike[str], tensors: "Mapping[str, torch.Tensor]", metadata: dict[str, str]
+) -> None:
+    """Write a safetensors file that appears whole or not at all. Raises OSError."""
+    from safetensors.torch import save  # which imports torch
+
+    write_whole(file, save({k: v.contiguous() for k, v in tensors.items()}, metadata))
 
 
 def check_replaceable(file: Path) -> None:

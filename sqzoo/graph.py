@@ -59,7 +59,7 @@ class ResizeMatrices(nn.Module):
 
     def __init__(self, upsample: Upsample, size: tuple[int, int]) -> None:
         super().__init__()
-        # Constant along one axis, the identity along the other: what comes out is the matrix of the other.
+        # The identity along one axis, constant along the other: what comes out is the matrix of the first.
         height, width = (torch.eye(n, dtype=torch.float32) for n in size)
         rows = upsample(height[None, :, :, None].expand(1, -1, -1, size[1]))[0, :, :, 0].t()
         columns = upsample(width[None, :, None, :].expand(1, -1, size[0], -1))[0, :, 0].t()
@@ -134,7 +134,7 @@ def to_onnx(graph: nn.Module, example: torch.Tensor, metadata: Mapping[str, str]
     onnx = require("onnx", "export", "ONNX")
     require("onnxscript", "export", "ONNX")
     source, result = names(graph)
-    graph = _with_matrices(graph, example.shape[1:3] if example.dtype == torch.uint8 else example.shape[2:])
+    graph = _with_matrices(graph, example)
     with _quietly():
         program = torch.onnx.export(
             traced(graph, example),
@@ -154,13 +154,17 @@ def to_onnx(graph: nn.Module, example: torch.Tensor, metadata: Mapping[str, str]
     return _with_metadata(found, metadata, onnx)
 
 
-def _with_matrices(graph: nn.Module, size: tuple[int, ...]) -> nn.Module:
-    """Return a graph for images of a size (H, W), its enlargement as matrix products."""
-    found = {name: module for name, module in graph.named_modules() if isinstance(module, Upsample)}
-    if found:
-        graph = copy.deepcopy(graph)
-        for name, module in found.items():
-            graph.set_submodule(name, ResizeMatrices(module, (size[0], size[1])))
+def _with_matrices(graph: nn.Module, example: torch.Tensor) -> nn.Module:
+    """Return a graph whose enlargement, of the images that come from an example, is matrix products."""
+    graph = copy.deepcopy(graph)
+    sizes: dict[str, tuple[int, int]] = {}
+    for name, module in graph.named_modules():
+        if isinstance(module, Upsample):
+            module.register_forward_pre_hook(lambda _, images, name=name: sizes.update({name: images[0].shape[2:]}))
+    with torch.no_grad():
+        graph(example)
+    for name, size in sizes.items():
+        graph.set_submodule(name, ResizeMatrices(graph.get_submodule(name), size))  # type: ignore[arg-type]
     return graph
 
 

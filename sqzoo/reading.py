@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -114,22 +113,6 @@ def read_ahead(
                 yield picture, e
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def picture_suffixes() -> set[str]:
-    """Return the suffixes, in small letters, of the files that Pillow reads."""
-    Image.preinit()  # first, or the common formats would be tried behind the rare ones, and each file take longer
-    return {s for s, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-
-
-def pictures_in(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield the picture files at any depth below a folder, known by their suffix, sorted, hidden ones left out."""
-    suffixes = picture_suffixes()
-    for place, folders, files in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        for name in sorted(files):
-            if Path(name).suffix.lower() in suffixes and not name.startswith("."):
-                yield Path(place, name)
 
 
 def as_pil(picture: Picture, least: int | None = None) -> Image.Image:

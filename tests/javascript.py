@@ -16,7 +16,7 @@ _OWN = Path(__file__).parent / "transformers_js"
 _NO_NETWORK = ("ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ETIMEDOUT", "ENETUNREACH", "ERR_SOCKET_TIMEOUT")
 
 
-def _installed() -> Path:
+def installed() -> Path:
     """Return a folder with the package and our script; skip the test where Node or npm's registry is not to be had."""
     programs = {name: shutil.which(name) for name in ("node", "npm")}
     for name, found in programs.items():
@@ -53,7 +53,7 @@ def classify(model: str, files: list[Path], **where: Any) -> list[dict[str, floa
         where: folder= that holds the model, and nothing is fetched; or host=, a Hub's address, and cache=, a folder;
             dtype="q8" for the quantized file.
     """
-    place = _installed()
+    place = installed()
     asked = {"model": model, "files": [str(f) for f in files]} | where
     done = subprocess.run(
         ["node", "classify.mjs"], input=json.dumps(asked), cwd=place, capture_output=True, text=True, timeout=300

@@ -1,8 +1,10 @@
 """Every door, one answer: a picture gets the same label and probabilities whichever library or runtime is asked."""
 
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from functools import cache, partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,7 @@ PHOTOS = [
     *("page.png", "retina.jpg", "rocket.jpg"),
 ]
 # Browsers and transformers.js turn its colours into sRGB, as its profile asks; Pillow, and so every door in Python,
-# takes the numbers as they are. Its probabilities are 0.29 apart.
+# takes the numbers as they are, and finds another class.
 WITH_COLOUR_PROFILE = "rocket.jpg"
 
 Door = Callable[[list[Path]], np.ndarray]
@@ -212,6 +214,40 @@ def test_the_page_gives_what_predict_gives(page: Door, pictures: list[Path], exp
     kept = [i for i, f in enumerate(pictures) if f.name != WITH_COLOUR_PROFILE][:PAGE_IMAGES]
     files = [pictures[i] for i in kept]
     agree(page(files), expected[kept], files, NEAR)
+
+
+def test_transformers_js_in_a_browser(folder: Path, tmp_path: Path) -> None:
+    """As a page has it: the package's file for browsers, WebAssembly, the browser's decoders and canvas."""
+    files = [f for f in photos() if f.name in ("cat.jpg", "coins.png", "page.png", "retina.jpg")]
+    for file in files:
+        shutil.copy(file, tmp_path)
+    for name, place in {"package": javascript.installed() / "node_modules", "models": folder.parent}.items():
+        (tmp_path / name).symlink_to(place)
+    (tmp_path / "page.html").write_text("<!DOCTYPE html><title>empty</title>")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    SimpleHTTPRequestHandler.extensions_map |= {".mjs": "text/javascript", ".wasm": "application/wasm"}
+    script = """
+        const [name, files, done] = arguments;
+        (async () => {
+            const { env, pipeline } = await import("/package/@huggingface/transformers/dist/transformers.min.js");
+            [env.allowRemoteModels, env.allowLocalModels, env.localModelPath] = [false, true, "/models/"];
+            env.backends.onnx.wasm.wasmPaths = "/package/onnxruntime-web/dist/";
+            const classify = await pipeline("image-classification", name);
+            const answers = [];
+            for (const file of files) {
+                const scores = await classify(file, { top_k: null });
+                answers.push(Object.fromEntries(scores.map(({ label, score }) => [label, score])));
+            }
+            return answers;
+        })().then(done, (error) => done(String(error.stack)));
+    """
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, chromium() as driver:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        driver.get(f"http://127.0.0.1:{server.server_port}/page.html")
+        found = driver.execute_async_script(script, folder.name, [f"/{f.name}" for f in files])
+        server.shutdown()
+    assert isinstance(found, list), found
+    agree(table(found), by_predict(model(), list(files)), files, NEAR)
 
 
 def test_a_model_of_other_classes(tmp_path: Path) -> None:

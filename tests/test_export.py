@@ -96,7 +96,7 @@ def test_pixels_are_prepared_as_everywhere(model: nn.Module, pixels: np.ndarray)
     torch.testing.assert_close(graph.prepare(torch.from_numpy(pixels)), Normalise.of(model)(pixels), atol=1e-5, rtol=0)
 
 
-def test_probabilities_are_at_the_calibrated_temperature(pixels: np.ndarray) -> None:
+def test_probabilities_are_at_the_models_temperature(pixels: np.ndarray) -> None:
     model = sqzoo.create_model("sq1", pretrained=True)
     model.temperature, model.ood_threshold = 2.0, 0.5
     (wanted,) = predict(model, pixels[0], top_k=10)

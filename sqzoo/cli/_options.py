@@ -66,7 +66,7 @@ def check_writable(file: Path) -> None:
     try:
         if not file.absolute().parent.is_dir():
             raise ArgumentError(
-                f"No folder {os.fspath(file.parent)!r} to write {shown(file.name)} into; make it, or name another."
+                f"Cannot write {shown(file)} (No folder {os.fspath(file.parent)!r}); make it, or name another."
             )
         check_replaceable(file)
         if not os.access(file.absolute().parent, os.W_OK):

@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -70,7 +69,7 @@ def run(
         top = min(3, len(label_names(network)))
     answers = classify(network, files, top_k=top, batch_size=batch_size)
     seen = bad = 0
-    with _writing(output) as stream:
+    with _options.writing(output) as stream:
         # Lines and a bar on the same screen would tear each other.
         quiet = not sys.stderr.isatty() or stream.isatty()
         if format is Format.csv:
@@ -96,14 +95,14 @@ def _files(images: list[str]) -> Iterator[str]:
 
 
 def _each(images: list[str]) -> Iterator[str]:
-    from sqzoo.reading import pictures_in
+    from sqzoo.images.walk import image_files
 
     for name in images:
         if name == "-":
             yield from (line.rstrip("\r\n") for line in sys.stdin if line.strip())
         elif os.path.isdir(name):
             empty = True
-            for file in pictures_in(name):
+            for file in image_files(name):
                 empty = False
                 yield str(file)
             if empty:
@@ -137,22 +136,3 @@ def _row(stream: TextIO, cells: list[str]) -> None:
     line = io.StringIO()
     csv.writer(line, lineterminator="\n").writerow(cells)
     stream.write(line.getvalue())
-
-
-@contextmanager
-def _writing(output: Path | None) -> Iterator[TextIO]:
-    """Yield stdout, or a file that appears whole, when all is written."""
-    if output is None:
-        yield sys.stdout
-        return
-    temporary = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
-        try:
-            stream = temporary.open("w", encoding="utf-8", newline="")
-        except OSError as e:
-            raise ArgumentError(f"Cannot write {output} ({e.strerror}); name a file that you may write.") from e
-        with stream:
-            yield stream
-        temporary.replace(output)
-    finally:
-        temporary.unlink(missing_ok=True)
