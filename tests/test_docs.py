@@ -14,6 +14,7 @@ import pytest
 from hub_server import HubServer
 
 import sqzoo
+from sqzoo.weights import read_manifest
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -94,6 +95,13 @@ def test_the_script_makes_the_pictures_that_are_there() -> None:
     assert made == {file.name for file in (DOCS / "images").iterdir()}
     picture = screenshots._terminal(["--help"])
     assert "sqzoo&#160;--help" in picture and "predict" in picture
+
+
+def test_the_picture_of_the_zoo_shows_the_manifest() -> None:
+    """Where it does not: python docs/screenshots.py --terminals."""
+    lines = re.sub(r"<[^>]*>", "\n", (DOCS / "images" / "list.svg").read_text(encoding="utf-8"))
+    shown = dict(re.findall(r"(\w+\.\w+_cifar10)\s*?(?:&#160;|\s)+([\d.]+)", lines))
+    assert shown == {e.tag: f"{e.metrics['test_top1']:.2f}" for e in read_manifest().values()}
 
 
 def test_a_newcomer_adds_an_architecture(tmp_path: Path) -> None:
