@@ -1,6 +1,7 @@
 """The documentation: it builds without a warning, every block of code in it runs, and its trial of a newcomer works."""
 
 import importlib
+import json
 import os
 import re
 import shutil
@@ -83,6 +84,17 @@ def test_the_blocks_run(page: str, tmp_path: Path) -> None:
             code = "\n".join(b.code for b in together)  # neighbours in one process, since torch takes seconds to import
             done = subprocess.run([*words, code], cwd=tmp_path, capture_output=True, text=True, env=environment)
             assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
+
+
+def test_the_notebook_runs(tmp_path: Path) -> None:
+    """Its cells in one process, in its own folder."""
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    cells = json.loads((ROOT / "examples" / "tour.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    words, environment = [sys.executable, "-c", code], _environment(tmp_path)
+    done = subprocess.run(words, cwd=tmp_path / "examples", capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("cat ") and "cat sure\n" in done.stdout and " unsure\n" in done.stdout, done.stdout
 
 
 def test_the_script_makes_the_pictures_that_are_there() -> None:
