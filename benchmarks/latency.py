@@ -5,9 +5,9 @@
 Each network runs in a process of its own, and all take turns, so that what else the machine does hits all alike: batch
 1 for 1,000 runs or `--seconds`, by one thread and by all, then larger batches. Beside that: peak memory, file size,
 int8's accuracy on the 10,000 test images, and the floor, multiply-adds and bytes against this machine's measured matrix
-product and copy. Writes results/latency.json, latency.png, latency_pareto.png (and .svg) and the README's table; with
---only nothing is written. `--accuracy` measures int8's accuracy anew and keeps the times: for new weights of the same
-networks. `--draw` makes the last three from the record.
+product and copy. Writes results/latency.json, latency.png, latency_pareto.png (and .svg) and the table of
+docs/benchmarks.md; with --only nothing is written. `--accuracy` measures int8's accuracy anew and keeps the times: for
+new weights of the same networks. `--draw` makes the last three from the record.
 """
 
 import argparse
@@ -27,7 +27,7 @@ import torch
 import torch.nn as nn
 from contenders import PEERS, Contender, Process, input_size, network
 from pareto import chosen, shipped
-from readme import write_into_readme
+from readme import BENCHMARKS, write_into
 from torch.utils.flop_counter import FlopCounterMode
 
 from sqzoo import SqzooError, get_weights
@@ -230,7 +230,7 @@ def floor_ms(results: dict[str, Any], row: dict[str, Any], count: str) -> float:
 
 
 def render(results: dict[str, Any]) -> str:
-    """Return the README's table, and the verdicts."""
+    """Return the table of docs/benchmarks.md, and the verdicts."""
     one, many = results["thread_counts"][0], results["thread_counts"][-1]
     lines = [
         f"| network, image side, how | ms, 1 thread: p50 · p90 · p99 | ms, {many} threads | images/s | of the floor | "
@@ -366,7 +366,7 @@ def main() -> int:
             write_text(file, json.dumps(results, indent=1) + "\n")
     if arguments.only == "*":
         draw(results)
-        write_into_readme("latency", render(results))
+        write_into(BENCHMARKS, "latency", render(results))
     print(render(results))
     return 0
 

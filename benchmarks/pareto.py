@@ -5,8 +5,8 @@
 Each architecture's default tag is evaluated at each side, its other complete tags at their own, on the training images
 that the run held out and on the test images. Then all networks, ours and those of published.py, are timed in ONNX
 Runtime at batch 1, in turns, in this one run. A side is chosen on held-out images: the best, and the smallest within
-0.3 points of it. Writes results/pareto.json, .png and .svg, and the README's table. `--draw` makes the last three from
-the record.
+0.3 points of it. Writes results/pareto.json, .png and .svg, and the table of docs/benchmarks.md. `--draw` makes the
+last three from the record.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 from published import PUBLISHED
-from readme import write_into_readme
+from readme import BENCHMARKS, write_into
 from torch.utils.flop_counter import FlopCounterMode
 
 from sqzoo import SqzooError, create_model, get_weights
@@ -173,7 +173,7 @@ def draw(results: dict[str, Any]) -> None:
 
 
 def render(results: dict[str, Any]) -> str:
-    """Return the README's table: our best sides and knees among the published networks, by accuracy."""
+    """Return the table of docs/benchmarks.md: our best sides and knees among the published networks, by accuracy."""
     rows = []
     former = of_former_weights(results["ours"])
     for tag, picked in chosen(results["ours"]).items():
@@ -249,7 +249,7 @@ def main() -> int:
         write_text(file, json.dumps(timed(results, arguments.seconds, arguments.threads), indent=1) + "\n")
     results = json.loads(file.read_text(encoding="utf-8"))
     draw(results)
-    write_into_readme("pareto", render(results))
+    write_into(BENCHMARKS, "pareto", render(results))
     print(render(results))
     return 0
 
