@@ -26,7 +26,7 @@ from scipy.stats import mannwhitneyu
 from sqzoo import create_model, get_weights, list_models
 from sqzoo.data import Preprocessing, cifar10, hold_out
 from sqzoo.environment import environment
-from sqzoo.reading import Squares
+from sqzoo.reading import ImageReader
 from sqzoo.report import calibration
 from sqzoo.train.checkpoint import write_text
 from sqzoo.unsure import KEPT, calibrate, score, threshold
@@ -150,7 +150,7 @@ def main() -> int:
         rest, held = hold_out(train.labels, count)
         known = rest[:: len(rest) // KNOWN][:KNOWN]
         images = {"held out": train.images[held], "test": test.images, "known": train.images[known]}
-        read = Squares.of(model)
+        read = ImageReader.of(model)
         images |= {name: np.stack([read(picture) for picture in each]) for name, (_, each) in pictures.items()}
         labels = {"held out": train.labels[held], "test": test.labels, "known": train.labels[known]}
         if arguments.limit:

@@ -29,7 +29,7 @@ from PIL import Image
 from sqzoo import create_model, optimize
 from sqzoo.environment import environment
 from sqzoo.predict import classify
-from sqzoo.reading import Squares, pictures_in, read_ahead
+from sqzoo.reading import ImageReader, pictures_in, read_ahead
 from sqzoo.train.checkpoint import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,7 +64,7 @@ def rate(work: Callable[[], int], seconds: float) -> float:
 
 def compare(model: torch.nn.Module, files: list[Path], seconds: float) -> dict[str, Any]:
     """Return the medians over the turns, pictures a second, and the median of the ratio."""
-    read = Squares.of(model)
+    read = ImageReader.of(model)
     batch = read.prepare(np.stack([read(f) for f in itertools.islice(itertools.cycle(files), BATCH)]))
 
     def network() -> int:

@@ -26,7 +26,7 @@ from sqzoo import create_model, optimize
 from sqzoo.errors import DataError
 from sqzoo.graph import pixels_side
 from sqzoo.optimization import Optimized
-from sqzoo.reading import Squares, label_names, pictures_in
+from sqzoo.reading import ImageReader, label_names, pictures_in
 
 BATCH = 16
 _KINDS = {"file": "string", "label": "string", "probability": "float32", "error": "string"}
@@ -50,7 +50,7 @@ class Scorer:
         if self.run is None:
             torch.set_num_threads(1)  # a process a core
             model = create_model(self.name, pretrained=True)
-            self.labels, self.read, self.side = label_names(model), Squares.of(model), pixels_side(model)
+            self.labels, self.read, self.side = label_names(model), ImageReader.of(model), pixels_side(model)
             self.run = optimize(model, batch_size=BATCH, preprocessing=True)
         answers = [self._answer(file) for file in batch["file"]]
         read = [answer for answer in answers if "square" in answer]

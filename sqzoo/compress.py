@@ -134,9 +134,9 @@ def _behind_trunk(model: ZooModel, data: Dataset) -> Batches:
 
 
 def _batches(model: ZooModel, data: Dataset) -> Iterator[torch.Tensor]:
-    prepare = Preprocessing.of(model.pretrained_cfg)  # type: ignore[arg-type]
+    prepare = Preprocessing.of(model.pretrained_cfg)
     for i in range(0, len(data), _BATCH):
-        yield prepare(data.images[i : i + _BATCH])
+        yield model.upsample(prepare(data.images[i : i + _BATCH]))
 
 
 def _advance(stage: Callable[[torch.Tensor], torch.Tensor], batches: Batches) -> None:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 from PIL import Image
 
@@ -233,6 +234,32 @@ class Preprocessing:
         return normalise(x, self.mean, self.std)
 
 
+@dataclass(frozen=True)
+class Normalise:
+    """Normalise uint8 images: over 255, minus the mean, over the standard deviation.
+
+    Args:
+        mean, std: of each channel, in 0...1.
+    """
+
+    mean: tuple[float, ...] = IMAGENET[0]
+    std: tuple[float, ...] = IMAGENET[1]
+
+    @staticmethod
+    def of(model: nn.Module) -> "Normalise":
+        """Return that of a model's `pretrained_cfg`; grey images take the mean of the three channels' constants."""
+        config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+        mean, std = tuple(config["mean"]), tuple(config["std"])
+        if getattr(model, "in_chans", len(mean)) == 1 < len(mean):
+            mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
+        return Normalise(mean, std)
+
+    def __call__(self, images: np.ndarray | torch.Tensor) -> torch.Tensor:
+        """Turn uint8 images (N, H, W, C) into float32 (N, C, H, W), channels last."""
+        x = torch.as_tensor(images if isinstance(images, torch.Tensor) else np.require(images, requirements="W"))
+        return normalise(x.permute(0, 3, 1, 2), self.mean, self.std)
+
+
 def normalise(x: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
     """Turn (N, 3, H, W) uint8 in 0...255 into float32, minus `mean`, over `std` (both in 0...1), channels last."""
     x = x.to(torch.float32, memory_format=torch.channels_last).div_(255)
@@ -252,24 +279,24 @@ def open_image(file: str | os.PathLike[str], least: int | None = None) -> Image.
     least: pixels that its short side must keep; a JPEG much larger is decoded at a half, a quarter or an eighth of its
     size, several times faster. Raises `DataError` where the file is no picture.
     """
-    from PIL import ImageOps
-
     try:
         with Image.open(file) as image:
             if max(image.size) > _LONGEST * min(image.size):
                 raise ValueError(f"{image.width}x{image.height} pixels, a side over {_LONGEST} times the other")
             if least is not None:
                 image.draft("RGB", (least, least))
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            return _rgb(image)
+            return as_rgb(image)
     except FileNotFoundError as e:
         raise DataError(f"No such image: {os.fspath(file)!r}; check the name.") from e
     except Exception as e:  # Pillow's readers raise nearly anything for damaged pictures
         raise DataError(f"{os.fspath(file)!r} is not a readable image ({_reason(e)}).") from e
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Return a picture as 8-bit RGB, turned as its EXIF says, on white where it is transparent; it stays as it is."""
+    from PIL import ImageOps
+
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):  # Pillow would cut all above 255 off
         values = np.asarray(image)
         if image.mode == "F" or values.min() < 0 or values.max() > 65535:

@@ -1,15 +1,19 @@
 """What in a picture a network looked at: Grad-CAM (Selvaraju et al. 2017) on the trunk's last feature maps."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn as nn
 from PIL import Image
 
+from sqzoo.data import Normalise
 from sqzoo.errors import ArgumentError, did_you_mean
+from sqzoo.models._base import evaluation_mode
+from sqzoo.models.upsample import Upsample
 from sqzoo.predict import Prediction
-from sqzoo.reading import Picture, Squares, as_pil, label_names
+from sqzoo.reading import ImageReader, Picture, as_pil, label_names
 
 _STRENGTH = 0.65  # opacity of the hottest spot
 _COLOUR = (220, 30, 0)
@@ -37,23 +41,30 @@ def explain(model: nn.Module, picture: Picture, label: str | None = None) -> Exp
     labels = label_names(model)
     if label is not None and label not in labels:
         raise ArgumentError(f"No class {label!r}.{did_you_mean(label, labels)} There are: {', '.join(labels)}.")
-    read = Squares.of(model)
-    prepare, square = read.prepare, read(picture)
+    config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    pixels = ImageReader.of(model)(picture)
     weight = next(model.parameters())
-    model.eval()
-    with torch.no_grad():
-        maps = model.forward_features(prepare(square[None]).to(weight.device, weight.dtype))  # type: ignore[operator]
-    with torch.enable_grad():
-        maps.requires_grad_()
-        logits = model.forward_head(maps.clone())  # type: ignore[operator]  # some heads begin in place
-        index = int(logits.argmax()) if label is None else labels.index(label)
-        (slope,) = torch.autograd.grad(logits[0, index], maps)
-    heat = (slope.mean((2, 3), keepdim=True) * maps.detach()).sum(1)[0].relu().float().cpu()
-    heat = heat / heat.max() if heat.max() > 0 else heat
-    temperature = (getattr(model, "calibration", None) or {}).get("temperature", 1.0)
-    probability = (logits.detach().float() / temperature).softmax(1)[0, index].item()
-    overlay = _overlay(_central_square(as_pil(picture)), heat, prepare.side / int(prepare.side / prepare.crop_pct))
+    # Of its own, whatever the caller's: a gradient is needed even within `torch.inference_mode()`.
+    with torch.inference_mode(False), evaluation_mode(model):
+        with torch.no_grad():
+            inputs = Normalise.of(model)(pixels[None]).to(weight.device, weight.dtype)
+            maps = model.forward_features(inputs)  # type: ignore[operator]
+        with torch.enable_grad():
+            maps.requires_grad_()
+            logits = model.forward_head(maps.clone())  # type: ignore[operator]  # some heads begin in place
+            index = int(logits.argmax()) if label is None else labels.index(label)
+            (slope,) = torch.autograd.grad(logits[0, index], maps)
+        heat = (slope.mean((2, 3), keepdim=True) * maps.detach()).sum(1)[0].relu().float().cpu()
+        heat = heat / heat.max() if heat.max() > 0 else heat
+        probability = logits.detach().float().softmax(1)[0, index].item()
+    overlay = _overlay(_central_square(as_pil(picture)), heat, _seen(model, config["crop_pct"]))
     return Explanation(Prediction(labels[index], index, probability), heat, overlay)
+
+
+def _seen(model: nn.Module, crop_pct: float) -> float:
+    """Return the share of a picture's central square, a side, that the trunk sees."""
+    upsample = getattr(model, "upsample", None)
+    return crop_pct * (upsample.crop / upsample.resize if isinstance(upsample, Upsample) else 1.0)
 
 
 def _central_square(image: Image.Image) -> Image.Image:

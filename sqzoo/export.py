@@ -101,7 +101,7 @@ def metadata(model: nn.Module) -> dict[str, str]:
         "labels": list(config.get("label_names") or ()),
         "input_size": [model.in_chans, *config["input_size"][1:]],
         **{key: config[key] for key in ("crop_pct", "interpolation", "mean", "std")},
-        "calibration": getattr(model, "calibration", None) or {},
+        "ood_threshold": getattr(model, "ood_threshold", None),
         "weights_sha256": tensors_sha256(state),
     }
     entry = read_manifest().get(f"{config['architecture']}.{config.get('tag')}")

@@ -12,72 +12,44 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 
 from sqzoo.data import Preprocessing, cifar10
 from sqzoo.errors import ArgumentError
 from sqzoo.extras import require
+from sqzoo.models.upsample import SOURCE_SIZE
 from sqzoo.parity import INT8_TOLERANCE, Run, compare
 from sqzoo.reading import knows_cifar10
 
 OPSET = 18
 CALIBRATION, _FEWEST, HELD_BACK = 320, 128, 64  # images
-_CIFAR_SIDE = 32
 
 
 class FromPixels(nn.Module):
-    """A network with its preparation before it and softmax behind: uint8 (N, H, W, 3) to probabilities (N, classes).
+    """A network with its preparation before it and softmax behind: uint8 (N, H, W, 3) to probabilities (N, classes)."""
 
-    The softmax is at the temperature of the network's `calibration`, as in `sqzoo.predict`, and the preparation is that
-    of `Preprocessing`. Enlarging is linear, so it is two products with constant matrices, whose rows for the pixels
-    that the centre crop drops are left out. PyTorch rounds to whole levels after each of the two; so does this. Every
-    runtime has a matrix product, while their Resize operators differ.
-    """
-
-    grow: torch.Tensor
     scale: torch.Tensor
     shift: torch.Tensor
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         prepare = Preprocessing.of(net.pretrained_cfg)  # type: ignore[arg-type]
-        whole = int(prepare.side / prepare.crop_pct)
         self.net = net
-        self.side = pixels_side(net)
-        low = round((whole - prepare.side) / 2)
-        self.window = slice(low, low + prepare.side)
-        self.grows = self.side != whole
-        single = torch.eye(self.side)[None, None]
-        grow = F.interpolate(single, size=(whole, self.side), mode="bilinear", antialias=True)[0, 0, self.window]
-        self.register_buffer("grow", grow.contiguous(), persistent=False)
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (prepare.mean, prepare.std))
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.register_buffer("shift", -mean / std, persistent=False)
-        self.temperature = float((getattr(net, "calibration", None) or {}).get("temperature", 1.0))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return (self.net(self.prepare(images)) / self.temperature).softmax(1)
-
-    def extra_repr(self) -> str:
-        return f"temperature={self.temperature}"
+        return self.net(self.prepare(images)).softmax(1)
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
         """Turn uint8 (N, H, W, 3) into what the network takes, float32 (N, 3, side, side)."""
-        x = images.permute(0, 3, 1, 2).float()
-        if self.grows:
-            x = torch.floor(x @ self.grow.t() + 0.5)
-            x = torch.floor(self.grow @ x + 0.5)
-        else:
-            x = x[:, :, self.window, self.window]
-        return x * self.scale + self.shift
+        return images.permute(0, 3, 1, 2).float() * self.scale + self.shift
 
 
 def pixels_side(net: nn.Module) -> int:
-    """Return the side of the pictures that `FromPixels` takes: 32 for CIFAR-10's classes, else before the crop."""
+    """Return the side of the pictures that `FromPixels` takes, after the resize and centre crop."""
     config: Mapping[str, Any] = net.pretrained_cfg  # type: ignore[assignment]
-    if knows_cifar10(net):
-        return _CIFAR_SIDE
-    return int(config["input_size"][1] / config["crop_pct"])
+    return int(config["input_size"][1])
 
 
 def calibration_images(
@@ -95,7 +67,7 @@ def calibration_images(
             f"int8 is for models of 3 input channels, not {net.in_chans}; use another format or backend."
         )
     if given is None:
-        if side != _CIFAR_SIDE:
+        if not knows_cifar10(net) or side != SOURCE_SIZE:
             raise ArgumentError(
                 f"int8 for a model with {net.num_classes} classes that are not CIFAR-10's needs calibration= images of "
                 f"its own: training images, uint8 (N, {side}, {side}, 3)."

@@ -14,6 +14,7 @@ from timm.models._hub import save_config_for_hf  # private in timm, same place i
 
 from sqzoo.errors import ArgumentError, WeightsError
 from sqzoo.models._base import ZooModel
+from sqzoo.models.upsample import Upsample
 from sqzoo.registry import create_model
 from sqzoo.weights.remote import CONFIG, WEIGHTS, reason
 
@@ -25,8 +26,8 @@ def save_pretrained(model: nn.Module, folder: str | os.PathLike[str], card: str 
     """Write a model to a folder: model.safetensors, config.json in timm's form with the SHA-256 of the weights, a card.
 
     Both `sqzoo.create_model("local-dir:FOLDER")` and, once sqzoo is imported, timm's read it. Files appear whole; the
-    configuration comes last, so that a folder with one is complete. It has the model's `calibration`, too: set that to
-    None after training the model further.
+    configuration comes last, so that a folder with one is complete. It has the model's `temperature` and
+    `ood_threshold`, too: set them to 1.0 and None after training the model further.
     """
     target = Path(folder)
     if not isinstance(model, ZooModel):
@@ -37,11 +38,11 @@ def save_pretrained(model: nn.Module, folder: str | os.PathLike[str], card: str 
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target, prefix=".writing-") as temporary:
             file = Path(temporary) / CONFIG
-            save_config_for_hf(model, str(file))
+            save_config_for_hf(model, str(file), model_args=_enlargement(model))
             config = json.loads(file.read_text(encoding="utf-8"))
             config["sha256"] = hashlib.sha256(data).hexdigest()
-            if getattr(model, "calibration", None):
-                config["calibration"] = model.calibration
+            if model.ood_threshold is not None:
+                config["ood_threshold"] = model.ood_threshold
             contents = {WEIGHTS: data, CARD: (card or _card(model)).encode()}
             contents[CONFIG] = (json.dumps(config, indent=2) + "\n").encode()
             (target / CONFIG).unlink(missing_ok=True)
@@ -54,6 +55,13 @@ def save_pretrained(model: nn.Module, folder: str | os.PathLike[str], card: str 
                 written.replace(target / name)
     except OSError as e:
         raise WeightsError(f"Cannot write to {target} ({e.strerror}); name a folder that you may write to.") from e
+
+
+def _enlargement(model: ZooModel) -> dict[str, Any]:
+    """Return the arguments that may have changed since the model was built: its enlargement and temperature."""
+    upsample = model.upsample
+    sizes = [upsample.resize, upsample.crop] if isinstance(upsample, Upsample) else None
+    return {"upsample": sizes, "temperature": model.temperature}
 
 
 def from_pretrained(

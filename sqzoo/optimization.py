@@ -38,7 +38,7 @@ class Optimized(nn.Module):
         super().__init__()
         self.model = subject.module
         self.backend, self.milliseconds = backend, milliseconds
-        for name in ("pretrained_cfg", "num_classes", "in_chans", "calibration"):  # what `predict` asks a model for
+        for name in ("pretrained_cfg", "num_classes", "in_chans", "ood_threshold"):  # what `predict` asks a model for
             setattr(self, name, getattr(subject.net, name, None))
         self._shape, self._run = subject.shape, run
         self.eval()

@@ -16,11 +16,11 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from sqzoo.data import Dataset, Preprocessing
+from sqzoo.data import Dataset
 from sqzoo.errors import ArgumentError, DataError
 from sqzoo.extras import require
 from sqzoo.files import write_whole
-from sqzoo.reading import Squares, picture_suffixes, read_ahead
+from sqzoo.reading import ImageReader, picture_suffixes, read_ahead
 
 _HELD_OUT_NAMES = ("val", "valid", "validation", "test")  # the first that is there
 _IGNORED = {"thumbs.db", "desktop.ini", "__macosx"}
@@ -263,7 +263,7 @@ def _decode(found: Found, side: int, pixels: Path, notes: Path, progress: Callab
     unreadable: dict[str, str] = {}
     pixels.parent.mkdir(parents=True, exist_ok=True)
     temporary = pixels.with_name(f".{pixels.name}.{os.getpid()}")
-    squares = read_ahead(found.files, Squares(Preprocessing(side, crop_pct=1.0)), ahead=64)
+    squares = read_ahead(found.files, ImageReader(side), ahead=64)
     with temporary.open("wb") as stream:
         for done, (file, (_, square)) in enumerate(zip(found.files, squares, strict=True), 1):
             if isinstance(square, DataError):

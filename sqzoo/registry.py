@@ -86,10 +86,30 @@ def _from_source(source: Source, num_classes: int | None, in_chans: int | None, 
     own = source_cfg(_CLASSES[model_entrypoint(architecture).__module__], source, config)
     asked = {k: v for k, v in {"num_classes": num_classes, "in_chans": in_chans}.items() if v is not None}
     built = {"num_classes": config["num_classes"]} | config["model_args"]
-    model: nn.Module = timm.create_model(architecture, True, pretrained_cfg=own, **(built | args | asked))
-    if config["calibration"] and getattr(model, "num_classes", None) == config["num_classes"]:
-        model.calibration = config["calibration"]
+    model: nn.Module = timm.create_model(
+        architecture, True, pretrained_cfg=own, pretrained_model_args=built, **(built | args | asked)
+    )
+    if getattr(model, "num_classes", None) == config["num_classes"]:
+        model.ood_threshold = config["ood_threshold"]
     return model
+
+
+def model_name(word: str) -> str:
+    """Return what `create_model` takes for a word on the command line, where a path names a folder.
+
+    A name of the registry means the registry's model, whatever lies in the current folder.
+
+    Raises:
+        UnknownModelError: the word is the bare name of a folder.
+    """
+    separators = [s for s in (os.sep, os.altsep) if s]
+    if ":" in word or not os.path.isdir(word) or word.partition(".")[0] in list_models():
+        return word
+    if not any(s in word for s in separators) and word not in (os.curdir, os.pardir):
+        raise UnknownModelError(
+            f"No model {word!r}; for the folder of that name write {os.path.join(os.curdir, word)} or local-dir:{word}."
+        )
+    return f"local-dir:{word}"
 
 
 def check_name(name: str) -> None:
@@ -110,7 +130,7 @@ def multiply_adds(entry: Entry) -> int:
     """Return the multiply-adds of a tag's convolutions and linear layers for one image of its own size."""
     from torch.utils.flop_counter import FlopCounterMode  # slow to import, and only lists ask
 
-    model = create_model(entry.architecture, num_classes=entry.num_classes, device="meta", **entry.recipe["model_args"])
+    model = create_model(entry.architecture, num_classes=entry.num_classes, device="meta", **entry.model_args)
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         model.eval()(torch.empty(1, *entry.input_size, device="meta"))
     return counter.get_total_flops() // 2

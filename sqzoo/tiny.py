@@ -24,7 +24,14 @@ from sqzoo.train.publish import add, entry_of, read_run
 from sqzoo.weights import get_weights, load_trunk, trunk_source
 from sqzoo.weights.coding import decode
 
-_OF_THE_FILE = ("tag", "file", "sha256", "size", "calibration")  # what a parent's entry says of its own file
+_OF_THE_FILE = (
+    "tag",
+    "file",
+    "sha256",
+    "size",
+    "ood_threshold",
+    "calibration",
+)  # what a parent's entry says of its own file
 
 
 def make_tiny(
@@ -130,7 +137,9 @@ def _parent(name: str, tag: str, trunk: str | os.PathLike[str] | None) -> tuple[
         if entry.architecture != architecture:
             raise ArgumentError(f"{name} is of {entry.architecture}, the tag {tag!r} of {architecture}; correct one.")
         about = {k: v for k, v in dataclasses.asdict(entry).items() if k not in _OF_THE_FILE}
-        return create_model(name, pretrained=True, trunk=trunk), {k: v for k, v in about.items() if v is not None}  # type: ignore[return-value]
+        about["model_args"] = {k: v for k, v in entry.model_args.items() if k != "temperature"}  # fitted anew
+        parent: ZooModel = create_model(name, pretrained=True, temperature=1.0, trunk=trunk)  # type: ignore[assignment]
+        return parent, {k: v for k, v in about.items() if v is not None}
     result, tensors = read_run(name, architecture)
     about = entry_of(result, tag, name)
     model: ZooModel = create_model(architecture, **result["recipe"]["model_args"]).eval()  # type: ignore[assignment]
@@ -139,5 +148,5 @@ def _parent(name: str, tag: str, trunk: str | os.PathLike[str] | None) -> tuple[
             own = model.state_dict()
             tensors |= {k: v for k, v in load_trunk(about["trunk"]).items() if k in own}
     model.load_state_dict(tensors, strict=True)
-    model.pretrained_cfg = {k: about[k] for k in ("input_size", "crop_pct", "mean", "std")}  # type: ignore[assignment]
+    model.pretrained_cfg = {k: about[k] for k in ("input_size", "crop_pct", "mean", "std")}
     return model, about

@@ -42,9 +42,9 @@ Backend = Annotated[
 
 def network(model: str, trunk: str | None, backend: str | None = None, batch_size: int = 1) -> "nn.Module":
     """Return the pretrained model that `--model` names, behind the runtime that `--backend` names."""
-    from sqzoo.registry import create_model
+    from sqzoo.registry import create_model, model_name
 
-    found = create_model(f"local-dir:{model}" if Path(model).is_dir() else model, pretrained=True, trunk=trunk)
+    found = create_model(model_name(model), pretrained=True, trunk=trunk)
     if backend is None:
         return found
     from sqzoo.optimization import optimize

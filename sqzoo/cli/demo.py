@@ -34,11 +34,11 @@ def run(
     ```
     """
     import webbrowser
-    from pathlib import Path
 
     from sqzoo.demo import Page, serve
+    from sqzoo.registry import model_name
 
-    page = Page([f"local-dir:{name}" if Path(name).is_dir() else name for name in models or ()])
+    page = Page([model_name(name) for name in models or ()])
     with serve(page, host, port) as server:
         bound = f"{f'[{host}]' if ':' in host else host}:{server.server_port}"
         print(f"The page is at http://{bound}/ with {', '.join(page.models)}; Ctrl-C ends it.", flush=True)

@@ -40,11 +40,12 @@ def run(
     """
     from sqzoo.export import FORMATS, export
     from sqzoo.graph import calibration_images
-    from sqzoo.registry import create_model
+    from sqzoo.registry import create_model, model_name
 
-    folder = Path(model).is_dir()
-    network = create_model(f"local-dir:{model}" if folder else model, pretrained=True, trunk=trunk)
-    name = Path(model).resolve().name if folder else model.rpartition("/")[2]
+    source = model_name(model)
+    network = create_model(source, pretrained=True, trunk=trunk)
+    folder = source.startswith("local-dir:")
+    name = Path(source.removeprefix("local-dir:")).resolve().name if folder else model.rpartition("/")[2]
     images = calibration_images(network, root=data) if format == "onnx-int8" else None
     file = export(
         network,

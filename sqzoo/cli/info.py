@@ -35,8 +35,11 @@ def run(tag: _options.Tag, as_json: Annotated[bool, typer.Option("--json", help=
         ),
         ("SHA-256", entry.sha256),
         ("parameters", f"{entry.params:,}"),
-        ("multiply-adds", f"{facts['multiply_adds'] / 1e6:.1f} million an image of {entry.input_size[1]} px"),
-        ("images", f"{entry.input_size[1]} px, crop {entry.crop_pct}, mean {entry.mean}, deviation {entry.std}"),
+        ("multiply-adds", f"{facts['multiply_adds'] / 1e6:.1f} million an image of {entry.resolution} px"),
+        (
+            "images",
+            f"{entry.input_size[1]} px, enlarged to {entry.resolution}, mean {entry.mean}, deviation {entry.std}",
+        ),
         *((name.replace("_", " "), value) for name, value in entry.metrics.items()),
         *((f"calibration: {name.replace('_', ' ')}", value) for name, value in entry.calibration.items()),
         *((f"recipe: {name}", value) for name, value in entry.recipe.items()),

@@ -59,7 +59,7 @@ def run(
                 "parameters": entry.params,
                 "mflops": round(multiply_adds(entry) / 1e6, 1),
                 **({"ms": round(times[tag], 2)} if times else {}),
-                "size": entry.input_size[1],
+                "size": entry.resolution,
                 "mb": round(entry.size / 1e6, 2),
             }
         )
@@ -99,7 +99,7 @@ def _milliseconds(tags: list[str]) -> dict[str, float]:
     from sqzoo.weights import get_weights
 
     found: dict[tuple[str, int], float] = {}
-    keys = {tag: (get_weights(tag).architecture, get_weights(tag).input_size[1]) for tag in tags}
+    keys = {tag: (get_weights(tag).architecture, get_weights(tag).resolution) for tag in tags}
     for tag, key in keys.items():
         if key not in found:
             torch.manual_seed(0)  # the choice is remembered by the weights

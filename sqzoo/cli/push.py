@@ -1,6 +1,5 @@
 """`sqzoo push`."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -34,11 +33,17 @@ def run(
     sqzoo push runs/my-sq1 --repo me/my-sq1 --private
     ```
     """
-    from sqzoo.hub import from_pretrained
     from sqzoo.hub import push as upload
+    from sqzoo.registry import create_model, model_name
 
-    folder = Path(model).is_dir()
+    source = model_name(model)
+    folder = source.startswith("local-dir:")
     commit = upload(
-        from_pretrained(model) if folder else model, repo, token=token, private=private, revision=revision, trunk=trunk
+        create_model(source, pretrained=True) if folder else source,
+        repo,
+        token=token,
+        private=private,
+        revision=revision,
+        trunk=trunk,
     )
     print(f"{model} is at {repo}, commit {commit}")

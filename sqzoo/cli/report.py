@@ -43,13 +43,13 @@ def run(
     if not file.absolute().parent.is_dir():
         raise ArgumentError(f"No folder {str(file.parent)!r} to write {file.name} into; make it, or name another.")
     images = cifar10(split.value, data)
-    temperature = entry.calibration.get("temperature", 1.0)
-    found = logits(create_model(entry.tag, pretrained=True, trunk=trunk), images) / temperature
+    model = create_model(entry.tag, pretrained=True, trunk=trunk)
+    found = logits(model, images)
     record = Path(__file__).parents[2] / entry.metrics["source"]  # in a checkout; a wheel has none
     facts = {
         "weights": f"{entry.file}, SHA-256 {entry.sha256}",
         "images": f"CIFAR-10 {split.value}, digest {images.digest}",
-        "temperature": f"{temperature:.3f}" if entry.calibration else "none fitted",
+        "temperature": f"{model.temperature:.3f}" if entry.calibration else "none fitted",
         "licence": entry.licence,
         "provenance": entry.provenance,
     }

@@ -19,10 +19,11 @@ from sqzoo.files import write_whole
 from sqzoo.graph import FromPixels, pixels_side, to_onnx
 from sqzoo.hashing import tensors_sha256
 from sqzoo.models._blocks import GlobalPool
+from sqzoo.models.upsample import Upsample
 from sqzoo.reading import label_names
 from sqzoo.registry import create_model
 
-_FORMAT = 2  # raise it when the graph changes, so that kept files of the old kind are not used
+_FORMAT = 3  # raise it when the graph changes, so that kept files of the old kind are not used
 
 
 class WithMaps(nn.Module):
@@ -51,6 +52,11 @@ class WithMaps(nn.Module):
         return self.net.forward_head(features), maps
 
 
+def _resolution(net: Any) -> int:
+    """Return the image size that the trunk sees."""
+    return int(net.upsample.crop if isinstance(net.upsample, Upsample) else net.pretrained_cfg["input_size"][1])
+
+
 @dataclass(frozen=True)
 class PageModel:
     """A model as the page gets it: the file that gzip packed, and what the page must know of it."""
@@ -70,11 +76,18 @@ def page_model(name: str) -> PageModel:
         raise ArgumentError(f"{name!r} has no classes, no colours or no class maps; give a SqueezeNet-based model.")
     config: dict[str, Any] = net.pretrained_cfg
     tag = f"{config['architecture']}.{config['tag']}" if config.get("tag") and ":" not in name else name
-    about = {"tag": tag, "labels": label_names(net), "pixels": pixels_side(net), "side": config["input_size"][1]}
+    about: dict[str, Any] = {
+        "tag": tag,
+        "labels": label_names(net),
+        "pixels": pixels_side(net),
+        "side": _resolution(net),
+    }
     prepared = about | {k: config[k] for k in ("crop_pct", "mean", "std")} | {"sqzoo": sqzoo.__version__, "v": _FORMAT}
     seen = tensors_sha256(net.state_dict()) + json.dumps(prepared, sort_keys=True)
     key = hashlib.sha256(seen.encode()).hexdigest()
-    about |= {"step": net.feature_info[-1]["reduction"]} | (net.calibration or {})
+    about |= {"step": net.feature_info[-1]["reduction"]}
+    if net.ood_threshold is not None:
+        about["threshold"] = net.ood_threshold
     file = folder() / "demo" / f"{config['architecture']}-{key[:16]}.onnx.gz"
     try:
         packed = file.read_bytes()

@@ -27,3 +27,10 @@ def count(name: str, value: int, least: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ArgumentError(f"{name} must be a whole number of at least {least}, not {value!r}.")
     return value
+
+
+def positive(name: str, value: float) -> float:
+    """Return a finite number above 0; raise `ArgumentError` otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 < value < float("inf"):
+        raise ArgumentError(f"{name} must be a number above 0, not {value!r}.")
+    return float(value)

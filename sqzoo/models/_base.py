@@ -1,5 +1,7 @@
 """The timm interface that all architectures share: a trunk `features`, then a head."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -9,8 +11,9 @@ from torch.jit import is_scripting, is_tracing  # type: ignore[attr-defined]  # 
 from torch.utils.checkpoint import checkpoint
 
 from sqzoo.errors import ArgumentError
-from sqzoo.models._arguments import count
+from sqzoo.models._arguments import count, positive
 from sqzoo.models._blocks import GlobalPool
+from sqzoo.models.upsample import Upsample, make_upsample, tuned_input
 
 
 def check_images(x: torch.Tensor, in_chans: int, least: int) -> None:
@@ -27,11 +30,31 @@ def check_images(x: torch.Tensor, in_chans: int, least: int) -> None:
 torch.fx.wrap("check_images")  # symbolic tracing would trip over its comparisons
 
 
-class ZooModel(nn.Module):
-    """Base of the architectures: images (N, in_chans, H, W) in, logits (N, num_classes) out.
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, and give back each of its modules in the mode that it came in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
-    `forward_features` is the trunk, which the paper freezes; `forward_head` is all that the paper trains.
-    Subclasses build `features`, their head and `global_pool`, and give `forward_head`.
+
+class ZooModel(nn.Module):
+    """Base of the architectures: normalised images (N, in_chans, H, W) in, logits (N, num_classes) out.
+
+    `forward_features` is the enlargement, where there is one, and the trunk, which the paper freezes; `forward_head` is
+    all that the paper trains. Subclasses build `features`, their head and `global_pool`, and give `_head`.
+
+    Args:
+        num_classes: number of classes; 0 leaves the last layer out.
+        in_chans: channels of the images.
+        global_pool: "avg", "max" or "".
+        upsample: None, or the image size that 32x32 images are enlarged to inside the network: 160, say, or
+            (256, 224) for the paper's resize to 256 and central crop of 224. Larger images are first reduced to 32x32.
+        temperature: divides the logits, so that their softmax is calibrated (Guo et al. 2017).
     """
 
     __constants__ = ("min_input_size",)  # for TorchScript, which sees no other class attributes
@@ -44,14 +67,20 @@ class ZooModel(nn.Module):
     if TYPE_CHECKING:  # TorchScript reads a class's annotations and knows no modules among them
         features: nn.Sequential
         global_pool: GlobalPool
+        pretrained_cfg: dict[str, Any]
 
-    def __init__(self, num_classes: int, in_chans: int, global_pool: str) -> None:
+    def __init__(
+        self, num_classes: int, in_chans: int, global_pool: str, upsample: Any = None, temperature: float = 1.0
+    ) -> None:
         super().__init__()
+        self.upsample = make_upsample(upsample)
+        self.smallest_input = self.min_input_size if upsample is None else 1  # pixels a side
+        self.temperature = positive("temperature", temperature)
         self.num_classes = count("num_classes", num_classes, least=0)
         self.in_chans = count("in_chans", in_chans)
         self._check_pool(num_classes, global_pool)
         self.grad_checkpointing = False
-        self.calibration: dict[str, float] | None = None  # of the loaded weights, see sqzoo.unsure
+        self.ood_threshold: float | None = None  # of the loaded weights, see sqzoo.unsure
         self.num_features = self.taps[-1][1]
         self.head_hidden_size = self.num_features
         self.tap_ends = [index for index, _, _ in self.taps]
@@ -61,15 +90,32 @@ class ZooModel(nn.Module):
         ]
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """Run the trunk: (N, in_chans, H, W) to (N, num_features, h, w), 13 x 13 at 224 for SqueezeNet."""
-        check_images(x, self.in_chans, self.min_input_size)
+        """Enlarge where the network does, and run the trunk.
+
+        Args:
+            x: normalised images (N, in_chans, H, W).
+
+        Returns:
+            Maps (N, num_features, h, w), 13x13 at 224 pixels for SqueezeNet.
+        """
+        x = self._enlarged(x)
         if self.grad_checkpointing and not is_scripting():
             return self._recomputing(x)
         return self.features(x)
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         """Run the head on trunk features: logits (N, num_classes), or (N, head_hidden_size) with `pre_logits`."""
+        x = self._head(x, pre_logits)
+        if self.temperature == 1.0 or pre_logits or self.num_classes == 0:
+            return x
+        return x / self.temperature
+
+    def _head(self, x: torch.Tensor, pre_logits: bool) -> torch.Tensor:
         raise NotImplementedError
+
+    def _enlarged(self, x: torch.Tensor) -> torch.Tensor:
+        check_images(x, self.in_chans, self.smallest_input)
+        return self.upsample(x)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.forward_head(self.forward_features(x))
@@ -85,12 +131,13 @@ class ZooModel(nn.Module):
     ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
         """Return (final features, feature maps at the stages `indices`), or the maps alone.
 
+        Like `forward_features` it takes what the network takes, and enlarges it first where the network does.
         `indices`: the last n stages if an int, all if None. `norm` has no effect (there is no final norm).
         `stop_early`: the final features are those of the last stage asked for.
         """
         if output_fmt != "NCHW":
             raise ArgumentError(f"output_fmt must be 'NCHW', not '{output_fmt}'.")
-        check_images(x, self.in_chans, self.min_input_size)
+        x = self._enlarged(x)
         take, last = feature_take_indices(len(self.tap_ends), indices)
         wanted = [self.tap_ends[i] for i in take]
         end = self.tap_ends[last] if stop_early else len(self.features) - 1
@@ -129,6 +176,8 @@ class ZooModel(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the last layer by a fresh one for `num_classes` (0 removes it).
 
+        A fresh head is a new model: class names, calibration and enlargement of the old one are gone, and images come
+        at the resolution that the trunk was trained at.
         `global_pool`: None keeps the pooling; where there is none and linear layers need one, it becomes "avg".
         """
         count("num_classes", num_classes, least=0)
@@ -141,7 +190,19 @@ class ZooModel(nn.Module):
         layer = self.last_layer(self.head_hidden_size, num_classes, device=weight.device, dtype=weight.dtype)
         self.set_submodule(self.classifier_name, layer.train(self.training))
         self.num_classes = num_classes
-        self.calibration = None
+        self._forget_classes()
+
+    @torch.jit.ignore
+    def _forget_classes(self) -> None:
+        """Drop what belongs to the classes of the old head: their names, the enlargement, the calibration."""
+        config = getattr(self, "pretrained_cfg", {})
+        config["label_names"] = None
+        if isinstance(self.upsample, Upsample):
+            config.update(tuned_input((self.upsample.resize, self.upsample.crop)))
+        self.upsample, self.smallest_input = nn.Identity(), self.min_input_size
+        self.temperature, self.ood_threshold = 1.0, None
+        for name in ("upsample", "temperature"):  # which timm would save with the model
+            getattr(self, "_model_args", {}).pop(name, None)
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:

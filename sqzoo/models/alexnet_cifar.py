@@ -36,10 +36,12 @@ class AlexNetCifar(ZooModel):
         in_chans: int = 3,
         global_pool: str = "avg",
         drop_rate: float = 0.5,
+        upsample: int | tuple[int, int] | None = None,
+        temperature: float = 1.0,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        super().__init__(num_classes, in_chans, global_pool)
+        super().__init__(num_classes, in_chans, global_pool, upsample, temperature)
         dd = {"device": device, "dtype": dtype}
         self.features = nn.Sequential(
             nn.Conv2d(self.in_chans, 64, 11, stride=4, padding=2, **dd),
@@ -69,7 +71,7 @@ class AlexNetCifar(ZooModel):
         )
         self.head_hidden_size = 4096
 
-    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+    def _head(self, x: torch.Tensor, pre_logits: bool) -> torch.Tensor:
         x = self.global_pool(x)
         if self.global_pool.pool_type == "":
             return x
@@ -79,7 +81,7 @@ class AlexNetCifar(ZooModel):
         return x
 
 
-default_cfgs = configs(AlexNetCifar, "alexnet_cifar", min_input_size=(3, 63, 63))
+default_cfgs = configs(AlexNetCifar, "alexnet_cifar")
 
 
 @register_model

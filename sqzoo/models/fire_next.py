@@ -44,10 +44,12 @@ class FireNext(ZooModel):
         pool2: str = "max",
         pool3: str = "max",
         drop_rate: float = 0.0,
+        upsample: int | tuple[int, int] | None = None,
+        temperature: float = 1.0,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        super().__init__(num_classes, in_chans, global_pool)
+        super().__init__(num_classes, in_chans, global_pool, upsample, temperature)
         if isinstance(reduction, bool) or not isinstance(reduction, int | float) or not 0.0 < reduction <= 1.0:
             raise ArgumentError(f"reduction must be a number above 0 and at most 1, not {reduction!r}.")
         dd = {"device": device, "dtype": dtype}
@@ -58,7 +60,7 @@ class FireNext(ZooModel):
         self.global_pool = GlobalPool(global_pool)
         self.head_hidden_size = width
 
-    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+    def _head(self, x: torch.Tensor, pre_logits: bool) -> torch.Tensor:
         x = self.block(x)
         if not pre_logits and self.num_classes > 0:
             x = self.classifier(self.drop(x))

@@ -44,10 +44,12 @@ class Sq1(ZooModel):
         mid_relu: bool = False,
         pool2: str = "max",
         pool3: str = "max",
+        upsample: int | tuple[int, int] | None = None,
+        temperature: float = 1.0,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        super().__init__(num_classes, in_chans, global_pool)
+        super().__init__(num_classes, in_chans, global_pool, upsample, temperature)
         dd = {"device": device, "dtype": dtype}
         self.features = squeeze_trunk(self.in_chans, pool2, pool3, **dd)
         self.conv = nn.Conv2d(512, count("width", width), 1, **dd)
@@ -60,7 +62,7 @@ class Sq1(ZooModel):
         self.global_pool = GlobalPool(global_pool)
         self.head_hidden_size = mid
 
-    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+    def _head(self, x: torch.Tensor, pre_logits: bool) -> torch.Tensor:
         x = self.global_pool(self.act(self.conv(x)))
         if self.global_pool.pool_type == "":
             return x

@@ -35,10 +35,12 @@ class SqueezeNetCifar(ZooModel):
         drop_rate: float = 0.5,
         pool2: str = "max",
         pool3: str = "max",
+        upsample: int | tuple[int, int] | None = None,
+        temperature: float = 1.0,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        super().__init__(num_classes, in_chans, global_pool)
+        super().__init__(num_classes, in_chans, global_pool, upsample, temperature)
         dd = {"device": device, "dtype": dtype}
         self.features = squeeze_trunk(self.in_chans, pool2, pool3, **dd)
         self.classifier = nn.Sequential(
@@ -48,7 +50,7 @@ class SqueezeNetCifar(ZooModel):
         )
         self.global_pool = GlobalPool(global_pool)
 
-    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+    def _head(self, x: torch.Tensor, pre_logits: bool) -> torch.Tensor:
         if not pre_logits and self.num_classes > 0:
             x = self.classifier(x)
         return self.global_pool(x)

@@ -49,7 +49,7 @@ _TAKEN = {  # fields of timm's PretrainedCfg that say how images are prepared an
 
 
 def read_configuration(data: bytes, name: str) -> dict[str, Any]:
-    """Return architecture, num_classes, model_args, pretrained_cfg, and sha256 and calibration (None: not stated).
+    """Return architecture, num_classes, model_args, pretrained_cfg, and sha256 and ood_threshold (None: not stated).
 
     Raises `WeightsError` where one is missing or of another form. `model_args` are not yet compared with the model.
     """
@@ -63,7 +63,9 @@ def read_configuration(data: bytes, name: str) -> dict[str, Any]:
                 raise TypeError(f"{key} is of another type")
         if not isinstance(found["sha256"], str | None):
             raise TypeError("sha256 is of another type")
-        found["calibration"] = _calibration(config.get("calibration"))
+        found["ood_threshold"] = config.get("ood_threshold")
+        if found["ood_threshold"] is not None and not _number(found["ood_threshold"], -math.inf, math.inf):
+            raise ValueError(f"ood_threshold is {found['ood_threshold']!r}")
         about = {k: v for k, v in found["pretrained_cfg"].items() if k in _TAKEN and v is not None}
         for key, value in about.items():
             if not _TAKEN[key](value):
@@ -75,19 +77,6 @@ def read_configuration(data: bytes, name: str) -> dict[str, Any]:
         ) from e
     given = {k: v for k, v in found["model_args"].items() if v is not None}
     return found | {"model_args": given, "pretrained_cfg": {k: _tuple(v) for k, v in about.items()}}
-
-
-def _calibration(stated: Any) -> dict[str, float] | None:
-    """Return what a model's `calibration` takes: a temperature above 0 and a threshold."""
-    if stated is None:
-        return None
-    try:
-        temperature, threshold = float(stated["temperature"]), float(stated["threshold"])
-    except (KeyError, TypeError, ValueError) as e:
-        raise ValueError("calibration is not a temperature and a threshold") from e
-    if not (0 < temperature < math.inf and math.isfinite(threshold)):
-        raise ValueError(f"calibration has temperature {temperature} and threshold {threshold}")
-    return {"temperature": temperature, "threshold": threshold}
 
 
 def _tuple(value: Any) -> Any:

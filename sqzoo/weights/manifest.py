@@ -21,8 +21,9 @@ class Entry:
     `stored` is "plain", or "coded" where the weights are decoded as they load (see `coding.py`). `size` is in bytes,
     `sha256` that of the whole file; `metrics` names the result file of each figure. The file lies in the package or,
     where `hub` is given, in the organisation's Hub repository of that name at the commit `commit`.
-    `calibration` has the temperature and threshold of `sqzoo.unsure`; it is empty where no training images were held
-    out to find them on.
+    `model_args` are the constructor's arguments that rebuild the network, its enlargement and temperature among them.
+    `ood_threshold` is that of `sqzoo.unsure`, and `calibration` says how it and the temperature were found; without
+    training images held out to find them on there are none.
     """
 
     tag: str
@@ -41,10 +42,12 @@ class Entry:
     params: int
     licence: str
     provenance: str
+    model_args: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     stored: str = "plain"
+    ood_threshold: float | None = None
     calibration: dict[str, Any] = field(default_factory=dict)
     hub: str | None = None
     commit: str | None = None
@@ -53,6 +56,12 @@ class Entry:
     def architecture(self) -> str:
         """The model name before the dot."""
         return self.tag.partition(".")[0]
+
+    @property
+    def resolution(self) -> int:
+        """Image size in pixels that the trunk sees: the enlarged one, where the network enlarges."""
+        upsample = self.model_args.get("upsample", self.input_size[1])
+        return int(upsample[-1] if isinstance(upsample, list) else upsample)
 
     @property
     def path(self) -> Path:

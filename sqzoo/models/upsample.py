@@ -1,0 +1,84 @@
+"""The enlargement in front of a backbone: networks for CIFAR-10 take 32x32 images and enlarge them inside."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from sqzoo.errors import ArgumentError
+
+SOURCE_SIZE = 32  # CIFAR-10's image size, in pixels
+_LARGEST = 4096
+
+
+def reduce_to(x: torch.Tensor, size: int) -> torch.Tensor:
+    """Reduce images with a side above `size` to size x size with antialiasing, as CIFAR-10 was made."""
+    if x.shape[2] > size or x.shape[3] > size:
+        # Antialiasing has no half-precision kernel on every device.
+        return F.interpolate(x.float(), size=[size, size], mode="bilinear", antialias=True).to(x.dtype)
+    return x
+
+
+torch.fx.wrap("reduce_to")  # symbolic tracing would trip over its comparison
+
+
+class Upsample(nn.Module):
+    """Enlarge images bilinearly to the resolution that a backbone was trained at: (N, C, H, W) to (N, C, crop, crop).
+
+    Interpolation commutes with normalisation, so normalised images are enlarged as they are. Nothing is rounded in
+    between: the same float operations run in every runtime.
+
+    Args:
+        resize: image size in pixels that 32x32 images are enlarged to.
+        crop: size of the central square that is kept of it; None keeps all. The paper: 256, then the central 224.
+    """
+
+    def __init__(self, resize: int, crop: int | None = None) -> None:
+        super().__init__()
+        self.source_size = SOURCE_SIZE
+        self.resize = resize
+        self.crop = resize if crop is None else crop
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.interpolate(
+            reduce_to(x, self.source_size), size=[self.resize, self.resize], mode="bilinear", align_corners=False
+        )
+        low = (self.resize - self.crop) // 2
+        return x[:, :, low : low + self.crop, low : low + self.crop] if self.crop < self.resize else x
+
+    def extra_repr(self) -> str:
+        return f"resize={self.resize}, crop={self.crop}"
+
+
+def tuned_input(upsample: int | Sequence[int]) -> dict[str, Any]:
+    """Return the fields of `pretrained_cfg` for images of the size that `upsample` gives."""
+    resize, crop = _sizes(upsample)
+    return {"input_size": (3, crop, crop), "crop_pct": crop / resize}
+
+
+def _sizes(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, tuple | list) else (value, value)
+
+
+def make_upsample(value: object) -> nn.Module:
+    """Return the module for an architecture's argument `upsample`.
+
+    Args:
+        value: None (images are taken as they come), an image size, or a pair (resize, crop).
+
+    Raises:
+        ArgumentError: it is anything else.
+    """
+    if value is None:
+        return nn.Identity()
+    sizes = _sizes(value)
+    if len(sizes) != 2 or any(type(v) is not int or not SOURCE_SIZE <= v <= _LARGEST for v in sizes):
+        raise ArgumentError(
+            f"upsample must be None, an image size from {SOURCE_SIZE} to {_LARGEST} pixels or a pair (resize, crop) of "
+            f"such sizes, not {value!r}."
+        )
+    if sizes[1] > sizes[0]:
+        raise ArgumentError(f"upsample={value!r} crops {sizes[1]} pixels out of {sizes[0]}; give the larger one first.")
+    return Upsample(*sizes)
