@@ -24,7 +24,7 @@ from PIL import Image
 from scipy.stats import mannwhitneyu
 
 from sqzoo import create_model, get_weights, list_models
-from sqzoo.data import Preprocessing, cifar10, hold_out
+from sqzoo.data import Normalise, cifar10, hold_out
 from sqzoo.environment import environment
 from sqzoo.reading import ImageReader
 from sqzoo.report import calibration
@@ -41,7 +41,7 @@ KNOWN = 5000  # training images whose features the feature distance is made from
 @torch.inference_mode()
 def outputs(model: nn.Module, images: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """Return logits (N, classes) and the trunk's pooled features, of length 1 (N, num_features)."""
-    prepare = Preprocessing.of(model.pretrained_cfg)  # type: ignore[arg-type]
+    prepare = Normalise.of(model)
     logits, features = [], []
     for start in range(0, len(images), 8):
         maps = model.forward_features(prepare(images[start : start + 8]))  # type: ignore[operator]
@@ -146,7 +146,7 @@ def main() -> int:
         if not count:
             print(f"{tag}: its recipe held no training images out, it stays uncalibrated", file=sys.stderr)
             continue
-        model = create_model(tag, pretrained=True, trunk=arguments.trunk)
+        model = create_model(tag, pretrained=True, temperature=1.0, trunk=arguments.trunk)
         rest, held = hold_out(train.labels, count)
         known = rest[:: len(rest) // KNOWN][:KNOWN]
         images = {"held out": train.images[held], "test": test.images, "known": train.images[known]}
@@ -181,9 +181,9 @@ def record(tag: str, row: dict[str, Any], pictures: dict[str, tuple[str, list[Im
     write_text(RESULT, json.dumps({"kept": KEPT, "outside": what, "tags": tags}, indent=1) + "\n")
     entries = json.loads(MANIFEST.read_text(encoding="utf-8"))["weights"]
     (entry,) = (e for e in entries if e["tag"] == tag)
+    entry["model_args"]["temperature"] = row["temperature"]
+    entry["ood_threshold"] = row["threshold"]
     entry["calibration"] = {
-        "temperature": row["temperature"],
-        "threshold": row["threshold"],
         "held_out_images": row["held_out_images"],
         "source": os.fspath(RESULT.relative_to(ROOT)),
     }

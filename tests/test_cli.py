@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from pkgutil import iter_modules
 
@@ -103,7 +102,7 @@ def test_list_filters_sorts_and_says_the_same_as_json(capsys: pytest.CaptureFixt
     assert {r["tag"] for r in rows} == {t for t in read_manifest() if t.endswith(".ft_cifar10")}
     sq1 = next(r for r in rows if r["tag"] == "sq1.ft_cifar10")
     entry = read_manifest()["sq1.ft_cifar10"]
-    assert (sq1["parameters"], sq1["size"]) == (entry.params, entry.input_size[1])
+    assert (sq1["parameters"], sq1["size"]) == (entry.params, entry.resolution)
     assert main(["list", "sq1", "--sort", "mflops"]) == 0
     shown = capsys.readouterr().out
     assert f"{entry.params:,}" in shown
@@ -124,7 +123,7 @@ def test_list_measures_milliseconds_once_for_each_size(capsys: pytest.CaptureFix
 
 def test_multiply_adds_are_those_counted_by_hand() -> None:
     """SqueezeNet 1.1's first convolution at 224 alone: 111 x 111 places, 64 kernels of 3 x 3 x 3."""
-    whole = multiply_adds(replace(get_weights("squeezenet_cifar"), input_size=(3, 224, 224)))
+    whole = multiply_adds(get_weights("squeezenet_cifar.paper_cifar10"))
     assert whole > 111 * 111 * 64 * 27
     # timm and torchvision give 349 million multiply-adds for 1000 classes; the last layer then has 512000 at 13 x 13.
     assert whole == pytest.approx(349e6 - 13 * 13 * 512 * (1000 - 10), rel=0.01)

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +17,10 @@ from timm.data import create_transform, resolve_model_data_config
 import sqzoo
 from sqzoo import hub
 from sqzoo.cli import main
+from sqzoo.data import Normalise
 from sqzoo.errors import ArgumentError, DataError
 from sqzoo.predict import classify, predict
-from sqzoo.reading import Squares, as_pil, pictures_in
+from sqzoo.reading import ImageReader, as_pil, pictures_in
 from sqzoo.weights import CIFAR10_CLASSES
 
 ROOT = Path(__file__).parent.parent
@@ -115,25 +117,22 @@ def test_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
 # --- reading ahead ---
 
 
-@pytest.mark.parametrize("classes", [10, 7])
-def test_the_pixels_are_those_of_timms_transform(classes: int) -> None:
-    """What the network gets is what timm makes of the picture, or of its central square at 32 pixels, exactly."""
-    model = sqzoo.create_model("sq1", num_classes=classes)
+@pytest.mark.parametrize("args", [{"pretrained": True}, {"pretrained": True, "num_classes": 7}, {}])
+def test_the_pixels_are_those_of_timms_transform(args: dict[str, Any]) -> None:
+    """What the network gets is what timm makes of the picture, exactly."""
+    model = sqzoo.create_model("sq1", **args)
     transform = create_transform(**resolve_model_data_config(model))
-    read = Squares.of(model)
+    read, normalise = ImageReader.of(model), Normalise.of(model)
     for size in ((451, 300), (32, 32), (20, 30), (33, 90)):
         picture = Image.open(CAT).resize(size)
-        side = min(size)
-        box = ((size[0] - side) // 2, (size[1] - side) // 2, (size[0] + side) // 2, (size[1] + side) // 2)
-        shrunk = picture if classes != 10 or side <= 32 else picture.resize((32, 32), Image.Resampling.BILINEAR, box)
-        assert torch.equal(read.prepare(read(picture)[None])[0], transform(shrunk))
+        assert torch.equal(normalise(read(picture)[None])[0], transform(picture))
 
 
 def test_large_jpegs_are_decoded_small_and_nearly_the_same(tmp_path: Path, model: torch.nn.Module) -> None:
-    read = Squares.of(model)
-    large = Image.open(CAT).resize((1804, 1200), Image.Resampling.BICUBIC)
+    read = ImageReader.of(model)
+    large = Image.open(CAT).resize((3608, 2400), Image.Resampling.BICUBIC)
     large.save(tmp_path / "large.jpg", quality=95)
-    assert min(as_pil(tmp_path / "large.jpg", 160).size) == 300
+    assert min(as_pil(tmp_path / "large.jpg", 512).size) == 600
     whole = read(Image.open(tmp_path / "large.jpg")).astype(int)
     fast = read(tmp_path / "large.jpg").astype(int)
     assert np.abs(fast - whole).mean() < 1.5
@@ -244,8 +243,8 @@ def test_output_appears_whole_or_not_at_all(folder: Path, tmp_path: Path, capsys
 def test_unsure_stands_before_the_classes(
     model: torch.nn.Module, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    model.calibration = {"temperature": 1.0, "threshold": 1e6}
+    threshold, model.ood_threshold = model.ood_threshold, 1e6
     hub.save_pretrained(model, tmp_path / "sure-of-nothing")
-    model.calibration = None
+    model.ood_threshold = threshold
     assert main(["predict", str(CAT), "--model", str(tmp_path / "sure-of-nothing")]) == 0
     assert capsys.readouterr().out.startswith(f"{CAT}: none of the ten, perhaps (cat ")

@@ -61,13 +61,14 @@ def test_the_score_is_lower_the_more_even_the_probabilities() -> None:
     assert values[0].item() == pytest.approx(-10 * 0.09**0.1, rel=1e-6)
 
 
-def test_predict_divides_by_the_temperature_and_says_unsure() -> None:
-    model = sqzoo.create_model("sq1", pretrained=True)
-    model.calibration = None
+def test_the_network_divides_by_the_temperature_and_predict_says_unsure() -> None:
+    model = sqzoo.create_model("sq1", pretrained=True, temperature=1.0)
+    model.ood_threshold = None
     (plain,) = classify(model, CAT, top_k=10)
     assert plain.unsure is None
     logits = torch.tensor([p.probability for p in sorted(plain.predictions, key=lambda p: p.index)]).double().log()
-    model.calibration = {"temperature": 2.0, "threshold": -1e-3}
+    model = sqzoo.create_model("sq1", pretrained=True, temperature=2.0)
+    model.ood_threshold = -1e-3
     (cooled,) = classify(model, CAT, top_k=10)
     expected = (logits / 2).softmax(0)
     assert cooled.score == pytest.approx(score(expected[None]).item(), abs=1e-3)
@@ -75,24 +76,33 @@ def test_predict_divides_by_the_temperature_and_says_unsure() -> None:
         [expected[p.index].item() for p in cooled.predictions], abs=1e-5
     )
     assert cooled.unsure is True
-    model.calibration["threshold"] = cooled.score - 1e-3
+    model.ood_threshold = cooled.score - 1e-3
     assert next(classify(model, CAT)).unsure is False
     assert predict(model, CAT)[0][0].label == "cat"
 
 
 def test_calibration_goes_with_the_weights_and_their_classes(tmp_path: Path) -> None:
-    model = sqzoo.create_model("sq1")
-    assert model.calibration is None
-    model.calibration = {"temperature": 1.5, "threshold": 3.25}
+    model = sqzoo.create_model("sq1", temperature=1.5, upsample=64)
+    assert model.ood_threshold is None
+    model.ood_threshold = 3.25
     hub.save_pretrained(model, tmp_path / "saved")
-    assert sqzoo.create_model(f"local-dir:{tmp_path / 'saved'}").calibration == model.calibration
-    assert sqzoo.create_model(f"local-dir:{tmp_path / 'saved'}", num_classes=3).calibration is None
+    back = sqzoo.create_model(f"local-dir:{tmp_path / 'saved'}")
+    assert (back.temperature, back.ood_threshold, back.upsample.resize) == (1.5, 3.25, 64)
+    other = sqzoo.create_model(f"local-dir:{tmp_path / 'saved'}", num_classes=3)
     model.reset_classifier(10)
-    assert model.calibration is None
+    for fresh in (other, model):
+        assert (fresh.temperature, fresh.ood_threshold) == (1.0, None)
+        assert isinstance(fresh.upsample, torch.nn.Identity)
+        assert fresh.pretrained_cfg["input_size"] == (3, 64, 64)
     config = tmp_path / "saved" / "config.json"
-    for wrong in ({"temperature": 0, "threshold": 1}, {"temperature": "x", "threshold": 1}, {"temperature": 1}, [1]):
-        config.write_text(json.dumps(json.loads(config.read_text()) | {"calibration": wrong}))
-        with pytest.raises(WeightsError, match="calibration"):
+    right = json.loads(config.read_text())
+    for wrong in ("x", [1], True, float("nan")):
+        config.write_text(json.dumps(right | {"ood_threshold": wrong}))
+        with pytest.raises(WeightsError, match="configuration"):
+            sqzoo.create_model(f"local-dir:{tmp_path / 'saved'}")
+    for wrong in (0, "x", -1, True):
+        config.write_text(json.dumps(right | {"model_args": right["model_args"] | {"temperature": wrong}}))
+        with pytest.raises(WeightsError, match="temperature"):
             sqzoo.create_model(f"local-dir:{tmp_path / 'saved'}")
 
 
@@ -106,8 +116,8 @@ def test_the_manifest_has_what_the_benchmark_recorded() -> None:
             continue
         row = recorded[tag]
         assert row["weights_sha256"] == entry.sha256, f"{tag}: run python benchmarks/calibrate.py --only {tag}"
-        assert entry.calibration["temperature"] == row["temperature"]
-        assert entry.calibration["threshold"] == row["threshold"]
+        assert entry.model_args["temperature"] == row["temperature"]
+        assert entry.ood_threshold == row["threshold"]
         assert entry.calibration["held_out_images"] == row["held_out_images"]
 
 

@@ -199,7 +199,7 @@ class ZooModel(nn.Module):
         config["label_names"] = None
         if isinstance(self.upsample, Upsample):
             config.update(tuned_input((self.upsample.resize, self.upsample.crop)))
-        self.upsample, self.smallest_input = nn.Identity(), self.min_input_size
+        self.upsample, self.smallest_input = nn.Identity().train(self.training), self.min_input_size
         self.temperature, self.ood_threshold = 1.0, None
         for name in ("upsample", "temperature"):  # which timm would save with the model
             getattr(self, "_model_args", {}).pop(name, None)
