@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from experiments import Pass, Setting
+from sqzoo.train.nonzeros import NonZeroMaps
 from torch.utils.flop_counter import FlopCounterMode
 
 from sqzoo import create_model
-from sqzoo.train.nonzeros import NonZeroMaps
 
 IMAGES, HELD_OUT, TEST = 45_000, 5_000, 10_000
 DENSITY = {"sq1": 0.106, "fire_next": 0.276}  # share of non-zeros behind fire 9 and fire 8, on CIFAR-10

@@ -18,6 +18,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from sqzoo.train.evaluate import logits, metrics
 from tqdm import tqdm
 
 from sqzoo import SqzooError
@@ -29,7 +30,6 @@ from sqzoo.hashing import file_sha256
 from sqzoo.train.augment import augment
 from sqzoo.train.checkpoint import write_tensors, write_text
 from sqzoo.train.distributed import average_over_processes, joined, part, rank, sum_over_processes
-from sqzoo.train.evaluate import logits, metrics
 from sqzoo.train.loop import keep_freed_memory
 from sqzoo.unsure import calibrate
 from sqzoo.weights import CIFAR10_CLASSES

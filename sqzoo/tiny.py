@@ -19,8 +19,8 @@ from sqzoo.errors import ArgumentError, WeightsError
 from sqzoo.hashing import tensors_sha256
 from sqzoo.models._base import ZooModel
 from sqzoo.registry import check_name, create_model
-from sqzoo.train.evaluate import evaluate
-from sqzoo.train.publish import add, entry_of, read_run
+from sqzoo.release import add, entry_of, read_run
+from sqzoo.train.evaluation import evaluate
 from sqzoo.weights import get_weights, load_trunk, trunk_source
 from sqzoo.weights.coding import decode
 
@@ -68,7 +68,6 @@ def make_tiny(
         for of in ((made.model, test_set), (made.model, train_set[apart]), (model, train_set[apart]))
     )
     recipe = {
-        "model_args": entry["recipe"]["model_args"],
         "parent": Path(parent).name,
         "parent_sha256": tensors_sha256(model.state_dict()),
         "size": size,
@@ -142,7 +141,7 @@ def _parent(name: str, tag: str, trunk: str | os.PathLike[str] | None) -> tuple[
         return parent, {k: v for k, v in about.items() if v is not None}
     result, tensors = read_run(name, architecture)
     about = entry_of(result, tag, name)
-    model: ZooModel = create_model(architecture, **result["recipe"]["model_args"]).eval()  # type: ignore[assignment]
+    model: ZooModel = create_model(architecture, **about["model_args"]).eval()  # type: ignore[assignment]
     if about["holds"] == "head":
         with trunk_source(trunk):
             own = model.state_dict()

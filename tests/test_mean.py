@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from sqzoo.train.mean import mean_of_runs
+from sqzoo.train.publish import read_run
 from test_train import TEST, TRAIN, TRAINED, run
 
 from sqzoo import create_model
 from sqzoo.errors import ArgumentError
 from sqzoo.hashing import file_sha256
 from sqzoo.train import evaluate
-from sqzoo.train.mean import mean_of_runs
-from sqzoo.train.publish import read_run
 
 PLAN = replace(TRAINED, model="sq1+fire_next", sizes=((64, 1),), select="last")
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from hub_server import HubServer
 from PIL import Image
+from sqzoo.train.pictures import train_on_pictures
 
 from sqzoo import create_model
 from sqzoo.cli import main
@@ -23,7 +24,6 @@ from sqzoo.errors import ArgumentError, SqzooError
 from sqzoo.pictures import Pictures, find_pictures, from_hub, read_pictures
 from sqzoo.predict import predict
 from sqzoo.train import Recipe, train
-from sqzoo.train.pictures import train_on_pictures
 from sqzoo.weights import CIFAR10_CLASSES
 
 COLOURS = {"blue": (40, 60, 200), "green": (50, 180, 60), "red": (200, 50, 40)}

@@ -8,6 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from sqzoo.train.negatives import NONE, with_noise
+from sqzoo.train.panel import panel
 from test_distributed import torchrun
 from test_train import FROZEN, TRAIN, TRAINED, assert_one_sentence, run
 
@@ -18,8 +20,6 @@ from sqzoo.export import export
 from sqzoo.graph import FromPixels
 from sqzoo.train import Recipe
 from sqzoo.train.augment import augment
-from sqzoo.train.negatives import NONE, with_noise
-from sqzoo.train.panel import panel
 
 TAGS = ("sq1.tiny_cifar10", "fire_next.tiny_cifar10")
 PLAN = replace(TRAINED, model="fire_next", sizes=((32, 1),), hold_out=0, select="last", batch_size=100, cutout=8)

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sqzoo.train.publish import publish
 
 import sqzoo
 from sqzoo.errors import WeightsError
 from sqzoo.hashing import file_sha256
 from sqzoo.train import recipe
-from sqzoo.train.publish import publish
 from sqzoo.weights import load_trunk
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from sqzoo.train.shared import SharedTrunk, take_out
 
 import sqzoo
 from sqzoo.data import Dataset
 from sqzoo.errors import ArgumentError, UnknownModelError
 from sqzoo.train import evaluate, recipe, train
-from sqzoo.train.shared import SharedTrunk, take_out
 
 NAMES = "sq1+squeezenet_cifar+fire_next"
 

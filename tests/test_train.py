@@ -20,6 +20,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from sqzoo.train.evaluate import logits
 
 from sqzoo import create_model
 from sqzoo.data import Dataset, Preprocessing, hold_out
@@ -27,7 +28,6 @@ from sqzoo.errors import ArgumentError, DataError, UnknownModelError
 from sqzoo.train import RECIPES, Recipe, evaluate, learner, negatives, norms, pruning, recipe, sharpness, train
 from sqzoo.train.augment import augment, cutmix
 from sqzoo.train.checkpoint import alone_in
-from sqzoo.train.evaluate import logits
 from sqzoo.weights import get_weights, load_trunk
 
 FROZEN = Recipe("sq1", sizes=((32, 3),), crop_pct=1.0, hold_out=20, select="held_out", batch_size=16)

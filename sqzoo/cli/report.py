@@ -32,10 +32,10 @@ def run(
 
     from sqzoo.data import cifar10
     from sqzoo.errors import ArgumentError
+    from sqzoo.files import write_text
     from sqzoo.registry import create_model
     from sqzoo.report import report
     from sqzoo.train import logits
-    from sqzoo.train.checkpoint import write_text
     from sqzoo.weights import CIFAR10_CLASSES, get_weights
 
     entry = get_weights(tag)

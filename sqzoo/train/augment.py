@@ -1,4 +1,4 @@
-"""Random crop, flip and cutout of a batch, then normalisation: tensor operations on the images' own device."""
+"""Random crop, flip and cutout of a batch, by tensor operations on the images' own device."""
 
 import torch
 
@@ -35,22 +35,3 @@ def augment(images: torch.Tensor, pad: int, flip: bool, cutout: int) -> torch.Te
         square = (inside[0][:, :, None] & inside[1][:, None, :])[..., None]
         images = torch.where(square, images.float().mean((1, 2), keepdim=True).round().byte(), images)
     return images
-
-
-class Normalise:
-    """Turn uint8 images (N, H, W, 3) into float32 (N, 3, H, W), channels last: (x / 255 - mean) / std.
-
-    Args:
-        mean, std: by channel, in 0...1.
-        width: of the images in pixels. Rows are normalised whole: by pixel, of three values each, it takes a CPU four
-            times as long.
-        device: where the images are; the constants are put there once.
-    """
-
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], width: int, device: str) -> None:
-        self.mean, self.std = (torch.tensor(v, dtype=torch.float32).repeat(width).to(device) for v in (mean, std))
-
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        count, height, width, channels = images.shape
-        rows = images.to(torch.float32).div_(255).view(count * height, width * channels).sub_(self.mean).div_(self.std)
-        return rows.view(count, height, width, channels).permute(0, 3, 1, 2)

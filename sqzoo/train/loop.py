@@ -20,13 +20,13 @@ import torch.nn as nn
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from sqzoo.data import NORMALISATIONS, Dataset
+from sqzoo.data import NORMALISATIONS, Dataset, Normalise
 from sqzoo.environment import bfloat16_is_fast, check_device, environment, keep_freed_memory
 from sqzoo.errors import ArgumentError
 from sqzoo.files import write_json, write_tensors
 from sqzoo.models.sparse import SparseMaps
 from sqzoo.models.upsample import Upsample
-from sqzoo.train.augment import Normalise, augment
+from sqzoo.train.augment import augment
 from sqzoo.train.batch_norm import fold_batch_norm, insert_batch_norm
 from sqzoo.train.checkpoint import Progress, open_run, restore, run_lock, save, write_log
 from sqzoo.train.distributed import init_process_group, processes, rank, rank_zero_first, shard, sum_over_processes
@@ -183,7 +183,7 @@ class Learner:
         test_idx = torch.arange(len(test_set) if test_set else 0, device=device)
         self.looked_at = {"val": ("train", val_idx), "test": ("test", test_idx)}
         self.image_size = train_set.images.shape[2]
-        self.normalise = Normalise(*NORMALISATIONS[recipe.normalisation], self.image_size, device)
+        self.normalise = Normalise(*NORMALISATIONS[recipe.normalisation])
         # The network, and which of its parameters are trained
         model = initial_model(recipe, trunk).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = self.network = self.averaged = model.eval()
@@ -246,7 +246,8 @@ class Learner:
             step = epoch * len(batches) + number
             logits = self.forward(self.batch(idx)).float()
             labels = self.labels["train"][idx[shard(len(idx))]]
-            loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing, reduction="sum") / len(idx)
+            how = {"label_smoothing": recipe.label_smoothing, "reduction": "mean" if processes() == 1 else "sum"}
+            loss = F.cross_entropy(logits, labels, **how) / (1 if processes() == 1 else len(idx))
             loss.backward()
             self.step(step, recipe.epochs * len(batches))
             self.update_ema(step)
@@ -319,13 +320,14 @@ class Learner:
         """Have the networks enlarge images to a size in pixels."""
         resize = int(size / self.recipe.crop_pct)
         same = resize == size == self.image_size
-        if not same and self.image_size != 32 or size < self.model.min_input_size:
+        if (not same and self.image_size != 32) or size < self.model.min_input_size:
             raise ArgumentError(
                 f"sizes must be the images' own {self.image_size} pixels, or for images of 32 pixels at least "
                 f"{self.model.min_input_size} with {self.recipe.model}, not {size}."
             )
         for network in (self.model, self.network, self.averaged):
             network.upsample = nn.Identity() if same else Upsample(resize, size)
+            network.smallest_input = self.model.min_input_size if same else 1
 
     def finish(self, state: Progress) -> dict[str, Any]:
         """Load the best epoch's weights, fold batch norm into them, and evaluate what is kept."""

@@ -199,7 +199,7 @@ def recipe(name: str, model: str, **changes: Any) -> Recipe:
     """
     if name == "tiny_cifar10":
         raise ArgumentError(
-            f"tiny_cifar10 is compressed, not trained; run: sqzoo compress {model}.ft_cifar10 --size 340000."
+            f"tiny_cifar10 is compressed, not trained; run: sqzoo compress {model}.ft_cifar10 {model}.tiny_cifar10."
         )
     if name not in RECIPES:
         raise ArgumentError(f"Unknown recipe {name!r}.{did_you_mean(name, RECIPES)} There are: {', '.join(RECIPES)}.")
