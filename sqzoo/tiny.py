@@ -20,7 +20,7 @@ from sqzoo.hashing import tensors_sha256
 from sqzoo.models._base import ZooModel
 from sqzoo.registry import check_name, create_model
 from sqzoo.release import add, entry_of, read_run
-from sqzoo.train.evaluation import evaluate
+from sqzoo.evaluation import evaluate
 from sqzoo.weights import get_weights, load_trunk, trunk_source
 from sqzoo.weights.coding import decode
 

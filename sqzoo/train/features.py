@@ -15,95 +15,81 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tqdm import tqdm
 
+from sqzoo.data import Normalise
 from sqzoo.files import write_tensors
 from sqzoo.hashing import tensors_sha256
 from sqzoo.models._base import ZooModel
-from sqzoo.train.sparse_features import SparseFeatures, sparse_of
+from sqzoo.models.sparse import SparseFeatures, sparse_of
 
-Prepare = Callable[[torch.Tensor], torch.Tensor]  # uint8 images (N, H, W, 3) to what the network takes
-_GPU_CHUNK = 256  # images per forward pass
-_CPU_CHUNK = 8  # at 224 pixels their activations stay in the processor's cache
+_CPU_CHUNK = 8  # images per forward pass: at 224 pixels their activations stay in the cache
+_GPU_CHUNK = 256
 
 
 def trunk_features(
     model: ZooModel,
     images: torch.Tensor,
-    prepare: Prepare,
+    normalise: Normalise,
     digest: str,
-    cache: str | os.PathLike[str] | None,
-    dtype: torch.dtype,
-    title: str,
+    cache: str | os.PathLike[str] | None = None,
+    dtype: torch.dtype = torch.float32,
+    title: str = "",
 ) -> torch.Tensor | SparseFeatures:
-    """Compute the frozen backbone's features of images (N, H, W, 3): dense on a GPU, sparse on a CPU, or from `cache`.
-
-    title: of the progress bar; "" shows none.
-    """
-    with tqdm(
-        total=len(images), desc=f"backbone features, {title}", unit="img", disable=None if title else True, leave=False
-    ) as bar:
-        if images.device.type == "cpu":
-            return sparse_features(model, images, prepare, digest, Path(cache) if cache else None, bar.update)
-        return dense_features(model, images, prepare, dtype, bar.update)
-
-
-@torch.inference_mode()
-def dense_features(
-    model: ZooModel, images: torch.Tensor, prepare: Prepare, dtype: torch.dtype, progress: Callable[[int], Any]
-) -> torch.Tensor:
-    """Compute the backbone's features (N, C, h, w) of images that are on the model's device, and keep them there."""
-    features = torch.empty(0)
-    for low in range(0, len(images), _GPU_CHUNK):
-        maps = model.forward_features(prepare(images[low : low + _GPU_CHUNK]))
-        if low == 0:
-            shape = (len(images), *maps.shape[1:])
-            features = torch.empty(shape, dtype=dtype, device=maps.device, memory_format=torch.channels_last)
-        features[low : low + len(maps)] = maps
-        progress(len(maps))
-    return features
-
-
-def sparse_features(
-    model: ZooModel,
-    images: torch.Tensor,
-    prepare: Prepare,
-    digest: str,
-    folder: Path | None = None,
-    progress: Callable[[int], Any] = lambda done: None,
-) -> SparseFeatures:
-    """Compute the backbone's features of images on the CPU, or take them from `folder` if it holds them.
+    """Compute the frozen backbone's features of images, or take them from a cache.
 
     A cache is used only if its key and SHA-256 are right; it appears atomically. Where several processes need one that
     is not there, one builds it and the others wait.
 
     Args:
-        model: its `forward_features` is run.
-        images: (N, H, W, 3) uint8.
-        prepare: turns them into what the network takes; its `repr` says how.
+        model: its `forward_features` is run, in the mode that it is in.
+        images: (N, H, W, 3) uint8, on the model's device.
+        normalise: turns them into what the network takes.
         digest: of the images' pixels.
-        folder: where caches lie; None keeps the features in memory.
-        progress: told the number of images of each chunk.
+        cache: folder for the features, on a CPU; None keeps them in memory.
+        dtype: of dense features.
+        title: of the progress bar; "" shows none.
+
+    Returns:
+        Dense features (N, C, h, w) on a GPU, exact sparse ones on a CPU; `features[indices]` gives those of a batch.
     """
-    if folder is None:
-        return _compute(model, images, prepare, progress)
-    layers = [tensors_sha256(model.features.state_dict()), repr(model.features), repr(model.upsample), repr(prepare)]
-    key = hashlib.sha256("\n".join([*layers, digest, "v2"]).encode()).hexdigest()
-    file = folder / f"features-{key[:16]}.safetensors"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f".{file.name}.lock"):  # the system releases it when its holder is killed
-        ready = _read(file, key)
-        if ready is None:
-            ready = _compute(model, images, prepare, progress)
-            tensors = ready.tensors()
-            write_tensors(file, tensors, {"key": key, "sha256": tensors_sha256(tensors)})
-    return ready
+    with tqdm(total=len(images), desc=title, unit="img", disable=None if title else True, leave=False) as bar:
+        if images.device.type != "cpu":
+            return _dense(model, images, normalise, dtype, bar.update)
+        if cache is None:
+            return _sparse(model, images, normalise, bar.update)
+        layers = [tensors_sha256(model.features.state_dict()), repr(model.features), repr(model.upsample)]
+        key = hashlib.sha256("\n".join([*layers, repr(normalise), digest, "v2"]).encode()).hexdigest()
+        file = Path(cache) / f"features-{key[:16]}.safetensors"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(file.with_name(f".{file.name}.lock")):  # the system releases it when its holder is killed
+            ready = _read(file, key)
+            if ready is None:
+                ready = _sparse(model, images, normalise, bar.update)
+                tensors = ready.tensors()
+                write_tensors(file, tensors, {"key": key, "sha256": tensors_sha256(tensors)})
+        return ready
 
 
 @torch.inference_mode()
-def _compute(model: ZooModel, images: torch.Tensor, prepare: Prepare, progress: Callable[[int], Any]) -> SparseFeatures:
+def _dense(
+    model: ZooModel, images: torch.Tensor, normalise: Normalise, dtype: torch.dtype, done: Callable[[int], Any]
+) -> torch.Tensor:
+    features = torch.empty(0)
+    for low in range(0, len(images), _GPU_CHUNK):
+        maps = model.forward_features(normalise(images[low : low + _GPU_CHUNK]))
+        if low == 0:
+            shape = (len(images), *maps.shape[1:])
+            features = torch.empty(shape, dtype=dtype, device=maps.device, memory_format=torch.channels_last)
+        features[low : low + len(maps)] = maps
+        done(len(maps))
+    return features
+
+
+@torch.inference_mode()
+def _sparse(model: ZooModel, images: torch.Tensor, normalise: Normalise, done: Callable[[int], Any]) -> SparseFeatures:
     parts = []
     for low in range(0, len(images), _CPU_CHUNK):
-        parts.append(sparse_of(model.forward_features(prepare(images[low : low + _CPU_CHUNK]))))
-        progress(len(parts[-1]))
+        parts.append(sparse_of(model.forward_features(normalise(images[low : low + _CPU_CHUNK]))))
+        done(len(parts[-1]))
     return SparseFeatures.join(parts)
 
 

@@ -30,12 +30,13 @@ from sqzoo.train.augment import augment
 from sqzoo.train.batch_norm import fold_batch_norm, insert_batch_norm
 from sqzoo.train.checkpoint import Progress, open_run, restore, run_lock, save, write_log
 from sqzoo.train.distributed import init_process_group, processes, rank, rank_zero_first, shard, sum_over_processes
-from sqzoo.train.evaluation import exact_arithmetic, metrics
+from sqzoo.evaluation import exact_arithmetic, metrics
 from sqzoo.train.features import trunk_features
 from sqzoo.train.muon import Muon
 from sqzoo.train.recipes import Recipe
 from sqzoo.train.start import initial_model, start_sha256
 
+Folder = str | os.PathLike[str] | None
 _WARM_UP = 0.1  # of a cosine run's steps
 _PRUNED = 1_000_000  # weights of a layer that is pruned: all but a hundredth of AlexNet's lie in two such
 
@@ -46,8 +47,8 @@ def train(
     test_set: Dataset | None,
     run: str | os.PathLike[str],
     *,
-    trunk: str | os.PathLike[str] | None = None,
-    cache: str | os.PathLike[str] | None = None,
+    trunk: Folder = None,
+    cache: Folder = None,
     device: str = "cpu",
     precision: str = "auto",
     compile: bool = False,
@@ -67,8 +68,7 @@ def train(
         trunk: file or folder with the ImageNet backbone (see `sqzoo.create_model`).
         cache: folder for the frozen backbone's features; None keeps them in memory.
         device: "cpu", "cuda", "cuda:N" or "mps"; under torchrun "cuda" gives each process its own.
-        precision: "float32", "bfloat16" or "auto", the faster: of the layers' arithmetic in training. Weights,
-            optimiser and evaluation are float32 in any case.
+        precision: of the layers in training: "float32", "bfloat16" or "auto", the faster. The rest is float32.
         compile: compile the network (torch.compile), which takes minutes and then saves launches.
         progress: show a bar on a terminal, and a line per epoch.
         on_epoch: called with each epoch's row of the log; may raise to end the run.
@@ -122,18 +122,18 @@ def train(
                 state.seconds += time.perf_counter() - began
                 row: dict[str, Any] = {"epoch": epoch + 1, "size": recipe.size_at(epoch), "train_loss": loss}
                 row |= learner.evaluate("val") | (learner.evaluate("test") if log_test else {})
-                row |= {"seconds": time.perf_counter() - began, "time": time.strftime("%Y-%m-%dT%H:%M:%S")}
                 if not all(math.isfinite(x) for x in (loss, *(row[n]["loss"] for n in ("val", "test") if n in row))):
                     raise ArgumentError(
                         f"The loss of epoch {epoch + 1} is no number, training diverged at lr={recipe.lr:g}; give a "
                         "lower one, such as --set lr=0.0005, and another run folder."
                     )
+                row |= {"seconds": time.perf_counter() - began, "time": time.strftime("%Y-%m-%dT%H:%M:%S")}
                 state.epoch = epoch + 1
                 state.log.append(row)
-                if score := learner.score(row):
-                    if score > state.best_score:
-                        state.best_epoch, state.best_score = epoch + 1, score
-                        state.best = {n: t.clone() for n, t in learner.averaged_weights.items()}
+                score = learner.score(row)
+                if score and score > state.best_score:
+                    state.best_epoch, state.best_score = epoch + 1, score
+                    state.best = {n: t.clone() for n, t in learner.averaged_weights.items()}
                 if rank() == 0:
                     save(folder, state, learner.state())
                     _report(row, state, recipe, folder, show)
@@ -167,15 +167,15 @@ class Learner:
         recipe: Recipe,
         train_set: Dataset,
         test_set: Dataset | None,
-        trunk: str | os.PathLike[str] | None,
-        cache: str | os.PathLike[str] | None,
+        trunk: Folder,
+        cache: Folder,
         device: str,
         half: bool,
         show: bool,
     ) -> None:
         self.recipe, self.device, self.half, self.frozen = recipe, device, half, recipe.layers != "all"
         self.dtype = torch.bfloat16 if half else torch.float32
-        # Data: uint8 images on the device, once
+        # Data: uint8 images on the device, once; of a frozen backbone its features
         sets = {"train": train_set} | ({"test": test_set} if test_set else {})
         self.inputs: dict[str, Any] = {name: _on_device(data.images, device) for name, data in sets.items()}
         self.labels = {name: torch.from_numpy(data.labels).to(device) for name, data in sets.items()}
@@ -187,50 +187,42 @@ class Learner:
         # The network, and which of its parameters are trained
         model = initial_model(recipe, trunk).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = self.network = self.averaged = model.eval()
-        first = recipe.frozen_layers
-        if first >= len(model.features):
-            raise ArgumentError(
-                f"frozen_layers={first} leaves none of the trunk's {len(model.features)} layers; give fewer."
-            )
         self.set_size(recipe.size_at(0))
-        model.requires_grad_(not self.frozen)
+        model.requires_grad_(not self.frozen and not recipe.frozen_layers)
+        trained = model.get_classifier() if recipe.layers == "last" else model
+        trained.requires_grad_(True)
+        first = len(model.features) if self.frozen else recipe.frozen_layers
+        if first >= len(model.features) and not self.frozen:
+            raise ArgumentError(f"frozen_layers={first} leaves none of the trunk's {len(model.features)}; give fewer.")
         model.features[:first].requires_grad_(False)
-        if self.frozen:
-            last = model.get_classifier() if recipe.layers == "last" else None
-            for p in (last or model).parameters():
-                p.requires_grad_(last is not None or not any(p is q for q in model.features.parameters()))
-            began = time.perf_counter()
-            self.inputs = {
-                n: trunk_features(
-                    model, self.inputs[n], self.normalise, data.digest, cache, self.dtype, n if show else ""
-                )
-                for n, data in sets.items()
-            }
-            self.feature_seconds = time.perf_counter() - began
+        began = time.perf_counter()
+        for name, data in sets.items() if self.frozen else ():
+            title = f"backbone features, {name}" if show else ""
+            self.inputs[name] = trunk_features(
+                model, self.inputs[name], self.normalise, data.digest, cache, self.dtype, title
+            )
+        self.feature_seconds = time.perf_counter() - began if self.frozen else 0.0
         if recipe.batch_norm:
             with torch.no_grad():
                 images = self.normalise(self.inputs["train"][self.train_idx[:256]])
                 insert_batch_norm(model.features[first:], model.features[:first](model.upsample(images)))
         self.params = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        kept = dict(model.named_parameters()) if not self.frozen else self.params
+        kept = self.params if self.frozen else dict(model.named_parameters())
         self.weights = {n: t.detach() for n, t in (kept | dict(model.named_buffers())).items()}
         self.pruned = [p for p in self.params.values() if recipe.prune and p.dim() > 1 and p.numel() >= _PRUNED]
         if recipe.prune and not self.pruned:
             raise ArgumentError(
                 f"prune is for layers of {_PRUNED:,} weights or more, and none is trained; leave it out."
             )
-        # Optimisers and copies
+        # Optimisers, and copies of the network
         self.optimizers = _optimizers(recipe, self.params)
         if half:
             self.network = _half_copy(model)
             self.half_params = [p for p in self.network.parameters() if p.requires_grad]
             for p in self.params.values():
                 p.grad = torch.zeros_like(p)
-        if recipe.ema:
-            self.averaged = copy.deepcopy(model)
+        self.averaged = copy.deepcopy(model) if recipe.ema else model
         self.averaged_weights = {n: t for n, t in self.averaged.state_dict().items() if n in self.weights}
-        floats = [n for n, t in self.weights.items() if t.is_floating_point()]
-        self.ema_pairs = [[of[n] for n in floats] for of in (self.averaged_weights, self.weights)]
         self.forward: Callable[[Any], torch.Tensor] = self.network.forward_head if self.frozen else self.network
 
     def train_epoch(self, epoch: int, show: bool) -> float:
@@ -246,8 +238,9 @@ class Learner:
             step = epoch * len(batches) + number
             logits = self.forward(self.batch(idx)).float()
             labels = self.labels["train"][idx[shard(len(idx))]]
-            how = {"label_smoothing": recipe.label_smoothing, "reduction": "mean" if processes() == 1 else "sum"}
-            loss = F.cross_entropy(logits, labels, **how) / (1 if processes() == 1 else len(idx))
+            smoothing, whole = recipe.label_smoothing, processes() == 1
+            loss = F.cross_entropy(logits, labels, reduction="mean" if whole else "sum", label_smoothing=smoothing)
+            loss = loss if whole else loss / len(idx)
             loss.backward()
             self.step(step, recipe.epochs * len(batches))
             self.update_ema(step)
@@ -290,7 +283,9 @@ class Learner:
     def update_ema(self, step: int) -> None:
         """Move the averaged weights towards the weights."""
         if self.recipe.ema:  # a young average forgets sooner, or it would remember the weights that the run began with
-            torch._foreach_lerp_(*self.ema_pairs, 1 - min(self.recipe.ema, (1 + step) / (10 + step)))
+            names = [n for n, t in self.weights.items() if t.is_floating_point()]
+            averages, weights = ([of[n] for n in names] for of in (self.averaged_weights, self.weights))
+            torch._foreach_lerp_(averages, weights, 1 - min(self.recipe.ema, (1 + step) / (10 + step)))
 
     @torch.inference_mode()
     def evaluate(self, name: str) -> dict[str, dict[str, Any]]:
@@ -345,7 +340,7 @@ class Learner:
             "upsample": [up.resize, up.crop] if isinstance(up, Upsample) else None,
             **{"val": None, "test": None} | self.evaluate("val") | self.evaluate("test"),
             "training_seconds": round(state.seconds, 1),
-            "feature_seconds": round(self.feature_seconds, 1) if self.frozen else 0.0,
+            "feature_seconds": round(self.feature_seconds, 1),
             "params": sum(p.numel() for p in self.averaged.parameters()),
         }
 
@@ -413,7 +408,7 @@ def _half_copy(model: Any) -> Any:
 
 
 def _prune(weight: torch.Tensor, mask: torch.Tensor, share: float, step: int, steps: int) -> None:
-    """Keep zeros at zero and, every 20 steps of a run's first half, add the smallest weights to them (Zhu, Gupta 2017)."""
+    """Keep zeros at zero and, every 20 steps of a run's first half, add the smallest weights (Zhu and Gupta 2017)."""
     weight.mul_(mask)
     whole = 0.5 * steps
     if step % 20 == 0 or step < whole <= step + 1:
@@ -429,7 +424,7 @@ def _on_device(images: Any, device: str) -> torch.Tensor:
 
 
 def _report(row: dict[str, Any], state: Progress, recipe: Recipe, folder: Path, show: bool) -> None:
-    """Print an epoch's line of the table, with the time left; add it to TensorBoard's events where that is installed."""
+    """Print an epoch's line of the table, with the time left; write TensorBoard's events where that is installed."""
     looked = {name: row[name] for name in ("val", "test") if name in row}
     left = sum(r["seconds"] for r in state.log) / state.epoch * (recipe.epochs - state.epoch) / 60
     cells = [f"epoch {row['epoch']:>3}/{recipe.epochs}", f"{row['size']} px", f"train loss {row['train_loss']:.4f}"]

@@ -22,7 +22,7 @@ from sqzoo.reading import OWN_PICTURES
 from sqzoo.registry import check_name
 from sqzoo.report_images import by_class, card, page
 from sqzoo.train.checkpoint import run_lock
-from sqzoo.train.evaluation import logits
+from sqzoo.evaluation import logits
 from sqzoo.train.loop import train
 from sqzoo.train.recipes import Recipe, recipe
 from sqzoo.train.start import initial_model
@@ -126,7 +126,7 @@ def _plans(chosen: Recipe, images: Pictures, start: str, folder: Path) -> list[t
 
 
 def _start(folder: Path, model: str, trunk: str | os.PathLike[str] | None) -> str:
-    """Return what the backbone starts from: an earlier start of this run's, else ImageNet, else our embedded weights."""
+    """Return what the backbone starts from: this run's earlier choice, else ImageNet, else our embedded weights."""
     earlier = folder / _HEAD / "recipe.json"
     if earlier.is_file():
         return str(read_json(earlier)["recipe"]["start"])
