@@ -95,6 +95,16 @@ def bfloat16_is_fast(device: str) -> bool:
     return device == "cpu" and any(getattr(torch.cpu, name, bool)() for name in names)
 
 
+def pick_precision(precision: str, device: str, dense: bool) -> str:
+    """Return "float32" or "bfloat16": the one that was asked for, or for "auto" the faster one of the device.
+
+    dense: whether the work is products of all values; what reads the non-zeros of sparse maps is faster in float32.
+    """
+    if precision not in ("auto", "float32", "bfloat16"):
+        raise ArgumentError(f"precision must be 'auto', 'float32' or 'bfloat16', not {precision!r}.")
+    return precision if precision != "auto" else "bfloat16" if dense and bfloat16_is_fast(device) else "float32"
+
+
 def keep_freed_memory() -> None:
     """Have glibc keep large freed blocks instead of giving each back to the kernel and faulting it in again.
 

@@ -94,7 +94,7 @@ def add(root: Path, entry: dict[str, Any], data: bytes, record: dict[str, Any]) 
 
 
 def _place(entry: dict[str, Any]) -> tuple[str, bool, bool, int, str]:
-    """Order the manifest: an architecture's default comes first, the complete and uncoded file of the largest tuned size.
+    """Order the manifest: an architecture's default is first, the complete and uncoded file of the largest size.
 
     An architecture without such a file has as its default the next best.
     """

@@ -16,11 +16,11 @@ from sqzoo.compress import compress
 from sqzoo.data import Dataset, hold_out
 from sqzoo.environment import environment
 from sqzoo.errors import ArgumentError, WeightsError
+from sqzoo.evaluation import evaluate
 from sqzoo.hashing import tensors_sha256
 from sqzoo.models._base import ZooModel
 from sqzoo.registry import check_name, create_model
 from sqzoo.release import add, entry_of, read_run
-from sqzoo.evaluation import evaluate
 from sqzoo.weights import get_weights, load_trunk, trunk_source
 from sqzoo.weights.coding import decode
 

@@ -75,7 +75,7 @@ def run(
     require("scipy", "train", "Training")
     check_device(device)
     fields = _fields(changes or []) | ({} if seed is None else {"seed": seed})
-    options = {"trunk": trunk, "cache": cache, "device": device, "precision": precision}
+    options: dict[str, Any] = {"trunk": trunk, "cache": cache, "device": device, "precision": precision}
     try:
         if data is not None and not holds_cifar10(Path(data)):
             if compile:

@@ -21,11 +21,9 @@ class Norm(nn.BatchNorm2d):
     It keeps no count of batches, which would be a kernel more for each norm.
     """
 
-    num_batches_tracked: None
-
     def __init__(self, channels: int, device: torch.device) -> None:
         super().__init__(channels, device=device)
-        self.register_buffer("num_batches_tracked", None)
+        self.num_batches_tracked = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training or processes() == 1:

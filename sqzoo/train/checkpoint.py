@@ -32,6 +32,14 @@ class Progress:
     seconds: float = 0.0
     log: list[dict[str, Any]] = field(default_factory=list)
 
+    def record(self, row: dict[str, Any], score: tuple[float, float] | None, weights: dict[str, torch.Tensor]) -> None:
+        """Note an epoch's row, and keep its weights if its score is the best; None may not be chosen."""
+        self.epoch = row["epoch"]
+        self.log.append(row)
+        if score and score > self.best_score:
+            self.best_epoch, self.best_score = self.epoch, score
+            self.best = {n: t.clone() for n, t in weights.items()}
+
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:

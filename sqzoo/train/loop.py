@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from sqzoo.data import NORMALISATIONS, Dataset, Normalise
-from sqzoo.environment import bfloat16_is_fast, check_device, environment, keep_freed_memory
+from sqzoo.environment import check_device, environment, keep_freed_memory, pick_precision
 from sqzoo.errors import ArgumentError
+from sqzoo.evaluation import exact_arithmetic, metrics
 from sqzoo.files import write_json, write_tensors
 from sqzoo.models.sparse import SparseMaps
 from sqzoo.models.upsample import Upsample
@@ -30,7 +31,6 @@ from sqzoo.train.augment import augment
 from sqzoo.train.batch_norm import fold_batch_norm, insert_batch_norm
 from sqzoo.train.checkpoint import Progress, open_run, restore, run_lock, save, write_log
 from sqzoo.train.distributed import init_process_group, processes, rank, rank_zero_first, shard, sum_over_processes
-from sqzoo.evaluation import exact_arithmetic, metrics
 from sqzoo.train.features import trunk_features
 from sqzoo.train.muon import Muon
 from sqzoo.train.recipes import Recipe
@@ -85,11 +85,7 @@ def train(
     log_test = log_test or recipe.select == "test"
     if test_set is None and log_test:
         raise ArgumentError("This recipe looks at test images and there are none; give select='val'.")
-    if precision not in ("auto", "float32", "bfloat16"):
-        raise ArgumentError(f"precision must be 'auto', 'float32' or 'bfloat16', not {precision!r}.")
-    if precision == "auto":  # heads on a CPU read the non-zeros of cached features alone, in float32
-        fast = bfloat16_is_fast(device) and (device != "cpu" or recipe.layers == "all")
-        precision = "bfloat16" if fast else "float32"
+    precision = pick_precision(precision, device, device != "cpu" or recipe.layers == "all")
     facts: dict[str, Any] = {
         "recipe": recipe.to_json(),
         "train_digest": train_set.digest,
@@ -98,6 +94,7 @@ def train(
         "precision": precision,
         "log_test": log_test,
     }
+    sets = {"train": train_set} | ({"test": test_set} if test_set else {})
     folder, begun = Path(run), environment()  # now, while the commit is that of the code in memory
     with ExitStack() as stack:
         device = stack.enter_context(init_process_group(device))
@@ -110,10 +107,11 @@ def train(
                 return finished
         show = progress and rank() == 0
         try:
-            learner = Learner(recipe, train_set, test_set, trunk, cache, device, precision == "bfloat16", show)
+            learner = Learner(recipe, sets, trunk, cache, device, precision == "bfloat16", show)
             learner.forward = torch.compile(learner.forward) if compile else learner.forward
             state, tensors = restore(folder)
             learner.load_state(tensors)
+            events = stack.enter_context(_tensorboard(folder, state.epoch) if rank() == 0 else nullcontext())
             for epoch in range(state.epoch, recipe.epochs):
                 if state.best_epoch and 0 < recipe.patience <= epoch - state.best_epoch:
                     break
@@ -122,21 +120,16 @@ def train(
                 state.seconds += time.perf_counter() - began
                 row: dict[str, Any] = {"epoch": epoch + 1, "size": recipe.size_at(epoch), "train_loss": loss}
                 row |= learner.evaluate("val") | (learner.evaluate("test") if log_test else {})
-                if not all(math.isfinite(x) for x in (loss, *(row[n]["loss"] for n in ("val", "test") if n in row))):
+                if not all(math.isfinite(value) for _, value in _scalars(row)):
                     raise ArgumentError(
                         f"The loss of epoch {epoch + 1} is no number, training diverged at lr={recipe.lr:g}; give a "
                         "lower one, such as --set lr=0.0005, and another run folder."
                     )
                 row |= {"seconds": time.perf_counter() - began, "time": time.strftime("%Y-%m-%dT%H:%M:%S")}
-                state.epoch = epoch + 1
-                state.log.append(row)
-                score = learner.score(row)
-                if score and score > state.best_score:
-                    state.best_epoch, state.best_score = epoch + 1, score
-                    state.best = {n: t.clone() for n, t in learner.averaged_weights.items()}
+                state.record(row, learner.score(row), learner.averaged_weights)
                 if rank() == 0:
                     save(folder, state, learner.state())
-                    _report(row, state, recipe, folder, show)
+                    _report(row, state, recipe, events, show)
                 on_epoch(row)
             result = facts | learner.finish(state) | {"environment": begun, "device": device, "log": state.log}
         except torch.OutOfMemoryError as e:
@@ -165,42 +158,36 @@ class Learner:
     def __init__(
         self,
         recipe: Recipe,
-        train_set: Dataset,
-        test_set: Dataset | None,
+        sets: dict[str, Dataset],
         trunk: Folder,
         cache: Folder,
         device: str,
         half: bool,
         show: bool,
     ) -> None:
-        self.recipe, self.device, self.half, self.frozen = recipe, device, half, recipe.layers != "all"
-        self.dtype = torch.bfloat16 if half else torch.float32
+        self.recipe, self.device, self.frozen = recipe, device, recipe.layers != "all"
+        self.half, self.dtype = half, torch.bfloat16 if half else torch.float32
         # Data: uint8 images on the device, once; of a frozen backbone its features
-        sets = {"train": train_set} | ({"test": test_set} if test_set else {})
         self.inputs: dict[str, Any] = {name: _on_device(data.images, device) for name, data in sets.items()}
         self.labels = {name: torch.from_numpy(data.labels).to(device) for name, data in sets.items()}
-        self.train_idx, val_idx = (torch.from_numpy(i).to(device) for i in train_set.split(recipe.hold_out))
-        test_idx = torch.arange(len(test_set) if test_set else 0, device=device)
+        self.train_idx, val_idx = (torch.from_numpy(i).to(device) for i in sets["train"].split(recipe.hold_out))
+        test_idx = torch.arange(len(sets["test"]) if "test" in sets else 0, device=device)
         self.looked_at = {"val": ("train", val_idx), "test": ("test", test_idx)}
-        self.image_size = train_set.images.shape[2]
+        self.image_size = sets["train"].images.shape[2]
         self.normalise = Normalise(*NORMALISATIONS[recipe.normalisation])
         # The network, and which of its parameters are trained
         model = initial_model(recipe, trunk).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = self.network = self.averaged = model.eval()
         self.set_size(recipe.size_at(0))
-        model.requires_grad_(not self.frozen and not recipe.frozen_layers)
-        trained = model.get_classifier() if recipe.layers == "last" else model
-        trained.requires_grad_(True)
+        model.requires_grad_(recipe.layers != "last").get_classifier().requires_grad_(True)
         first = len(model.features) if self.frozen else recipe.frozen_layers
-        if first >= len(model.features) and not self.frozen:
+        if not self.frozen and first >= len(model.features):
             raise ArgumentError(f"frozen_layers={first} leaves none of the trunk's {len(model.features)}; give fewer.")
         model.features[:first].requires_grad_(False)
         began = time.perf_counter()
         for name, data in sets.items() if self.frozen else ():
-            title = f"backbone features, {name}" if show else ""
-            self.inputs[name] = trunk_features(
-                model, self.inputs[name], self.normalise, data.digest, cache, self.dtype, title
-            )
+            title, images = f"backbone features, {name}" if show else "", self.inputs[name]
+            self.inputs[name] = trunk_features(model, images, self.normalise, data.digest, cache, self.dtype, title)
         self.feature_seconds = time.perf_counter() - began if self.frozen else 0.0
         if recipe.batch_norm:
             with torch.no_grad():
@@ -211,36 +198,33 @@ class Learner:
         self.weights = {n: t.detach() for n, t in (kept | dict(model.named_buffers())).items()}
         self.pruned = [p for p in self.params.values() if recipe.prune and p.dim() > 1 and p.numel() >= _PRUNED]
         if recipe.prune and not self.pruned:
-            raise ArgumentError(
-                f"prune is for layers of {_PRUNED:,} weights or more, and none is trained; leave it out."
-            )
+            raise ArgumentError(f"prune is for layers of {_PRUNED:,} weights or more, and none is trained; leave it.")
         # Optimisers, and copies of the network
         self.optimizers = _optimizers(recipe, self.params)
         if half:
             self.network = _half_copy(model)
-            self.half_params = [p for p in self.network.parameters() if p.requires_grad]
-            for p in self.params.values():
-                p.grad = torch.zeros_like(p)
+            pairs = zip(self.params.values(), (p for p in self.network.parameters() if p.requires_grad), strict=True)
+            self.copied, self.copies = map(list, zip(*((p, q) for p, q in pairs if p is not q), strict=True))
+            self.grads = [torch.zeros_like(p) for p in self.copied]
         self.averaged = copy.deepcopy(model) if recipe.ema else model
         self.averaged_weights = {n: t for n, t in self.averaged.state_dict().items() if n in self.weights}
         self.forward: Callable[[Any], torch.Tensor] = self.network.forward_head if self.frozen else self.network
 
     def train_epoch(self, epoch: int, show: bool) -> float:
-        """Train on all training images once; return their mean loss (nats). No value leaves the device before the end."""
+        """Train on all training images once; return their mean loss (nats). Nothing leaves the device before the end."""
         recipe, count = self.recipe, len(self.train_idx)
         self.set_size(recipe.size_at(epoch))
         self.network.train()
         torch.manual_seed(recipe.seed * 1_000_003 + epoch)
         batches = self.train_idx[torch.randperm(count).to(self.device)].split(recipe.batch_size)
-        loss_sum = torch.zeros((), device=self.device)
+        loss_sum, reduction = torch.zeros((), device=self.device), "mean" if processes() == 1 else "sum"
         title = f"{recipe.model} epoch {epoch + 1}/{recipe.epochs}, {recipe.size_at(epoch)} px"
         for number, idx in enumerate(tqdm(batches, title, leave=False, disable=None if show else True)):
             step = epoch * len(batches) + number
             logits = self.forward(self.batch(idx)).float()
             labels = self.labels["train"][idx[shard(len(idx))]]
-            smoothing, whole = recipe.label_smoothing, processes() == 1
-            loss = F.cross_entropy(logits, labels, reduction="mean" if whole else "sum", label_smoothing=smoothing)
-            loss = loss if whole else loss / len(idx)
+            loss = F.cross_entropy(logits, labels, reduction=reduction, label_smoothing=recipe.label_smoothing)
+            loss = loss if reduction == "mean" else loss / len(idx)
             loss.backward()
             self.step(step, recipe.epochs * len(batches))
             self.update_ema(step)
@@ -263,21 +247,22 @@ class Learner:
     @torch.no_grad()
     def step(self, step: int, steps: int) -> None:
         """Take a step of the optimisers, number `step` of `steps`, with the gradients of the whole batch."""
-        params = list(self.params.values())
         if self.half:
-            torch._foreach_copy_([p.grad for p in params], [p.grad for p in self.half_params])
-        sum_over_processes(p.grad for p in params if p.grad is not None)
+            torch._foreach_copy_(self.grads, [p.grad for p in self.copies])
+            for p, grad in zip(self.copied, self.grads, strict=True):
+                p.grad = grad
+        sum_over_processes(p.grad for p in self.params.values() if p.grad is not None)
         masks = [p != 0 for p in self.pruned]
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(self.recipe, group["initial_lr"], step, steps)
             optimizer.step()
-            optimizer.zero_grad(set_to_none=not self.half)
         for p, mask in zip(self.pruned, masks, strict=True):
             _prune(p, mask, self.recipe.prune, step, steps)
         if self.half:
-            torch._foreach_copy_(self.half_params, params)
-            self.network.zero_grad()
+            torch._foreach_copy_(self.copies, self.copied)
+        for p in (*self.model.parameters(), *self.network.parameters()):
+            p.grad = None
 
     @torch.no_grad()
     def update_ema(self, step: int) -> None:
@@ -297,18 +282,15 @@ class Learner:
         logits = []
         for few in idx.split(32 if self.device == "cpu" else 1000):
             x = self.inputs[source][few]
-            if not self.frozen:
-                logits.append(self.averaged(self.normalise(x)))
-            else:
-                logits.append(self.averaged.forward_head(x if isinstance(x, SparseMaps) else x.float()))
+            x = x if isinstance(x, SparseMaps) else x.float() if self.frozen else self.normalise(x)
+            logits.append(self.averaged.forward_head(x) if self.frozen else self.averaged(x))
         return {name: vars(metrics(torch.cat(logits), self.labels[source][idx].cpu()))}
 
     def score(self, row: dict[str, Any]) -> tuple[float, float] | None:
         """Return what an epoch is compared with others by, None where it may not be chosen."""
-        recipe = self.recipe
-        if (recipe.select == "last" or recipe.prune) and row["epoch"] < recipe.epochs:
+        if (self.recipe.select == "last" or self.recipe.prune) and row["epoch"] < self.recipe.epochs:
             return None
-        chosen = row.get(recipe.select)
+        chosen = row.get(self.recipe.select)
         return (chosen["top1"], -chosen["loss"]) if chosen else (0.0, 0.0)
 
     def set_size(self, size: int) -> None:
@@ -366,7 +348,7 @@ class Learner:
                 owner = next(o for o in self.optimizers if any(p is q for g in o.param_groups for q in g["params"]))
                 owner.state[p][key] = value
         if self.half:
-            torch._foreach_copy_(self.half_params, list(self.params.values()))
+            torch._foreach_copy_(self.copies, self.copied)
 
 
 def learning_rate(recipe: Recipe, highest: float, step: int, steps: int) -> float:
@@ -423,21 +405,28 @@ def _on_device(images: Any, device: str) -> torch.Tensor:
         return torch.from_numpy(images).to(device)
 
 
-def _report(row: dict[str, Any], state: Progress, recipe: Recipe, folder: Path, show: bool) -> None:
-    """Print an epoch's line of the table, with the time left; write TensorBoard's events where that is installed."""
-    looked = {name: row[name] for name in ("val", "test") if name in row}
-    left = sum(r["seconds"] for r in state.log) / state.epoch * (recipe.epochs - state.epoch) / 60
-    cells = [f"epoch {row['epoch']:>3}/{recipe.epochs}", f"{row['size']} px", f"train loss {row['train_loss']:.4f}"]
-    cells += [f"{n} loss {m['loss']:.4f}, top-1 {m['top1']:.2f} %" for n, m in looked.items()]
-    cells += [f"{row['seconds']:.0f} s", f"{left:.0f} min left", "best" if state.best_epoch == row["epoch"] else ""]
-    if show:
-        tqdm.write("  ".join(cells).rstrip(), file=sys.stderr)
+def _tensorboard(folder: Path, epoch: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        return
-    with SummaryWriter(str(folder), purge_step=row["epoch"]) as events:
-        events.add_scalar("loss/train", row["train_loss"], row["epoch"])
-        for name, measured in looked.items():
-            events.add_scalar(f"loss/{name}", measured["loss"], row["epoch"])
-            events.add_scalar(f"top1/{name}", measured["top1"], row["epoch"])
+        return nullcontext()
+    return SummaryWriter(str(folder), purge_step=epoch + 1)
+
+
+def _scalars(row: dict[str, Any]) -> list[tuple[str, float]]:
+    """Return an epoch's losses and accuracies, by name."""
+    looked = [(n, row[n]) for n in ("val", "test") if n in row]
+    measured = [pair for n, m in looked for pair in ((f"{n} loss", m["loss"]), (f"{n} top-1", m["top1"]))]
+    return [("train loss", row["train_loss"]), *measured]
+
+
+def _report(row: dict[str, Any], state: Progress, recipe: Recipe, events: Any, show: bool) -> None:
+    """Print an epoch's line of the table, with the time left; write TensorBoard's events."""
+    left = sum(r["seconds"] for r in state.log) / state.epoch * (recipe.epochs - state.epoch) / 60
+    cells = [f"epoch {row['epoch']:>3}/{recipe.epochs}", f"{row['size']} px"]
+    cells += [f"{name} {value:.2f} %" if "top-1" in name else f"{name} {value:.4f}" for name, value in _scalars(row)]
+    cells += [f"{row['seconds']:.0f} s", f"{left:.0f} min left", "best" if state.best_epoch == row["epoch"] else ""]
+    if show:
+        tqdm.write("  ".join(cells).rstrip(), file=sys.stderr)
+    for name, value in _scalars(row) if events else ():
+        events.add_scalar(name, value, row["epoch"])

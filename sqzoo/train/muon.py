@@ -9,8 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-_COEFFICIENTS = (3.4445, -4.775, 2.0315)  # of the quintic iteration; all from the authors' code
-_STEPS = 5
+_COEFFICIENTS, _STEPS = (3.4445, -4.775, 2.0315), 5  # of the quintic iteration, as the authors'
 _LIKE_ADAMW = 0.2  # root mean square of an update, as AdamW's is (Liu et al. 2025), so that its rates carry over
 
 

@@ -8,30 +8,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-from sqzoo.data import NORMALISATIONS
 from sqzoo.errors import ArgumentError, WeightsError
-from sqzoo.files import read_json, write_json, write_text
-from sqzoo.hub import save_pretrained
-from sqzoo.models._base import ZooModel
+from sqzoo.files import read_json
+from sqzoo.own_model import write_model
 from sqzoo.pictures import Pictures, find_pictures, from_hub, read_pictures
-from sqzoo.reading import OWN_PICTURES
 from sqzoo.registry import check_name
-from sqzoo.report_images import by_class, card, page
 from sqzoo.train.checkpoint import run_lock
-from sqzoo.evaluation import logits
 from sqzoo.train.loop import train
 from sqzoo.train.recipes import Recipe, recipe
 from sqzoo.train.start import initial_model
-from sqzoo.unsure import calibrate
 from sqzoo.weights import get_weights, load_trunk, tags
 
 _HEAD, _ALL = "head", "all_layers"
 _SETTLED = {"hold_out", "select", "crop_pct"}  # by the images
-_FEWEST = 50  # validation images for a calibration
 _logger = logging.getLogger("sqzoo")
 
 
@@ -98,10 +90,9 @@ def train_on_images(
         result: dict[str, Any] = {}
         for name, plan in _plans(chosen, images, start or _start(folder, model, trunk), folder):
             stage = train(plan, images, None, folder / name, **options, progress=progress)
-            trained = _finished(plan, folder / name, trunk, images.classes)
-            if name == _HEAD:
-                save_pretrained(trained, folder / _HEAD)  # what all layers start from
-            result = _keep_if_better(folder, name, stage, trained.to(device), images, result)
+            trained = initial_model(plan, trunk)
+            trained.load_state_dict(trained.state_dict() | load_file(folder / name / "best.safetensors"), strict=True)
+            result = write_model(folder, name, trained.to(device), stage, images, result)
         if not cache:
             shutil.rmtree(store, ignore_errors=True)
     return result
@@ -139,57 +130,3 @@ def _start(folder: Path, model: str, trunk: str | os.PathLike[str] | None) -> st
         _logger.warning("Starting from %s in place of the ImageNet trunk, which is not at hand: %s", complete[0], e)
         return complete[0]
     return "imagenet"
-
-
-def _finished(plan: Recipe, run: Path, trunk: str | os.PathLike[str] | None, classes: tuple[str, ...]) -> ZooModel:
-    """Return a finished run's network, whose configuration says how to prepare images and what the classes are."""
-    model = initial_model(plan, trunk)
-    model.load_state_dict(model.state_dict() | load_file(run / "best.safetensors"), strict=True)
-    size = plan.sizes[0][0]
-    mean, std = NORMALISATIONS[plan.normalisation]
-    model.pretrained_cfg.update(
-        num_classes=len(classes),
-        label_names=classes,
-        input_size=(3, size, size),
-        pool_size=None,
-        crop_pct=plan.crop_pct,
-        interpolation="bilinear",
-        mean=mean,
-        std=std,
-        tag=OWN_PICTURES,
-    )
-    return model.eval()
-
-
-def _keep_if_better(
-    folder: Path, name: str, stage: dict[str, Any], model: ZooModel, images: Pictures, before: dict[str, Any]
-) -> dict[str, Any]:
-    """Write the model of a stage if it is the best so far, its report and card, and the result of all stages."""
-    names = ("recipe", "epoch", "val", "training_seconds", "feature_seconds", "log")
-    stages = before.get("stages", {}) | {name: {k: stage[k] for k in names}}
-    better = max(stages, key=lambda n: (stages[n]["val"]["top1"], -stages[n]["val"]["loss"]))
-    result = before | {"stages": stages, "chosen": better}
-    if better == name:
-        found = torch.cat([logits(model, images[part]) for part in _parts(images)])
-        labels = torch.from_numpy(images.labels[images.held])
-        if len(labels) >= _FEWEST and bool((found.argmax(1) != labels).any()):
-            fitted = calibrate(found, labels)
-            model.temperature, model.ood_threshold = fitted["temperature"], fitted["threshold"]
-        result |= {
-            "model": stage["recipe"]["model"],
-            "classes": list(images.classes),
-            "images": len(images),
-            "val": stage["val"],
-            "by_class": by_class(found, images),
-            "left_out": images.left_out,
-            "data_digest": images.digest,
-            "environment": stage["environment"],
-        }
-        save_pretrained(model, folder, card(result))
-        write_text(folder / "report.html", page(result, found, images))
-    write_json(folder / "result.json", result)
-    return result
-
-
-def _parts(images: Pictures) -> list[Any]:
-    return [images.held[low : low + 256] for low in range(0, len(images.held), 256)]

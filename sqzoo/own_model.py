@@ -1,4 +1,4 @@
-"""Report page and model card of a model that was trained on images of one's own."""
+"""The model that training on images of one's own leaves: weights with their configuration, a report page, a card."""
 
 from pathlib import Path
 from typing import Any
@@ -6,8 +6,75 @@ from typing import Any
 import torch
 from PIL import Image
 
+from sqzoo.data import NORMALISATIONS
+from sqzoo.evaluation import logits
+from sqzoo.files import write_json, write_text
+from sqzoo.hub import save_pretrained
+from sqzoo.models._base import ZooModel
 from sqzoo.pictures import Pictures
+from sqzoo.reading import OWN_PICTURES
 from sqzoo.report import report
+from sqzoo.unsure import calibrate
+
+_FEWEST = 50  # validation images for a calibration
+
+
+def write_model(
+    folder: Path, name: str, model: ZooModel, stage: dict[str, Any], images: Pictures, before: dict[str, Any]
+) -> dict[str, Any]:
+    """Write a stage's model into its folder and, if it is the best so far, into the run's, with report and card.
+
+    Args:
+        folder: of the run.
+        name: of the stage, "head" or "all_layers", and of its folder.
+        model: trained.
+        stage: result of `sqzoo.train.train`.
+        images: trained and validated on.
+        before: result of the stages before, or {}.
+
+    Returns:
+        The result of all stages, also written into the run's folder as result.json.
+    """
+    plan, held = stage["recipe"], images.held
+    size = plan["sizes"][0][0]
+    mean, std = NORMALISATIONS[plan["normalisation"]]
+    model.eval().pretrained_cfg.update(
+        num_classes=len(images.classes),
+        label_names=images.classes,
+        input_size=(3, size, size),
+        pool_size=None,
+        crop_pct=plan["crop_pct"],
+        interpolation="bilinear",
+        mean=mean,
+        std=std,
+        tag=OWN_PICTURES,
+    )
+    save_pretrained(model, folder / name)  # what all layers start from
+    names = ("recipe", "epoch", "val", "training_seconds", "feature_seconds", "log")
+    stages = before.get("stages", {}) | {name: {k: stage[k] for k in names}}
+    better = max(stages, key=lambda n: (stages[n]["val"]["top1"], -stages[n]["val"]["loss"]))
+    result = before | {"stages": stages, "chosen": better}
+    if better == name:
+        parts = [held[low : low + 256] for low in range(0, len(held), 256)]
+        answers = torch.cat([logits(model, images[part]) for part in parts])
+        labels = torch.from_numpy(images.labels[held])
+        if len(labels) >= _FEWEST and bool((answers.argmax(1) != labels).any()):
+            fitted = calibrate(answers, labels)
+            model.temperature, model.ood_threshold = fitted["temperature"], fitted["threshold"]
+        result |= {
+            "model": plan["model"],
+            "classes": list(images.classes),
+            "images": len(images),
+            "val": stage["val"],
+            "by_class": by_class(answers, images),
+            "left_out": images.left_out,
+            "data_digest": images.digest,
+            "environment": stage["environment"],
+        }
+        save_pretrained(model, folder, card(result))
+        write_text(folder / "report.html", page(result, answers, images))
+    write_json(folder / "result.json", result)
+    return result
 
 
 def by_class(logits: torch.Tensor, images: Pictures) -> list[dict[str, Any]]:
