@@ -58,7 +58,8 @@ def run_lock(folder: Path) -> Iterator[None]:
                 f"{folder} holds {others[0]!r} and is no run of sqzoo's; give a new or an empty folder."
             )
         lock.acquire(timeout=0)
-        (folder / _MARK).touch()
+        if not others:
+            (folder / _MARK).touch()
     except Timeout as e:
         raise BusyError(f"Another process is training in {folder}; wait for it, or give another folder.") from e
     except OSError as e:

@@ -167,6 +167,7 @@ class Learner:
     ) -> None:
         self.recipe, self.device, self.frozen = recipe, device, recipe.layers != "all"
         self.half, self.dtype = half, torch.bfloat16 if half else torch.float32
+        self.alone = processes() == 1  # or one of several that have a shard of each batch
         # Data: uint8 images on the device, once; of a frozen backbone its features
         self.inputs: dict[str, Any] = {name: _on_device(data.images, device) for name, data in sets.items()}
         self.labels = {name: torch.from_numpy(data.labels).to(device) for name, data in sets.items()}
@@ -212,37 +213,38 @@ class Learner:
 
     def train_epoch(self, epoch: int, show: bool) -> float:
         """Train on all training images once; return their mean loss (nats). Nothing leaves the device before the end."""
-        recipe, count = self.recipe, len(self.train_idx)
+        recipe, count, epochs = self.recipe, len(self.train_idx), self.recipe.epochs
         self.set_size(recipe.size_at(epoch))
         self.network.train()
         torch.manual_seed(recipe.seed * 1_000_003 + epoch)
         batches = self.train_idx[torch.randperm(count).to(self.device)].split(recipe.batch_size)
-        loss_sum, reduction = torch.zeros((), device=self.device), "mean" if processes() == 1 else "sum"
-        title = f"{recipe.model} epoch {epoch + 1}/{recipe.epochs}, {recipe.size_at(epoch)} px"
+        loss_sum, reduction = torch.zeros((), device=self.device), "mean" if self.alone else "sum"
+        title = f"{recipe.model} epoch {epoch + 1}/{epochs}, {recipe.size_at(epoch)} px"
         for number, idx in enumerate(tqdm(batches, title, leave=False, disable=None if show else True)):
             step = epoch * len(batches) + number
-            logits = self.forward(self.batch(idx)).float()
-            labels = self.labels["train"][idx[shard(len(idx))]]
+            inputs, labels = self.batch(idx)
+            logits = self.forward(inputs).float()
             loss = F.cross_entropy(logits, labels, reduction=reduction, label_smoothing=recipe.label_smoothing)
-            loss = loss if reduction == "mean" else loss / len(idx)
+            loss = loss if self.alone else loss / len(idx)
             loss.backward()
-            self.step(step, recipe.epochs * len(batches))
+            self.step(step, epochs * len(batches))
             self.update_ema(step)
             loss_sum += loss.detach() * len(idx)
-        sum_over_processes([loss_sum])
+        if not self.alone:
+            sum_over_processes([loss_sum])
         return loss_sum.item() / count
 
-    def batch(self, idx: torch.Tensor) -> Any:
-        """Return this process's shard of training inputs: features, or images cropped, flipped, cut out, normalised.
+    def batch(self, idx: torch.Tensor) -> tuple[Any, torch.Tensor]:
+        """Return this process's shard of a batch, (inputs, labels): features, or augmented and normalised images.
 
         All of the batch is augmented in every process, so the random numbers are the same for any number of them.
         """
-        x, recipe = self.inputs["train"][idx], self.recipe
+        x, mine, recipe = self.inputs["train"][idx], slice(None) if self.alone else shard(len(idx)), self.recipe
         if isinstance(x, SparseMaps):  # in bfloat16 products of all values are faster than float32's of the non-zeros
-            return x.dense(self.dtype) if self.half else x
-        if self.frozen:
-            return x
-        return self.normalise(augment(x, recipe.pad, recipe.flip, recipe.cutout)[shard(len(idx))]).to(self.dtype)
+            x = x.dense(self.dtype) if self.half else x
+        elif not self.frozen:
+            x = self.normalise(augment(x, recipe.pad, recipe.flip, recipe.cutout)[mine]).to(self.dtype)
+        return x, self.labels["train"][idx[mine]]
 
     @torch.no_grad()
     def step(self, step: int, steps: int) -> None:
@@ -251,7 +253,8 @@ class Learner:
             torch._foreach_copy_(self.grads, [p.grad for p in self.copies])
             for p, grad in zip(self.copied, self.grads, strict=True):
                 p.grad = grad
-        sum_over_processes(p.grad for p in self.params.values() if p.grad is not None)
+        if not self.alone:
+            sum_over_processes(p.grad for p in self.params.values() if p.grad is not None)
         masks = [p != 0 for p in self.pruned]
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:

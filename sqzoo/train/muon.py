@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 _COEFFICIENTS, _STEPS = (3.4445, -4.775, 2.0315), 5  # of the quintic iteration, as the authors'
 _LIKE_ADAMW = 0.2  # root mean square of an update, as AdamW's is (Liu et al. 2025), so that its rates carry over
@@ -41,34 +40,33 @@ class Muon(torch.optim.Optimizer):
             momenta = [self.state[p]["momentum"] for p in params]
             grads: list[Any] = [p.grad for p in params]
             torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
-            updates = orthogonal(torch._foreach_lerp(grads, momenta, group["momentum"]))
+            updates = orthogonal(list(torch._foreach_lerp(grads, momenta, group["momentum"])))
             torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
             torch._foreach_add_(params, updates, alpha=-group["lr"])
 
 
-def orthogonal(weights: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+def orthogonal(weights: list[torch.Tensor]) -> list[torch.Tensor]:
     """Return the nearest orthogonal matrix of each weight (O, ...), about, at a root mean square of 0.2.
 
     Matrices whose shorter sides are equal go through Newton-Schulz's iteration as one batch, filled up with zeros,
-    which stay zeros.
+    which stay zeros. On a GPU in bfloat16, as the authors.
     """
-    weights = list(weights)
     matrices = [w.flatten(1) for w in weights]
-    tall = [m.shape[0] > m.shape[1] for m in matrices]
-    matrices = [m.t() if t else m for m, t in zip(matrices, tall, strict=True)]
+    matrices = [m.t() if m.shape[0] > m.shape[1] else m for m in matrices]
     a, b, c = _COEFFICIENTS
-    result: list[torch.Tensor] = list(weights)
+    result: list[torch.Tensor] = list(matrices)
     for short in sorted({len(m) for m in matrices}):
         members = [i for i, m in enumerate(matrices) if len(m) == short]
-        longest = max(matrices[i].shape[1] for i in members)
-        x = torch.stack([F.pad(matrices[i], (0, longest - matrices[i].shape[1])) for i in members])
-        x = x.bfloat16() if x.is_cuda else x
+        long = [matrices[i].shape[1] for i in members]
+        x = weights[0].new_zeros((len(members), short, max(long)))
+        torch._foreach_copy_([y[:, :n] for y, n in zip(x, long, strict=True)], [matrices[i] for i in members])
         x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+        x = x.bfloat16() if x.is_cuda else x
         for _ in range(_STEPS):
             gram = x @ x.mT
             x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-        for i, matrix in zip(members, x.float(), strict=True):
-            long = matrices[i].shape[1]
-            matrix = matrix[:, :long] * (_LIKE_ADAMW * long**0.5)
-            result[i] = (matrix.t() if tall[i] else matrix).reshape(weights[i].shape)
-    return result
+        for i, y, n in zip(members, x.float(), long, strict=True):
+            result[i] = y[:, :n]
+    result = torch._foreach_mul(result, [_LIKE_ADAMW * m.shape[1] ** 0.5 for m in matrices])
+    tall = [len(w) > w[0].numel() for w in weights]
+    return [(y.t() if t else y).reshape(w.shape) for y, t, w in zip(result, tall, weights, strict=True)]

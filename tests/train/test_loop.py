@@ -635,7 +635,7 @@ def test_a_training_step_meets_at_most_ten_functions_of_the_trainer(tmp_path: Pa
     def profile(frame: Any, event: str, _: Any) -> None:
         if event == "call" and "/sqzoo/train/" in frame.f_code.co_filename:
             name = frame.f_code.co_qualname
-            if "<" not in name.rpartition(".")[2]:
+            if not name.endswith(">"):  # comprehensions and lambdas
                 met.add(name)
 
     sys.setprofile(profile)
@@ -643,8 +643,9 @@ def test_a_training_step_meets_at_most_ten_functions_of_the_trainer(tmp_path: Pa
         learner.train_epoch(0, False)
     finally:
         sys.setprofile(None)
-    network = {"Norm.forward", "NormedConv.forward"}
-    assert len(met - network) <= 10 and "Learner.step" in met, sorted(met)
+    others = {"Norm.forward", "NormedConv.forward", "Learner.set_size", "Recipe.size_at"}  # layers; once per epoch
+    if len(met - others) > 10 or "Learner.step" not in met:
+        pytest.fail(f"a step meets {sorted(met - others)}")
 
 
 def test_a_log_file_gets_a_line_per_epoch_and_no_bar(
