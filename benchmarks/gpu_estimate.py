@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sqzoo import create_model
 from sqzoo.environment import environment
+from sqzoo.files import write_text
 from sqzoo.train import recipe
-from sqzoo.train.checkpoint import write_text
 
 RECIPES = tuple(f"finetune_{name}" for name in ("norm", "more", "long", "large", "sure", "flat", "cutmix"))
 IMAGES, TEST = 50_000, 10_000

@@ -30,8 +30,8 @@ from readme import write_into_readme
 from sqzoo import create_model
 from sqzoo.data import Dataset, cifar10
 from sqzoo.environment import environment
+from sqzoo.files import write_text
 from sqzoo.predict import predict
-from sqzoo.train.checkpoint import write_text
 from sqzoo.weights import CIFAR10_CLASSES
 
 RESULT = Path(__file__).resolve().parent / "results" / "own_pictures.json"

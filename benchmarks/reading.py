@@ -28,9 +28,9 @@ from PIL import Image
 
 from sqzoo import create_model, optimize
 from sqzoo.environment import environment
+from sqzoo.files import write_text
 from sqzoo.predict import classify
 from sqzoo.reading import ImageReader, pictures_in, read_ahead
-from sqzoo.train.checkpoint import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "reading.json"

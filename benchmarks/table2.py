@@ -36,7 +36,7 @@ PAPER = {
     "sq1": ("Sq-1", 0.403, 86.7, "797K"),
     "fire_next": ("Fire-Next", 0.404, 86.5, "691K"),
 }
-MEASURE_ALEXNET = "sqzoo train alexnet_cifar --recipe paper"
+MEASURE_ALEXNET = "sqzoo train alexnet_cifar --recipe paper_cifar10"
 ALEXNET_FC = {"paper": "alexnet_cifar.fc_cifar10", "held_out": "alexnet_cifar.fc_held_out_cifar10"}
 ALEXNET_FT = "alexnet_cifar.ft_cifar10"
 

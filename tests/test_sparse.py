@@ -5,9 +5,9 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from sqzoo.models.sparse import SparseMaps
 
 from sqzoo import create_model
+from sqzoo.models.sparse import SparseMaps
 
 
 def maps(shape: tuple[int, int, int, int] = (19, 12, 5, 5), share: float = 0.2, seed: int = 0) -> SparseMaps:

@@ -5,9 +5,8 @@ The backbone has no batch norm and the paper no augmentation, so its output for 
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from filelock import FileLock
@@ -19,10 +18,10 @@ from sqzoo.data import Normalise
 from sqzoo.files import write_tensors
 from sqzoo.hashing import tensors_sha256
 from sqzoo.models._base import ZooModel
-from sqzoo.models.sparse import SparseFeatures, sparse_of
+from sqzoo.models.sparse import SparseFeatures, sparse_shard
 
-_CPU_CHUNK = 8  # images per forward pass: at 224 pixels their activations stay in the cache
-_GPU_CHUNK = 256
+_CPU_CHUNK, _GPU_CHUNK = 8, 256  # images per forward pass: 8 at 224 pixels stay in a CPU's cache
+_SHARD = 2000  # images per file of a cache
 
 
 def trunk_features(
@@ -36,8 +35,8 @@ def trunk_features(
 ) -> torch.Tensor | SparseFeatures:
     """Compute the frozen backbone's features of images, or take them from a cache.
 
-    A cache is used only if its key and SHA-256 are right; it appears atomically. Where several processes need one that
-    is not there, one builds it and the others wait.
+    A cache's file is used only if its key and SHA-256 are right; it appears atomically. Of several processes that need
+    one that is not there, one computes it and the others wait.
 
     Args:
         model: its `forward_features` is run, in the mode that it is in.
@@ -51,54 +50,49 @@ def trunk_features(
     Returns:
         Dense features (N, C, h, w) on a GPU, exact sparse ones on a CPU; `features[indices]` gives those of a batch.
     """
-    with tqdm(total=len(images), desc=title, unit="img", disable=None if title else True, leave=False) as bar:
+    with (
+        torch.inference_mode(),
+        tqdm(total=len(images), desc=title, unit="img", disable=None if title else True, leave=False) as bar,
+    ):
+
+        def maps_of(few: torch.Tensor) -> Iterator[torch.Tensor]:
+            for part in few.split(_CPU_CHUNK if few.device.type == "cpu" else _GPU_CHUNK):
+                yield model.forward_features(normalise(part))
+                bar.update(len(part))
+
         if images.device.type != "cpu":
-            return _dense(model, images, normalise, dtype, bar.update)
-        if cache is None:
-            return _sparse(model, images, normalise, bar.update)
+            features = torch.empty(0)
+            for number, maps in enumerate(maps_of(images)):
+                if number == 0:
+                    shape = (len(images), *maps.shape[1:])
+                    features = maps.new_empty(shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
+                features[number * _GPU_CHUNK :][: len(maps)] = maps
+            return features
         layers = [tensors_sha256(model.features.state_dict()), repr(model.features), repr(model.upsample)]
         key = hashlib.sha256("\n".join([*layers, repr(normalise), digest, "v2"]).encode()).hexdigest()
-        file = Path(cache) / f"features-{key[:16]}.safetensors"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(file.with_name(f".{file.name}.lock")):  # the system releases it when its holder is killed
-            ready = _read(file, key)
-            if ready is None:
-                ready = _sparse(model, images, normalise, bar.update)
-                tensors = ready.tensors()
-                write_tensors(file, tensors, {"key": key, "sha256": tensors_sha256(tensors)})
-        return ready
+        shards = []
+        for number, few in enumerate(images.split(_SHARD)):
+            if cache is None:
+                shards.append(sparse_shard(maps_of(few)))
+                continue
+            file = Path(cache) / f"features-{key[:16]}-{number}.safetensors"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(file.with_name(f".{file.name}.lock")):  # the system releases it when its holder is killed
+                shard = _read(file, key)
+                if shard is None:
+                    shard = sparse_shard(maps_of(few))
+                    write_tensors(file, shard, {"key": key, "sha256": tensors_sha256(shard)})
+                    shard = _read(file, key) or shard  # mapped to memory in place of in it
+                shards.append(shard)
+        return SparseFeatures.of(shards)
 
 
-@torch.inference_mode()
-def _dense(
-    model: ZooModel, images: torch.Tensor, normalise: Normalise, dtype: torch.dtype, done: Callable[[int], Any]
-) -> torch.Tensor:
-    features = torch.empty(0)
-    for low in range(0, len(images), _GPU_CHUNK):
-        maps = model.forward_features(normalise(images[low : low + _GPU_CHUNK]))
-        if low == 0:
-            shape = (len(images), *maps.shape[1:])
-            features = torch.empty(shape, dtype=dtype, device=maps.device, memory_format=torch.channels_last)
-        features[low : low + len(maps)] = maps
-        done(len(maps))
-    return features
-
-
-@torch.inference_mode()
-def _sparse(model: ZooModel, images: torch.Tensor, normalise: Normalise, done: Callable[[int], Any]) -> SparseFeatures:
-    parts = []
-    for low in range(0, len(images), _CPU_CHUNK):
-        parts.append(sparse_of(model.forward_features(normalise(images[low : low + _CPU_CHUNK]))))
-        done(len(parts[-1]))
-    return SparseFeatures.join(parts)
-
-
-def _read(file: Path, key: str) -> SparseFeatures | None:
-    """Return the cache in `file`, mapped to memory, or None unless it is the intact one of `key`."""
+def _read(file: Path, key: str) -> dict[str, torch.Tensor] | None:
+    """Return the shard in `file`, mapped to memory, or None unless it is the intact one of `key`."""
     try:
         with safe_open(file, "pt") as opened:
             metadata = opened.metadata()
         tensors = load_file(file) if metadata["key"] == key else {}
-        return SparseFeatures(**tensors) if tensors_sha256(tensors) == metadata["sha256"] else None
+        return tensors if tensors_sha256(tensors) == metadata["sha256"] else None
     except Exception:  # whatever a damaged or missing file makes safetensors raise
         return None

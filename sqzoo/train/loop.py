@@ -199,7 +199,7 @@ class Learner:
         self.weights = {n: t.detach() for n, t in (kept | dict(model.named_buffers())).items()}
         self.pruned = [p for p in self.params.values() if recipe.prune and p.dim() > 1 and p.numel() >= _PRUNED]
         if recipe.prune and not self.pruned:
-            raise ArgumentError(f"prune is for layers of {_PRUNED:,} weights or more, and none is trained; leave it.")
+            raise ArgumentError(f"prune is for layers of {_PRUNED:,} weights or more, and none is trained.")
         # Optimisers, and copies of the network
         self.optimizers = _optimizers(recipe, self.params)
         if half:
@@ -212,7 +212,7 @@ class Learner:
         self.forward: Callable[[Any], torch.Tensor] = self.network.forward_head if self.frozen else self.network
 
     def train_epoch(self, epoch: int, show: bool) -> float:
-        """Train on all training images once; return their mean loss (nats). Nothing leaves the device before the end."""
+        """Train on all training images once; return their mean loss (nats), the one value that leaves the device."""
         recipe, count, epochs = self.recipe, len(self.train_idx), self.recipe.epochs
         self.set_size(recipe.size_at(epoch))
         self.network.train()

@@ -67,6 +67,6 @@ def orthogonal(weights: list[torch.Tensor]) -> list[torch.Tensor]:
             x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
         for i, y, n in zip(members, x.float(), long, strict=True):
             result[i] = y[:, :n]
-    result = torch._foreach_mul(result, [_LIKE_ADAMW * m.shape[1] ** 0.5 for m in matrices])
+    result = list(torch._foreach_mul(result, [_LIKE_ADAMW * m.shape[1] ** 0.5 for m in matrices]))
     tall = [len(w) > w[0].numel() for w in weights]
     return [(y.t() if t else y).reshape(w.shape) for y, t, w in zip(result, tall, weights, strict=True)]
