@@ -17,9 +17,13 @@ from published import resnet
 
 import sqzoo
 from sqzoo import create_model
-from sqzoo.backends import Subject
+from sqzoo.backends import ExportModel
 from sqzoo.data import Dataset
+from sqzoo.extras import require
 from sqzoo.graph import CALIBRATION, to_onnx
+
+# Here, not where they are used: the process that all others are forked from loads them once.
+onnx, onnxruntime, openvino = (require(name, "dev", "The benchmark") for name in ("onnx", "onnxruntime", "openvino"))
 
 WARM_UP = 3  # runs at the beginning of each turn that do not count: the caches are full of another network's data
 
@@ -28,7 +32,8 @@ WARM_UP = 3  # runs at the beginning of each turn that do not count: the caches 
 class Contender:
     """A network as somebody would run it.
 
-    network: `architecture.tag` of ours, or a peer's name in `PEERS`. how: "eager" (`model(x)` in inference mode, as
+    network: `architecture.tag` of ours, which enlarges 32x32 images to `side`; an architecture of ours without weights,
+    which takes images of `side`; or a peer's name in `PEERS`. how: "eager" (`model(x)` in inference mode, as
     loaded), "optimize" (`sqzoo.optimize`), "optimize, int8 allowed" (with calibration images), or a runtime of its own
     on the same ONNX graph: "onnxruntime", "openvino" (float32), and both with "-int8".
     """
@@ -58,9 +63,17 @@ def network(name: str, side: int) -> nn.Module:
     """Return a network in evaluation mode: ours by tag with its weights, or by architecture without."""
     if name in PEERS:
         return PEERS[name][1]().eval()
-    model = create_model(name, pretrained="." in name).eval()
+    if "." in name:
+        return create_model(name, pretrained=True, upsample=side).eval()
+    model = create_model(name, num_classes=10).eval()
     model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, side, side)}  # type: ignore[dict-item]
     return model
+
+
+def input_size(name: str, side: int) -> tuple[int, int, int]:
+    """Return the shape of the images that a network takes."""
+    side = 32 if "." in name and name not in PEERS else side
+    return (3, side, side)
 
 
 class Process:
@@ -69,7 +82,7 @@ class Process:
     def __init__(self, contender: Contender, threads: list[int], calibration: Dataset) -> None:
         # All share what importing takes, or 34 processes would fill 24 GB.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch", "torchvision", "timm", "onnx", "onnxruntime", "openvino"])
+        context.set_forkserver_preload(["contenders"])
         self.contender = contender
         self._ours, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(contender, threads, calibration, theirs), daemon=True)
@@ -109,7 +122,7 @@ def _serve(contender: Contender, threads: list[int], calibration: Dataset, pipe:
             count, batch, most, seconds = ask
             torch.set_num_threads(count)
             if batch not in inputs:
-                inputs[batch] = torch.randn(batch, 3, contender.side, contender.side)
+                inputs[batch] = torch.randn(batch, *input_size(contender.network, contender.side))
             pipe.send(_times(runs[count], inputs[batch], most, seconds))
         pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     except Exception as e:
@@ -156,13 +169,11 @@ def _runners(
 def _graph(model: nn.Module, contender: Contender, calibration: Dataset) -> bytes:
     if contender.network in PEERS:
         return to_onnx(model, torch.zeros(2, 3, contender.side, contender.side), {})
-    subject = Subject(model.requires_grad_(False), calibration=calibration.images[:CALIBRATION])
-    return subject.int8 if contender.how.endswith("int8") else subject.onnx
+    ours = ExportModel(model, calibration=calibration.images[:CALIBRATION])
+    return ours.int8(ours.shape(1)) if contender.how.endswith("int8") else ours.onnx(ours.shape(1))
 
 
 def _onnxruntime(graph: bytes, threads: int) -> Callable[[torch.Tensor], np.ndarray]:
-    import onnxruntime
-
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
@@ -170,8 +181,6 @@ def _onnxruntime(graph: bytes, threads: int) -> Callable[[torch.Tensor], np.ndar
 
 
 def _openvino(graph: bytes, threads: int) -> Callable[[torch.Tensor], np.ndarray]:
-    import openvino
-
     core, requests = openvino.Core(), {}
     hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
 

@@ -25,13 +25,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn as nn
-from contenders import PEERS, Contender, Process, network
+from contenders import PEERS, Contender, Process, input_size, network
 from pareto import chosen, shipped
 from readme import write_into_readme
 from torch.utils.flop_counter import FlopCounterMode
 
 from sqzoo import SqzooError, get_weights
-from sqzoo.backends import BACKENDS, Subject
+from sqzoo.backends import BACKENDS, ExportModel
 from sqzoo.data import Dataset, cifar10
 from sqzoo.environment import environment, package_version
 from sqzoo.files import write_text
@@ -56,15 +56,15 @@ def contenders() -> list[Contender]:
     found = []
     for name in OURS:
         tag, *others = shipped(name)
-        side = get_weights(tag).input_size[1]
+        side = get_weights(tag).resolution
         hows = ["eager", "optimize", "onnxruntime-int8"]
         smaller = [(tag, other) for other in knees(tag) if other != side]
         if name == "sq1":
             hows += ["onnxruntime", "openvino", "openvino-int8", ALLOWED]
-            smaller += [(other, get_weights(other).input_size[1]) for other in others]
+            smaller += [(other, get_weights(other).resolution) for other in others]
         found += [Contender(tag, side, how) for how in hows]
         found += [Contender(*each, how) for each in smaller for how in ("optimize", "onnxruntime", "openvino")]
-    found += [Contender(get_weights("sq1").tag, 224, how) for how in ("optimize", "onnxruntime", "openvino")]
+    found += [Contender("sq1", 224, how) for how in ("optimize", "onnxruntime", "openvino")]
     found += [Contender("alexnet_cifar", 224, how) for how in ("eager", "optimize")]
     for name, (side, _) in PEERS.items():
         rest = ("onnxruntime", "openvino") if name.startswith("torchvision") else ("onnxruntime",)
@@ -144,7 +144,7 @@ def counted(name: str, side: int) -> dict[str, int]:
         if isinstance(layer, nn.Conv2d | nn.Linear | nn.MaxPool2d | nn.AvgPool2d):
             layer.register_forward_hook(count)
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, 3, side, side))
+        model(torch.zeros(1, *input_size(name, side)))
     return {"multiply_adds": counter.get_total_flops() // 2, "moved_bytes": moved}
 
 
@@ -172,13 +172,13 @@ def int8_accuracy(train: Dataset, test: Dataset) -> dict[str, dict[str, float]]:
     """Return top-1 of float32 and int8, both by ONNX Runtime on the same images, for our default tags."""
     found = {}
     for name in OURS:
-        tag, side = get_weights(name).tag, get_weights(name).input_size[1]
-        subject = Subject(network(tag, side).requires_grad_(False), False, train.images[:CALIBRATION])
+        tag, side = get_weights(name).tag, get_weights(name).resolution
+        model = ExportModel(network(tag, side), calibration=train.images[:CALIBRATION])
         row = {}
         for key in ("onnxruntime", "onnxruntime-int8"):
-            run = BACKENDS[key](subject)
+            run = BACKENDS[key](model, model.shape(8))
             with torch.inference_mode():
-                logits = [run(subject.prepared(test.images[i : i + 8])) for i in range(0, len(test), 8)]
+                logits = [run(model.prepared(test.images[i : i + 8])) for i in range(0, len(test), 8)]
             row[key] = metrics(torch.cat(logits), torch.from_numpy(test.labels)).top1
         found[tag] = {"float32_top1": row["onnxruntime"], "int8_top1": row["onnxruntime-int8"], "images": len(test)}
         print(tag, found[tag], file=sys.stderr)
@@ -288,7 +288,7 @@ def draw(results: dict[str, Any]) -> None:
         figure, axes = plt.subplots(figsize=(6.5, 4.4))
         for colour, (tag, accuracy) in zip(COLOURS, results["int8"].items(), strict=False):
             for row in rows:
-                side = get_weights(tag).input_size[1]
+                side = get_weights(tag).resolution
                 if row["network"] != tag or row["side"] != side:
                     continue
                 top1 = accuracy["int8_top1" if row["how"].endswith("-int8") else "float32_top1"]

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from sqzoo.data import open_image
-from sqzoo.reading import pictures_in
+from sqzoo.images.walk import image_files
 
 _STAMPS = "usr/share/tuxpaint/stamps"
 _OBJECTS = ("food", "clothes", "household", "hobbies", "medical", "plants", "sports", "space", "symbols/money",
@@ -53,14 +53,14 @@ def sets(folder: Path | None) -> dict[str, tuple[str, list[Image.Image]]]:
 
 
 def _stamps(root: Path, folders: tuple[str, ...]) -> list[Image.Image]:
-    files = [f for name in folders for f in pictures_in(root / name) if not _CLASSES & set(f.relative_to(root).parts)]
+    files = [f for name in folders for f in image_files(root / name) if not _CLASSES & set(f.relative_to(root).parts)]
     pictures = [_small(open_image(f)) for f in files if not f.stem.endswith("_mirror")]
     return [p for p in pictures if min(p.size) > 32]  # a smaller one is not shrunk to 32 pixels
 
 
 def _crops(root: Path) -> list[Image.Image]:
     rng, crops = np.random.default_rng(0), []
-    for file in pictures_in(root):
+    for file in image_files(root):
         if file.name.startswith(_WITH_CLASSES):
             continue
         picture = open_image(file, 4 * SIDE)

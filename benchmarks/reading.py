@@ -29,8 +29,9 @@ from PIL import Image
 from sqzoo import create_model, optimize
 from sqzoo.environment import environment
 from sqzoo.files import write_text
+from sqzoo.images.walk import image_files
 from sqzoo.predict import classify
-from sqzoo.reading import ImageReader, pictures_in, read_ahead
+from sqzoo.reading import ImageReader, read_ahead
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "reading.json"
@@ -94,7 +95,7 @@ def memory(model: torch.nn.Module, files: list[Path], folder: Path, many: int) -
     for i in range(many):
         os.link(files[i % len(files)], folder / f"{i:07}{files[0].suffix}")
     began, at = time.perf_counter(), {}
-    for done, answer in enumerate(classify(model, pictures_in(folder), batch_size=BATCH), 1):
+    for done, answer in enumerate(classify(model, image_files(folder), batch_size=BATCH), 1):
         assert answer.error is None
         if done in (many // 10, many):
             at[done] = round(resident(), 1)

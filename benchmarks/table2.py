@@ -2,8 +2,8 @@
 
     python benchmarks/table2.py [--data FOLDER] [--trunk FOLDER] [--only PATTERN [--record]] [--render]
 
-Prints the table and a verdict on each claim, writes results/table2.json and the README's table, and exits with 1 where
-a tag no longer gives its recorded accuracy (to 0.05 points).
+Prints the table and a verdict on each claim, writes results/table2.json, the manifest's accuracies and the README's
+table, and exits with 1 where a tag no longer gave its recorded accuracy (to 0.05 points).
 """
 
 import argparse
@@ -27,6 +27,7 @@ from sqzoo.train import logits, metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+MANIFEST = ROOT / "sqzoo" / "weights" / "manifest.json"
 TOLERANCE = 0.05  # points of top-1
 
 # Paper, Table 2: test loss, top-1 %, parameters as printed.
@@ -64,7 +65,8 @@ def measure(data: Dataset, trunk: str | None, only: str, inexact: np.ndarray) ->
             "params": sum(p.numel() for p in model.parameters()),
             "bytes": entry.size,
             "holds": entry.holds,
-            "side": entry.input_size[1],
+            "side": entry.resolution,
+            "weights_sha256": entry.sha256,
             "selected_on": entry.metrics["selected_on"],
             "seconds": round(seconds, 1),
             "confusion": confusion(found, labels),
@@ -242,6 +244,16 @@ def write(results: dict[str, Any]) -> None:
     write_into_readme("table2", render(results))
 
 
+def into_manifest(rows: dict[str, Any]) -> None:
+    """Write what was measured into the manifest, the accuracy and loss that a tag is said to have."""
+    manifest = json.loads(MANIFEST.read_text(encoding="utf-8"))
+    for entry in manifest["weights"]:
+        if row := rows.get(entry["tag"]):
+            entry["metrics"] |= {"test_top1": row["top1"], "test_loss": row["loss"]}
+            entry["metrics"]["measured"] = "benchmarks/results/table2.json"
+    MANIFEST.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
 def main() -> int:
     """Measure, print, record; return 1 where a tag has drifted from its record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -266,6 +278,8 @@ def main() -> int:
         "test_digest": data.digest,
         "tags": rows,
     } | beside_the_tags()
+    if arguments.only == "*" or arguments.record:
+        into_manifest(rows)
     if arguments.only == "*":
         write(results)
     elif arguments.record:

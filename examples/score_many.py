@@ -25,8 +25,9 @@ from PIL import Image
 from sqzoo import create_model, optimize
 from sqzoo.errors import DataError
 from sqzoo.graph import pixels_side
+from sqzoo.images.walk import image_files
 from sqzoo.optimization import Optimized
-from sqzoo.reading import ImageReader, label_names, pictures_in
+from sqzoo.reading import ImageReader, label_names
 
 BATCH = 16
 _KINDS = {"file": "string", "label": "string", "probability": "float32", "error": "string"}
@@ -35,7 +36,7 @@ FEATURES = Features({name: Value(kind) for name, kind in _KINDS.items()})
 
 def list_pictures(folder: str) -> Iterator[dict[str, str]]:
     """Yield the picture files below a folder as rows of a data set."""
-    for file in pictures_in(folder):
+    for file in image_files(folder):
         yield {"file": str(file)}
 
 
@@ -73,7 +74,7 @@ class Scorer:
 
 def score_many(pictures: str, scores: str, model: str = "sq1", part: int = 50_000, workers: int | None = None) -> int:
     """Score all pictures below `pictures` into `scores`; return their number."""
-    if next(pictures_in(pictures), None) is None:
+    if next(image_files(pictures), None) is None:
         raise SystemExit(f"No pictures in {pictures!r}; give a folder that has some, at any depth.")
     out, work = Path(scores), Path(scores) / ".work"
     out.mkdir(parents=True, exist_ok=True)

@@ -1,28 +1,31 @@
 """Runtimes behind one call: each backend turns a model into a function from images to outputs, both PyTorch tensors."""
 
+import copy
 import hashlib
 import threading
-from collections.abc import Callable
-from functools import cached_property, partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 
 from sqzoo import __version__
 from sqzoo.cache import folder
-from sqzoo.data import Preprocessing
+from sqzoo.data import Normalise
 from sqzoo.environment import package_version
 from sqzoo.errors import ArgumentError
 from sqzoo.extras import require
 from sqzoo.files import write_whole
-from sqzoo.graph import FromPixels, calibration_images, pixels_side, run_onnx, to_int8, to_onnx
+from sqzoo.graph import FromPixels, calibration_images, run_onnx, to_int8, to_onnx
 from sqzoo.hashing import tensors_sha256
 from sqzoo.parity import Run
 
-_SHAPES = 4  # batch sizes that OpenVINO keeps a network for
+Shape = tuple[int, ...]  # of a batch of images, (N, C, H, W) or (N, H, W, 3)
 
 
 def kept_folder() -> Path:
@@ -30,70 +33,90 @@ def kept_folder() -> Path:
     return folder() / "optimize"
 
 
-class Subject:
-    """A model to be run: its float32 copy in channels-last layout, and its ONNX graphs, made once and kept on disk.
+@contextmanager
+def default_modes() -> Iterator[None]:
+    """Leave the caller's inference mode, gradients and autocast, in which graphs cannot be made, or would be others."""
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
+        yield
 
-    calibration: training images that set int8's ranges; None for CIFAR-10's.
+
+class ExportModel:
+    """A model's float32 copy on the CPU, in evaluation mode and channels-last layout, and its ONNX graphs.
+
+    A graph is for one image size and any batch size. It is made once and kept on disk.
+
+    Args:
+        model: a model of `create_model`, compiled by `torch.compile` or not; it stays as it is.
+        preprocessing: uint8 (N, H, W, 3) to probabilities, as `FromPixels`, instead of what the model takes and gives.
+        calibration: uint8 training images (N, H, W, 3) that set int8's ranges; None for CIFAR-10's.
+
+    Raises:
+        ArgumentError: the model was not made by `create_model`, or cannot have its preparation inside.
     """
 
-    def __init__(self, net: nn.Module, preprocessing: bool = False, calibration: np.ndarray | None = None) -> None:
-        self.net = net
+    def __init__(self, model: nn.Module, preprocessing: bool = False, calibration: np.ndarray | None = None) -> None:
+        model = getattr(model, "_orig_mod", model)  # behind torch.compile
+        if not hasattr(model, "pretrained_cfg"):
+            raise ArgumentError(f"{type(model).__name__} was not created by create_model; pass a model that was.")
+        if preprocessing and (model.in_chans != 3 or not model.num_classes):
+            raise ArgumentError("preprocessing=True needs a model with 3 input channels and classes; leave it out.")
+        with default_modes():
+            self.net: Any = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
         self.preprocessing = preprocessing
         self.calibration = calibration
-        module = FromPixels(net) if preprocessing else net
-        self.module = module.eval().to(memory_format=torch.channels_last)
+        module = FromPixels(self.net) if preprocessing else self.net
+        self.module: nn.Module = module.eval().to(memory_format=torch.channels_last)
 
-    @cached_property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of one image."""
-        if self.preprocessing:
-            side = pixels_side(self.net)
-            return (side, side, 3)
-        return (int(self.net.in_chans), *self.net.pretrained_cfg["input_size"][1:])  # type: ignore[arg-type, index]
+    def shape(self, batch_size: int, size: tuple[int, int] | None = None) -> Shape:
+        """Return the shape of a batch of images of a size, by default the model's own."""
+        size = size or self.net.pretrained_cfg["input_size"][1:]
+        return (batch_size, *size, 3) if self.preprocessing else (batch_size, self.net.in_chans, *size)
 
-    def noise(self, count: int) -> torch.Tensor:
+    def noise(self, shape: Shape) -> torch.Tensor:
         """Return images of noise as the model takes them, the same each time."""
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator("cpu").manual_seed(0)
         if self.preprocessing:
-            return torch.randint(0, 256, (count, *self.shape), dtype=torch.uint8, generator=generator)
-        return torch.randn(count, *self.shape, generator=generator)
+            return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator, device="cpu")
+        return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
 
-    def prepared(self, pixels: np.ndarray) -> torch.Tensor:
-        """Return uint8 pictures as the model takes them."""
-        if self.preprocessing:
-            return torch.from_numpy(pixels)
-        return Preprocessing.of(self.net.pretrained_cfg)(pixels).contiguous()  # type: ignore[arg-type]
+    def prepared(self, pixels: np.ndarray, shape: Shape | None = None) -> torch.Tensor:
+        """Return uint8 images (N, H, W, 3) as the model takes them, resized to the size that `shape` tells."""
+        images = torch.from_numpy(np.require(pixels, requirements="W"))
+        size = pixels.shape[1:3] if shape is None else shape[1:3] if self.preprocessing else shape[2:]
+        if pixels.shape[1:3] != size:
+            resized = F.interpolate(images.permute(0, 3, 1, 2), size, mode="bilinear", antialias=True)
+            images = resized.permute(0, 2, 3, 1).contiguous()
+        return images if self.preprocessing else Normalise.of(self.net)(images).contiguous()
 
-    @cached_property
-    def key(self) -> str:
-        """SHA-256 of all that the outputs hang on: tensors, structure, preparation, and the versions that export."""
-        parts = [tensors_sha256(self.net.state_dict()), repr(self.module), str(self.shape), __version__]
-        parts += [str(Preprocessing.of(self.net.pretrained_cfg))]  # type: ignore[arg-type]
+    def key(self, shape: Shape) -> str:
+        """Return the SHA-256 of what the outputs depend on: tensors, structure, image size, exporters' versions."""
+        tensors = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
+        parts = [tensors_sha256(tensors), repr(self.module), str(shape[1:]), __version__]
+        for module in self.module.modules():  # not all is in their repr: a temperature, say
+            settings = {k: v for k, v in vars(module).items() if isinstance(v, bool | int | float | str | tuple | list)}
+            parts += [f"{type(module).__module__} {sorted(settings.items())}"]
         parts += [str(package_version(name)) for name in ("torch", "onnx", "onnxscript", "onnxruntime")]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
-    @cached_property
-    def onnx(self) -> bytes:
-        """The float32 graph."""
-        return _kept(self.key, lambda: to_onnx(self.module, self.noise(2), {}))
+    def onnx(self, shape: Shape) -> bytes:
+        """Return the float32 graph for the image size of `shape`."""
+        return _kept(self.key(shape), lambda: to_onnx(self.module, self.noise((2, *shape[1:])), {}))
 
-    @cached_property
-    def int8(self) -> bytes:
-        """The graph in int8."""
+    def int8(self, shape: Shape) -> bytes:
+        """Return the graph in int8 for the image size of `shape`."""
         ranges = "cifar10"
         if self.calibration is not None:
             ranges = hashlib.sha256(np.ascontiguousarray(self.calibration).data).hexdigest()
-        key = hashlib.sha256(f"{self.key} {ranges}".encode()).hexdigest()
 
         def make() -> bytes:
             pixels = calibration_images(self.net, self.calibration)
-            return to_int8(self.module, self.onnx, self.prepared(pixels), {})
+            return to_int8(self.module, self.onnx(shape), self.prepared(pixels, shape), {})
 
-        return _kept(key, make)
+        return _kept(hashlib.sha256(f"{self.key(shape)} {ranges}".encode()).hexdigest(), make)
 
 
 def _kept(key: str, make: Callable[[], bytes]) -> bytes:
-    """Return a graph from the cache, verified by the SHA-256 in its name, or make it and keep it there."""
+    """Return a graph from the cache, where its name holds its SHA-256, or make it and keep it there."""
     for file in kept_folder().glob(f"{key}-*.onnx"):
         data = file.read_bytes()
         if file.stem == f"{key}-{hashlib.sha256(data).hexdigest()}":
@@ -106,51 +129,38 @@ def _kept(key: str, make: Callable[[], bytes]) -> bytes:
     return data
 
 
-def _pytorch(subject: Subject) -> Run:
-    return lambda x: subject.module(_channels_last(x))
+def _pytorch(model: ExportModel, shape: Shape) -> Run:
+    return lambda x: model.module(_channels_last(x))
 
 
-def _torchscript(subject: Subject) -> Run:
-    # Frozen, convolution and ReLU are one oneDNN call, and batch norm is folded into the weights before it.
-    example = _channels_last(subject.noise(2))
-    with torch.inference_mode():
-        frozen = torch.jit.freeze(torch.jit.trace(subject.module, example))
-    return lambda x: frozen(_channels_last(x))
-
-
-def _inductor(subject: Subject) -> Run:
-    compiled = torch.compile(subject.module, options={"freezing": True})
+def _inductor(model: ExportModel, shape: Shape) -> Run:
+    compiled = torch.compile(model.module, dynamic=False, options={"freezing": True})
     return lambda x: compiled(_channels_last(x))
 
 
-def _onnxruntime(subject: Subject, int8: bool = False) -> Run:
-    return run_onnx(subject.int8 if int8 else subject.onnx)
+def _onnxruntime(model: ExportModel, shape: Shape, int8: bool = False) -> Run:
+    return run_onnx(model.int8(shape) if int8 else model.onnx(shape))
 
 
-def _openvino(subject: Subject, precision: str = "f32") -> Run:
+def _openvino(model: ExportModel, shape: Shape, precision: str = "f32") -> Run:
     openvino = require("openvino", "openvino", "The backend openvino")
     core = openvino.Core()
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise ArgumentError("The backend openvino-bf16 needs a CPU with bf16 instructions; use another one.")
-    network = core.read_model(subject.int8 if precision == "int8" else subject.onnx)
+    network = core.read_model(model.int8(shape) if precision == "int8" else model.onnx(shape))
+    network.reshape({0: list(shape)})  # a fixed batch size is 15 % faster than a free one
     hints = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
     }
-    compiled: dict[int, Any] = {}
+    request = core.compile_model(network, "CPU", hints).create_infer_request()
     lock = threading.Lock()  # a request serves one thread at a time
 
     def run(x: torch.Tensor) -> torch.Tensor:
         images = x.contiguous().numpy()
         with lock:
-            if len(x) not in compiled:  # a fixed shape is 15 % faster than a free one, and compiles in 0.2 s
-                if len(compiled) == _SHAPES:
-                    compiled.pop(next(iter(compiled)))
-                network.reshape({0: [len(x), *subject.shape]})
-                compiled[len(x)] = core.compile_model(network, "CPU", hints).create_infer_request()
-            found = compiled[len(x)].infer([images], share_inputs=True, share_outputs=True)
-            return torch.from_numpy(np.array(found[0]))
+            return torch.from_numpy(np.array(request.infer([images], share_inputs=True, share_outputs=True)[0]))
 
     return run
 
@@ -159,9 +169,9 @@ def _channels_last(x: torch.Tensor) -> torch.Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.is_floating_point() else x
 
 
-BACKENDS: dict[str, Callable[[Subject], Run]] = {
+# Each prepares its runtime for one shape, and for as many threads as PyTorch has at that time.
+BACKENDS: dict[str, Callable[[ExportModel, Shape], Run]] = {
     "pytorch": _pytorch,
-    "torchscript": _torchscript,
     "inductor": _inductor,
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,

@@ -4,7 +4,9 @@ The places are those of torch.hub (TORCH_HOME) and huggingface_hub (HF_HOME), an
 `sqzoo.optimize` keep, `folder`.
 """
 
+import contextlib
 import gzip
+import io
 import os
 import shutil
 import zlib
@@ -14,7 +16,8 @@ from pathlib import Path
 
 import torch
 
-from sqzoo.errors import ArgumentError, SqzooError, WeightsError, did_you_mean
+from sqzoo.errors import ArgumentError, SqzooError, WeightsError, did_you_mean, printable, shown, why
+from sqzoo.files import cache_folder
 from sqzoo.hashing import file_sha256
 from sqzoo.registry import list_models
 from sqzoo.weights.configuration import read_configuration
@@ -23,6 +26,9 @@ from sqzoo.weights.manifest import read_manifest
 from sqzoo.weights.reading import CONFIG_LARGEST, read_bytes
 from sqzoo.weights.remote import CONFIG, WEIGHTS, is_undamaged
 from sqzoo.weights.trunks import TRUNKS, load_trunk
+
+folder = cache_folder
+_PACKED_LARGEST = 1 << 28  # bytes: the page's engine has 14 million
 
 
 @dataclass(frozen=True)
@@ -37,35 +43,43 @@ class Kept:
 
     def damage(self) -> str | None:
         """Return what is wrong with it after reading and hashing all of it, or None."""
+        again = "remove it, and the next use makes or fetches it again"
         try:
             if self.kind == "package":
                 read_verified(read_manifest()[self.name])
             elif self.kind == "trunk":
                 load_trunk(self.name, self.path)
             elif self.kind == "page":
-                for file in self.path.glob("*.gz"):
-                    with gzip.open(file) as stream:  # compares its checksum
-                        while stream.read(1 << 22):
-                            pass
+                for file in sorted(self.path.glob("*.gz")):
+                    read_packed(file)
             elif self.kind == "graphs":
-                for file in self.path.glob("*.onnx"):
+                for file in sorted(self.path.glob("*.onnx")):
                     if not file.stem.endswith(file_sha256(file)):
-                        return f"{file} is damaged; the next `sqzoo.optimize` makes it again."
+                        return f"{shown(file)} is damaged; {again}."
             else:
                 for commit in self.commits:
                     if not is_undamaged(self.path / "snapshots" / commit):
-                        return f"{self.name} at {commit} is damaged; remove it, and the next use fetches it again."
+                        return f"{self.name} at {commit} is damaged; {again}."
         except SqzooError as e:
             return str(e)
-        except (OSError, EOFError, zlib.error) as e:
-            return f"{self.name} is damaged ({e}); the next `sqzoo demo` makes it again."
+        except (OSError, EOFError, ValueError, zlib.error) as e:
+            return f"{self.name} is damaged ({why(e)}); {again}."
         return None
 
 
-def folder() -> Path:
-    """Return sqzoo's own folder in the user's cache: $SQZOO_CACHE, else $XDG_CACHE_HOME/sqzoo, else ~/.cache/sqzoo."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("SQZOO_CACHE") or Path(base) / "sqzoo")
+def read_packed(file: Path) -> bytes:
+    """Return a gzip file of the page's as it is, once it is unpacked, to no more than the largest, without a mistake.
+
+    Raises OSError, EOFError or zlib.error where it is no such file or its checksum is wrong.
+    """
+    packed = read_bytes(file, _PACKED_LARGEST)
+    with gzip.open(io.BytesIO(packed)) as stream:  # compares its checksum
+        size = 0
+        while block := stream.read(1 << 22):
+            size += len(block)
+            if size > _PACKED_LARGEST:
+                raise OSError(0, "it unpacks to more than any of the page's files")
+    return packed
 
 
 def kept() -> list[Kept]:
@@ -75,24 +89,32 @@ def kept() -> list[Kept]:
 
 
 def remove(name: str) -> Kept:
-    """Remove a trunk or Hub model from the cache and return what it was.
+    """Remove a trunk, Hub model or folder of sqzoo's own from the cache and return what it was.
 
-    Raises `ArgumentError` for another name and `WeightsError` where it cannot be removed.
+    Raises `ArgumentError` for another name and `WeightsError` where it cannot be removed, or not all of it.
     """
     there = {k.name: k for k in kept() if k.kind != "package"}
     if name not in there:
         known = ", ".join(there) or "none"
-        raise ArgumentError(f"Nothing named {name!r} is in the cache.{did_you_mean(name, there)} There are: {known}.")
+        raise ArgumentError(
+            f"Nothing named {printable(name)!r} is in the cache.{did_you_mean(name, there)} There are: {known}."
+        )
     found = there[name]
-    if found.kind == "trunk":
-        try:
-            found.path.unlink(missing_ok=True)
-        except OSError as e:
-            raise WeightsError(f"Cannot remove {found.path} ({e.strerror}); have its owner remove it.") from e
-        return found
-    if found.kind in ("page", "graphs"):
-        shutil.rmtree(found.path, ignore_errors=True)
-        return found
+    try:
+        if found.kind == "hub":
+            _remove_hub_model(found)
+        elif found.path.is_dir() and not found.path.is_symlink():
+            shutil.rmtree(found.path)
+        else:
+            found.path.unlink(missing_ok=True)  # a link itself, not what it leads to
+    except OSError as e:
+        raise WeightsError(f"Cannot remove {shown(found.path)} ({why(e)}); have its owner remove it.") from e
+    if os.path.lexists(found.path) and found.kind != "hub":
+        raise WeightsError(f"{shown(found.path)} is still there after its removal; have its owner remove it.")
+    return found
+
+
+def _remove_hub_model(found: Kept) -> None:
     from huggingface_hub import constants, scan_cache_dir
 
     root = found.path.resolve()
@@ -104,14 +126,13 @@ def remove(name: str) -> Kept:
     # The client logs what it may not remove, and goes on.
     if left := [c for c in found.commits if (found.path / "snapshots" / c).exists()]:
         raise WeightsError(f"Cannot remove {found.path} (commit {left[0]} is still there); have its owner remove it.")
-    return found
 
 
 def _trunks() -> Iterator[Kept]:
     for trunk in TRUNKS.values():
         file = Path(torch.hub.get_dir()) / "checkpoints" / trunk.url.rpartition("/")[2]
         if os.path.isfile(file):  # Path's own test raises where one may not look
-            yield Kept("trunk", trunk.name, file, file.stat().st_size)
+            yield Kept("trunk", trunk.name, file, os.stat(file).st_size)
 
 
 def _hub_models() -> Iterator[Kept]:
@@ -141,4 +162,14 @@ def _own() -> Iterator[Kept]:
     for kind, name in (("page", "demo"), ("graphs", "optimize")):
         place = folder() / name
         if os.path.isdir(place):
-            yield Kept(kind, place.name, place, sum(f.stat().st_size for f in place.iterdir()))
+            yield Kept(kind, place.name, place, folder_size(place))
+
+
+def folder_size(place: Path) -> int:
+    """Return the bytes of the files below a folder; of those that may not be looked at, none."""
+    size = 0
+    for where, _, names in os.walk(place):
+        for name in names:
+            with contextlib.suppress(OSError):
+                size += os.lstat(os.path.join(where, name)).st_size
+    return size

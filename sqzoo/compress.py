@@ -82,6 +82,8 @@ def compress(
     activations steer the rounding. held_out: training images on which each layer's sensitivity is measured. Raises
     `ArgumentError` where `size` cannot be reached.
     """
+    if not all(t.isfinite().all() for t in parent.state_dict().values()):
+        raise ArgumentError("The weights are not all finite (NaN or infinity): a training that failed; give others.")
     model = copy.deepcopy(parent).eval().to(memory_format=torch.channels_last)
     layers = _layers(model)
     weights = sum(m.weight.numel() for m in layers.values())

@@ -3,12 +3,11 @@
 import hashlib
 import io
 import os
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,8 +15,13 @@ import torch.nn as nn
 import torch.nn.functional as F
 from PIL import Image
 
-from sqzoo.errors import ArgumentError, DataError
+from sqzoo.cifar_batch import LARGEST as BATCH_LARGEST
+from sqzoo.cifar_batch import read_batch
+from sqzoo.errors import ArgumentError, DataError, printable
+from sqzoo.files import environment_path, open_regular
 from sqzoo.hashing import file_sha256
+from sqzoo.images.opener import as_rgb as as_rgb
+from sqzoo.images.opener import open_image as open_image
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
@@ -30,6 +34,8 @@ _HUB_SHA256 = {
     "test": "841389e6f2d64f28bf17310e430aebac20ec3ba611a3c5e231dc93c645ce84de",
 }
 _COUNTS = {"train": 50_000, "test": 10_000}
+_SIDE = 32
+_PARQUET_LARGEST = 1 << 28  # bytes: the training images take 120 MB
 Split = Literal["train", "test"]
 
 
@@ -68,8 +74,8 @@ def cifar10(split: Split, root: str | os.PathLike[str] | None = None) -> Dataset
     """
     if split not in _COUNTS:
         raise ArgumentError(f"split must be 'train' or 'test', not {split!r}.")
-    source = root or os.environ.get(_FOLDER_VARIABLE)
-    data = _from_folder(Path(source), split) if source else _read_parquet([_hub_file(split)])
+    source = Path(root) if root else environment_path(_FOLDER_VARIABLE)
+    data = _from_folder(source, split) if source else _read_parquet([_hub_file(split)], split)
     classes, per_class = np.unique(data.labels, return_counts=True)
     count = _COUNTS[split]
     whole = data.images.shape == (count, 32, 32, 3) and data.labels.shape == (count,)
@@ -93,12 +99,12 @@ def _parquet(folder: Path, split: str) -> list[Path]:
 
 
 def _batches(folder: Path) -> Path | None:
-    return next((f for f in (folder, folder / "cifar-10-batches-py") if (f / "test_batch").is_file()), None)
+    return next((f for f in (folder, folder / "cifar-10-batches-py") if os.path.lexists(f / "test_batch")), None)
 
 
 def _from_folder(folder: Path, split: Split) -> Dataset:
     if parquet := _parquet(folder, split):
-        return _read_parquet(parquet)
+        return _read_parquet(parquet, split)
     if batches := _batches(folder):
         return _read_batches(batches, split)
     raise DataError(
@@ -107,26 +113,47 @@ def _from_folder(folder: Path, split: Split) -> Dataset:
     )
 
 
-def _read_parquet(files: list[Path]) -> Dataset:
+def _read_parquet(files: list[Path], split: Split) -> Dataset:
     try:
         import pyarrow.parquet as pq
     except ImportError as e:
         raise DataError("Reading parquet needs pyarrow; install it with: pip install 'sqzoo[train]'.") from e
-    images, labels = [], []
+    images: list[np.ndarray] = []
+    labels: list[int] = []
     for file in files:
         try:
-            table = pq.read_table(file, columns=["img", "label"])
-            pictures = table["img"].combine_chunks().field("bytes").to_pylist()
-            images.append(np.stack([np.asarray(Image.open(io.BytesIO(b)).convert("RGB")) for b in pictures]))
-            labels.append(table["label"].to_numpy().astype(np.int64))
-            if images[-1].shape[1:] != images[0].shape[1:]:
-                raise ValueError(f"pictures of {images[-1].shape[1:]} behind {images[0].shape[1:]}")
+            with open_regular(file) as stream:
+                if os.fstat(stream.fileno()).st_size > _PARQUET_LARGEST:
+                    raise ValueError("it is larger than CIFAR-10")
+                table = pq.ParquetFile(stream)
+                about = table.metadata
+                groups = [about.row_group(i) for i in range(about.num_row_groups)]
+                unpacked = sum(g.column(c).total_uncompressed_size for g in groups for c in range(about.num_columns))
+                if len(labels) + about.num_rows > _COUNTS[split] or unpacked > _PARQUET_LARGEST:
+                    raise ValueError(f"{about.num_rows:,} rows of {unpacked:,} bytes, more than CIFAR-10 has")
+                for batch in table.iter_batches(100, columns=["img", "label"]):
+                    images += [_tiny_picture(b) for b in batch["img"].field("bytes").to_pylist()]
+                    labels += batch["label"].to_pylist()
         except Exception as e:  # pyarrow, Pillow and numpy each have their own errors for damaged or foreign files
             raise DataError(
                 f"{file} is not a readable CIFAR-10 parquet file ({_reason(e)}); expected columns img (PNG bytes) and "
                 "label; fetch it again."
             ) from e
-    return Dataset(np.concatenate(images), np.concatenate(labels))
+    try:
+        return Dataset(np.stack(images), np.array(labels, np.int64))
+    except (TypeError, ValueError, OverflowError) as e:
+        raise DataError(
+            f"{files[0]} is not a readable CIFAR-10 parquet file ({_reason(e)}); expected rows of a picture and a "
+            "label; fetch it again."
+        ) from e
+
+
+def _tiny_picture(data: bytes) -> np.ndarray:
+    """Decode a picture of 32x32 pixels, whose size is compared before it is decoded."""
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        if image.size != (_SIDE, _SIDE):
+            raise ValueError(f"a picture of {image.width}x{image.height} pixels, not {_SIDE}x{_SIDE}")
+        return np.asarray(image.convert("RGB"))
 
 
 def _hub_file(split: Split) -> Path:
@@ -152,20 +179,7 @@ def _hub_file(split: Split) -> Path:
 
 def _reason(e: Exception) -> str:
     """Return an error's type and its first sentence, to stand in brackets within ours."""
-    return f"{type(e).__name__}: {str(e).strip()}".splitlines()[0].partition(". ")[0].rstrip(".: ")
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Reads torchvision's batches, which are pickles: numpy arrays and nothing else may be constructed."""
-
-    _ALLOWED: ClassVar = {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
-
-    def find_class(self, module: str, name: str) -> Any:
-        if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            return super().find_class("numpy._core.multiarray", name)
-        if (module, name) in self._ALLOWED:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no array")
+    return printable(f"{type(e).__name__}: {str(e).strip()}".splitlines()[0].partition(". ")[0].rstrip(".: "), 300)
 
 
 def _read_batches(folder: Path, split: Split) -> Dataset:
@@ -173,13 +187,13 @@ def _read_batches(folder: Path, split: Split) -> Dataset:
     images, labels = [], []
     for name in names:
         try:
-            with (folder / name).open("rb") as stream:
-                batch = _ArraysOnly(stream, encoding="bytes").load()
-            images.append(np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
-            labels.append(np.asarray(batch[b"labels"], np.int64))
-        except Exception as e:  # a damaged pickle can raise nearly anything
+            with open_regular(folder / name) as stream:
+                pixels, classes = read_batch(stream.read(BATCH_LARGEST))
+            images.append(pixels)
+            labels.append(classes)
+        except (OSError, ValueError) as e:
             raise DataError(f"{folder / name} is not a readable CIFAR-10 batch ({_reason(e)}); fetch it again.") from e
-    return Dataset(np.ascontiguousarray(np.concatenate(images)), np.concatenate(labels))
+    return Dataset(np.concatenate(images), np.concatenate(labels))
 
 
 def hold_out(labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -273,41 +287,3 @@ def normalise(x: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) 
 def _row(values: tuple[float, ...], width: int, device: torch.device) -> torch.Tensor:
     """Return the constants of a row of pixels, put on the device once: in a training step a copy there would block."""
     return torch.tensor(values, dtype=torch.float32).repeat(width).to(device)
-
-
-_LONGEST = 100  # long side over short side: more is no picture, and would fill the memory when it is enlarged
-
-
-def open_image(file: str | os.PathLike[str], least: int | None = None) -> Image.Image:
-    """Open a picture as 8-bit RGB, turned as its EXIF says, on white where it is transparent, its first frame.
-
-    least: pixels that its short side must keep; a JPEG much larger is decoded at a half, a quarter or an eighth of its
-    size, several times faster. Raises `DataError` where the file is no picture.
-    """
-    try:
-        with Image.open(file) as image:
-            if max(image.size) > _LONGEST * min(image.size):
-                raise ValueError(f"{image.width}x{image.height} pixels, a side over {_LONGEST} times the other")
-            if least is not None:
-                image.draft("RGB", (least, least))
-            return as_rgb(image)
-    except FileNotFoundError as e:
-        raise DataError(f"No such image: {os.fspath(file)!r}; check the name.") from e
-    except Exception as e:  # Pillow's readers raise nearly anything for damaged pictures
-        raise DataError(f"{os.fspath(file)!r} is not a readable image ({_reason(e)}).") from e
-
-
-def as_rgb(image: Image.Image) -> Image.Image:
-    """Return a picture as 8-bit RGB, turned as its EXIF says, on white where it is transparent; it stays as it is."""
-    from PIL import ImageOps
-
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith(("I", "F")):  # Pillow would cut all above 255 off
-        values = np.asarray(image)
-        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-            raise ValueError("its values are not of 8 or 16 bits")
-        return Image.fromarray((values / 257).round().astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image if image.mode == "RGB" else image.convert("RGB")

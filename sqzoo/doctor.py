@@ -10,7 +10,8 @@ import torch
 from packaging.requirements import Requirement
 
 from sqzoo.environment import bfloat16_is_fast, environment
-from sqzoo.errors import SqzooError
+from sqzoo.errors import SqzooError, shown
+from sqzoo.files import environment_path
 
 _TIMEOUT = 3  # seconds for the Hub to answer
 
@@ -63,24 +64,24 @@ def _machine(facts: dict[str, Any]) -> dict[str, Any]:
 def _kept() -> dict[str, str]:
     from huggingface_hub import constants
 
+    from sqzoo.cache import folder_size
     from sqzoo.weights.manifest import FOLDER
 
     places = {"weights (package)": FOLDER, "trunks (torch.hub)": Path(torch.hub.get_dir()) / "checkpoints"}
     places["models (Hub)"] = Path(constants.HF_HUB_CACHE)
-    return {name: f"{place} ({_size(place) / 1e6:.1f} MB)" for name, place in places.items()}
-
-
-def _size(folder: Path) -> int:
-    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file() and not f.is_symlink())
+    return {name: f"{place} ({folder_size(place) / 1e6:.1f} MB)" for name, place in places.items()}
 
 
 def _cifar10() -> str:
     from sqzoo.data import holds_cifar10
 
-    folder = os.environ.get("SQZOO_CIFAR10")
-    if not folder:
-        return "from the Hub when asked for; SQZOO_CIFAR10 names no folder"
-    return f"{folder}: " + ("found" if holds_cifar10(Path(folder)) else "NOT THERE; correct SQZOO_CIFAR10")
+    try:
+        folder = environment_path("SQZOO_CIFAR10")
+        if not folder:
+            return "from the Hub when asked for; SQZOO_CIFAR10 names no folder"
+        return f"{shown(folder)}: " + ("found" if holds_cifar10(folder) else "NOT THERE; correct SQZOO_CIFAR10")
+    except (OSError, SqzooError) as e:
+        return str(e)
 
 
 def _trunks() -> str:
@@ -89,7 +90,7 @@ def _trunks() -> str:
     states = []
     for trunk in TRUNKS.values():
         cached = Path(torch.hub.get_dir()) / "checkpoints" / trunk.url.rpartition("/")[2]
-        if "SQZOO_TRUNKS" not in os.environ and not cached.is_file():
+        if "SQZOO_TRUNKS" not in os.environ and not os.path.isfile(cached):
             states.append(f"{trunk.name} is downloaded when asked for")
             continue
         try:

@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -45,19 +46,32 @@ def package_version(name: str) -> str | None:
 
 
 def _commit() -> str | None:
-    here = Path(__file__).parent
+    """Return the commit of sqzoo's own checkout, if this package lies in one.
+
+    Not that of a project in whose folders the package is installed. Git is run in sqzoo's own checkout alone, where
+    its code runs anyway: a repository's configuration can name programs for git to start.
+    """
+    root = Path(__file__).resolve().parents[1]
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-        dirty = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no", "--", "."],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
+        project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"]
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
+    if project != "sqzoo" or not (root / ".git").exists():
+        return None
+    # Within a git hook, variables name the repository that the hook is of.
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")} | {"GIT_OPTIONAL_LOCKS": "0"}
+    git = ["git", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null"]
+    head, dirty = (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no", "--", "sqzoo"])
+    try:
+        found, changed = (
+            subprocess.run(
+                [*git, *words], cwd=root, env=variables, capture_output=True, text=True, check=True, timeout=30
+            ).stdout.strip()
+            for words in (head, dirty)
+        )
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
+    return found + ("+changes" if changed else "")
 
 
 def cpu() -> str:

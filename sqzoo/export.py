@@ -15,12 +15,13 @@ import torch.nn as nn
 from safetensors.torch import load, save
 
 from sqzoo import __version__
-from sqzoo.backends import Subject
+from sqzoo.backends import ExportModel, default_modes
 from sqzoo.errors import ArgumentError, ExportError, WeightsError, did_you_mean
 from sqzoo.extras import require
 from sqzoo.files import write_whole
 from sqzoo.graph import calibration_images, run_onnx, to_int8, to_onnx, traced
 from sqzoo.hashing import tensors_sha256
+from sqzoo.hub import save_pretrained
 from sqzoo.parity import INT8_TOLERANCE, Run, compare
 from sqzoo.weights import read_manifest, read_verified
 from sqzoo.weights.header import read_tensors
@@ -32,6 +33,7 @@ FORMATS = {
     "openvino": ".xml",
     "torch-export": ".pt2",
     "safetensors-int8": ".safetensors",
+    "transformers-js": "",  # a folder
 }
 _SCALE = ".scale"
 
@@ -47,7 +49,9 @@ def export(
     """Write a model of `create_model` to a file for another runtime, and return the file.
 
     format: "onnx", "onnx-int8" (static QDQ, weights by channel), "openvino" (path.xml, and path.bin beside it),
-    "torch-export" (for torch.export.load) or "safetensors-int8" (weights alone, for `read_int8`).
+    "torch-export" (for torch.export.load), "safetensors-int8" (weights alone, for `read_int8`) or "transformers-js" (a
+    folder: what `sqzoo.hub.save_pretrained` writes, and beside it the ONNX graphs, float32 and with int8 weights, and
+    the configuration that transformers.js reads; pictures of any size are prepared in the graph).
     preprocessing: False: `images` (N, 3, side, side) float32, normalised, to `logits` (N, classes). True: `images`
     (N, side, side, 3) uint8 to `probabilities` (N, classes); the side is 32 where the model knows CIFAR-10's classes,
     with the upsampling in the graph, else that of the picture before the centre crop. The batch N is free in both.
@@ -59,19 +63,23 @@ def export(
     `sqzoo.parity`. Raises `ArgumentError`, `ExportError`, `DataError`, or `MissingExtraError` where a package is
     not installed.
     """
+    if format == "transformers-js":
+        if preprocessing:
+            raise ArgumentError("transformers-js has its own preparation; leave preprocessing out.")
+        save_pretrained(model, path, transformers_js=True)
+        return Path(path)
     target = _target(path, format)
-    if not hasattr(model, "pretrained_cfg"):
-        raise ArgumentError(f"{type(model).__name__} is no model of create_model; give one that it made.")
-    if preprocessing and (format == "safetensors-int8" or model.in_chans != 3 or not model.num_classes):
-        raise ArgumentError(
-            f"preprocessing=True needs a graph, 3 input channels and classes, not {format} of a model with "
-            f"{model.in_chans} channels and {model.num_classes} classes; leave it out."
-        )
-    subject = Subject(copy.deepcopy(model).cpu().float().eval().requires_grad_(False), preprocessing)
-    net, graph = subject.net, subject.module
-    about = metadata(net) | {"input": "uint8 NHWC" if preprocessing else "float32 NCHW, normalised"}
+    if preprocessing and format == "safetensors-int8":
+        raise ArgumentError("preprocessing=True needs a graph, not safetensors-int8; leave it out.")
+    with default_modes():
+        return _export(ExportModel(model, preprocessing), target, format, calibration)
+
+
+def _export(model: ExportModel, target: Path, format: str, calibration: np.ndarray | None) -> Path:
+    net, graph = model.net, model.module
+    about = metadata(net) | {"input": "uint8 NHWC" if model.preprocessing else "float32 NCHW, normalised"}
     int8 = format == "onnx-int8"
-    images = subject.prepared(calibration_images(net, calibration)) if int8 else subject.noise(3)
+    images = model.prepared(calibration_images(net, calibration)) if int8 else model.noise(model.shape(3))
     if format == "safetensors-int8":
         return _write(target, _int8_weights(net, images, about))
     if format == "torch-export":
@@ -84,7 +92,7 @@ def export(
         return _write_openvino(target, data, graph, images, about)
     if int8:
         return _write(target, to_int8(graph, data, images, about))
-    compare(graph, run_onnx(data), images, format)
+    compare(graph, run_onnx(data), [images[:1], images], format)
     return _write(target, data)
 
 
@@ -167,7 +175,7 @@ def _torch_export(graph: nn.Module, images: torch.Tensor, about: dict[str, str])
     program.example_inputs = None  # they would be in the file
     torch.export.save(program, stream, extra_files={"sqzoo.json": json.dumps(about)})
     stream.seek(0)
-    compare(graph, torch.export.load(stream).module(), images, "torch-export")
+    compare(graph, torch.export.load(stream).module(), [images[:1], images], "torch-export")
     return stream.getvalue()
 
 
@@ -181,7 +189,7 @@ def _write_openvino(target: Path, data: bytes, graph: nn.Module, images: torch.T
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".writing-") as folder:
             written = Path(folder) / target.name
             openvino.save_model(network, written, compress_to_fp16=False)
-            compare(graph, run_openvino(written), images, "openvino")
+            compare(graph, run_openvino(written), [images[:1], images], "openvino")
             target.unlink(missing_ok=True)  # the .xml comes last: where there is one, its .bin is whole
             written.with_suffix(".bin").replace(target.with_suffix(".bin"))
             written.replace(target)
@@ -210,7 +218,7 @@ def _int8_weights(net: nn.Module, images: torch.Tensor, about: dict[str, str]) -
     data = save({k: v.contiguous() for k, v in tensors.items()}, about | {"format": "pt"})
     again = copy.deepcopy(net)
     again.load_state_dict(_from_int8(load(data)))
-    compare(net, again, images, "safetensors-int8", INT8_TOLERANCE)
+    compare(net, again, [images], "safetensors-int8", INT8_TOLERANCE)
     return data
 
 

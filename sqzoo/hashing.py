@@ -3,15 +3,16 @@
 import hashlib
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 
+from sqzoo.files import open_regular
+
 
 def file_sha256(file: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of a file, read in blocks."""
+    """Return the SHA-256 of a regular file, read in blocks. Raises OSError, also for a pipe or device."""
     digest = hashlib.sha256()
-    with Path(file).open("rb") as stream:
+    with open_regular(file) as stream:
         while block := stream.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()

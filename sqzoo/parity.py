@@ -1,38 +1,50 @@
 """Whether another runtime gives what PyTorch gives."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 import torch.nn as nn
 
 from sqzoo.errors import ExportError
 
-TOLERANCE = 1e-4  # largest difference of an output, as a part of the largest output where that is above 1
-BF16_TOLERANCE, INT8_TOLERANCE = 0.03, 0.15  # root mean square difference, as a part of the outputs' own spread
+TOLERANCE = 1e-4  # largest difference of an output, relative to the largest output where that is above 1
+BF16_TOLERANCE, INT8_TOLERANCE = 0.03, 0.15  # root mean square difference, relative to the outputs' own std
 
 Run = Callable[[torch.Tensor], torch.Tensor]
 
 
-def compare(module: nn.Module, run: Run, images: torch.Tensor, name: str, spread: float | None = None) -> None:
-    """Raise `ExportError` unless `run` gives what `module` gives for the images, one at a time and all at once.
+def compare(
+    module: nn.Module, run: Run, batches: Sequence[torch.Tensor], name: str, tolerance: float | None = None
+) -> None:
+    """Compare a runtime's outputs with PyTorch's.
 
-    spread: allow this root mean square difference, as a part of the outputs' standard deviation, instead of
-    `TOLERANCE`. One image alone is then not judged by its numbers, but by its shape.
+    Args:
+        module: the network in PyTorch, in evaluation mode.
+        run: the runtime.
+        batches: inputs, each given to both as one batch.
+        name: what is compared, the beginning of the error's sentence.
+        tolerance: allowed root mean square difference over all batches, relative to the outputs' standard deviation;
+            None allows no output to differ by more than `TOLERANCE`.
+
+    Raises:
+        ExportError: the outputs differ by more, have another shape, or are not finite.
     """
+    expected, results = [], []
     with torch.inference_mode():
-        wanted = module(images).double().numpy()
-        for count in sorted({1, len(images)}):
-            found, expected = run(images[:count]).double().numpy(), wanted[:count]
-            if found.shape != expected.shape or not np.isfinite(found).all():
+        for images in batches:
+            expected.append(module(images).double())
+            results.append(run(images).double())
+            if results[-1].shape != expected[-1].shape or not results[-1].isfinite().all():
                 raise ExportError(
-                    f"{name} gives outputs of shape {list(found.shape)}, not finite {list(expected.shape)}."
+                    f"{name} gives outputs of shape {list(results[-1].shape)}, not finite {list(expected[-1].shape)}."
                 )
-            error = float(np.abs(found - expected).max() / max(1.0, np.abs(wanted).max()))
-            if spread is not None:
-                error = float(np.sqrt(np.mean((found - expected) ** 2)) / (wanted.std() or 1.0)) if count > 1 else 0.0
-            if error > (spread or TOLERANCE):
-                raise ExportError(
-                    f"{name} gives other outputs than PyTorch for {count} images: they differ by {error:.2g}, and "
-                    f"{spread or TOLERANCE:g} is allowed; use another format, backend, or version of its packages."
-                )
+        target, result = torch.cat(expected), torch.cat(results)
+        if tolerance is None:
+            error = float((result - target).abs().max() / target.abs().max().clamp_min(1))
+        else:
+            error = float((result - target).square().mean().sqrt() / (target.std(correction=0) or 1))
+    if not error <= (tolerance or TOLERANCE):
+        raise ExportError(
+            f"{name} gives other outputs than PyTorch: they differ by {error:.2g}, and {tolerance or TOLERANCE:g} is "
+            "allowed; use another format, backend, or version of its packages."
+        )

@@ -3,10 +3,12 @@
 import hashlib
 import io
 import json
+import logging
 import os
+import tempfile
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,15 +17,25 @@ from typing import Any
 import numpy as np
 import PIL
 from PIL import Image
+from timm.utils.misc import natural_key
 
 from sqzoo.data import Dataset
-from sqzoo.errors import ArgumentError, DataError
+from sqzoo.errors import ArgumentError, DataError, printable, shown, why
 from sqzoo.extras import require
-from sqzoo.files import write_whole
-from sqzoo.reading import ImageReader, picture_suffixes, read_ahead
+from sqzoo.files import TEMPORARY, open_regular, whole_file, write_whole
+from sqzoo.images.opener import formats
+from sqzoo.images.walk import AGAIN, DEEP, OURS, is_ignored, is_image_name, is_ours, walk
+from sqzoo.reading import ImageReader, read_ahead
 
 _HELD_OUT_NAMES = ("val", "valid", "validation", "test")  # the first that is there
-_IGNORED = {"thumbs.db", "desktop.ini", "__macosx"}
+# Parts of data sets of other layouts (YOLO, Pascal VOC, COCO), and of this one: never what a picture shows.
+_NO_CLASSES = {
+    *("images", "labels", "annotations", "masks", "jpegimages", "imagesets", "segmentationclass", "segmentationobject"),
+    *("train2017", "val2017", "test2017"),
+}
+_PICTURE_LARGEST = 1 << 28  # bytes
+_NO_PICTURE = "png"  # the suffix of what is no picture, which the reader tells of
+_logger = logging.getLogger("sqzoo")
 
 
 @dataclass(frozen=True)
@@ -67,16 +79,23 @@ class Found:
 def find_pictures(folder: str | os.PathLike[str]) -> Found:
     """Find the pictures in FOLDER/class/, at any depth below, or in FOLDER/train/class/ and FOLDER/val/class/.
 
-    In place of val: valid, validation or test. Hidden files are ignored, others that are no pictures by their suffix
-    are left out. Raises `DataError` where there are not at least two classes with a picture each.
+    In place of val: valid, validation or test. The classes are in the order of timm's reader: numbers by their value,
+    capital and small letters alike. Links are followed, and each folder is entered once. Hidden files, those of the
+    system (`@eaDir`, `Thumbs.db`) and what sqzoo itself made are ignored, others that are no pictures by their suffix
+    are left out.
+
+    Raises:
+        DataError: where there are not at least two classes with a picture each, a folder cannot be read, or a folder's
+            name says that it is a part of a data set, such as `labels`, and no class.
     """
-    root = Path(folder)
-    if not root.is_dir():
+    if not os.path.isdir(folder):
         raise DataError(f"No folder {os.fspath(folder)!r}; give one with a subfolder of pictures for each class.")
+    root = Path(folder)
     try:
         return _in_parts(root)
     except OSError as e:
-        raise DataError(f"Cannot read {e.filename} ({e.strerror}); see that you may, or move it out of {root}.") from e
+        place = shown(os.fsdecode(e.filename or root))
+        raise DataError(f"Cannot read {place} ({why(e)}); see that you may, or move it out of {shown(root)}.") from e
 
 
 def _in_parts(root: Path) -> Found:
@@ -95,46 +114,75 @@ def _in_parts(root: Path) -> Found:
 
 
 def _by_class(root: Path, parts: list[Path], left_out: dict[str, str]) -> Found:
-    suffixes = picture_suffixes()
     found: dict[str, list[list[Path]]] = {}
+    entered: set[tuple[int, int]] = set()
+    runs: set[str] = set()  # folders in which nothing but what sqzoo made was found
+
+    def passed(path: Path, reason: str) -> None:
+        if reason.startswith("it cannot be read"):
+            raise DataError(f"{shown(path)}: {reason}; see that you may read it, or move it out of {shown(root)}.")
+        left_out[_shown(path, root)] = reason
+
     for number, part in enumerate(parts):
         for folder in _folders(part):
-            name = _shown(folder, part)
-            found.setdefault(name, [[] for _ in parts])
-            for file in _files(folder, {os.path.realpath(folder)}):
-                if file.suffix.casefold() in suffixes:
-                    found[name][number].append(file)
-                else:
-                    left_out[_shown(file, root)] = "not a picture, by its suffix"
+            name, before = _shown(folder, part), len(left_out)
+            of_class = found.setdefault(name, [[] for _ in parts])
+            if of_class[number]:
+                raise DataError(f"{shown(part)} holds two folders whose names are printed as {name!r}; rename one.")
+            files = list(walk(folder, entered, passed))
+            of_class[number] += [file for file in files if is_image_name(file)]
+            left_out |= {_shown(f, root): "not a picture, by its suffix" for f in files if not is_image_name(f)}
+            if not files and OURS in list(left_out.values())[before:]:
+                runs.add(name)
         for file in sorted(part.iterdir()):
-            if file.is_file() and not _ignored(file):
+            if not is_ignored(file.name) and not os.path.isdir(file):
                 left_out[_shown(file, root)] = "in no class's folder"
-    classes = tuple(sorted(found))
+    found = {name: files for name, files in found.items() if name not in runs or any(files)}
+    classes = tuple(sorted(found, key=_as_timm))
     _check_classes(root, parts, classes, left_out)
     for name in classes:
         for part, files in zip(parts, found[name], strict=True):
             if not files:
+                inside = next((r for n, r in left_out.items() if n.endswith(name) and r in (AGAIN, DEEP)), None)
                 raise DataError(
-                    f"Class {name!r} has no picture in {part}; put some there, or delete the class's folder."
+                    f"Class {name!r} has no picture in {shown(part)}{f' ({inside})' if inside else ''}; put some "
+                    "there, or delete the class's folder."
                 )
-    files, labels, held = [], [], []
+    paths, labels, held = [], [], []
     for label, name in enumerate(classes):
         for number, some in enumerate(found[name]):
-            files += sorted(some)
+            paths += sorted(some)
             labels += [label] * len(some)
             held += [number == 1] * len(some)
     # The same mixture each time, so that the first few, which may be looked at alone, are of all classes.
-    order = np.random.default_rng(0).permutation(len(files))
-    mixed = [files[i] for i in order]
+    order = np.random.default_rng(0).permutation(len(paths))
+    mixed = [paths[i] for i in order]
     return Found(root, classes, mixed, np.array(labels)[order], np.array(held)[order] if parts[1:] else None, left_out)
 
 
+def _as_timm(name: str) -> tuple[Any, ...]:
+    """Return what timm's reader sorts classes by, then the name itself."""
+    try:
+        return natural_key(name), name
+    except ValueError:  # a digit that is no number, such as a superscript
+        return [name.lower()], name
+
+
 def _check_classes(root: Path, parts: list[Path], classes: tuple[str, ...], left_out: dict[str, str]) -> None:
+    place = shown(parts[0])
+    splits = [name for name in classes if name.casefold() in ("train", *_HELD_OUT_NAMES)]
+    no_class = [name for name in classes if name.casefold() in _NO_CLASSES]
+    # One may be a class: there are pictures of trains. Two are parts, and something lies beside them.
+    if no_class := no_class or splits * (len({name.casefold() for name in splits}) > 1):
+        raise DataError(
+            f"{place} holds a folder {no_class[0]!r}, which is a part of a data set by its name, not a class; name the "
+            "folder whose subfolders are the classes, or rename it."
+        )
     if len(classes) < 2:
         loose = sum(reason == "in no class's folder" for reason in left_out.values())
         there = f"one class, {classes[0]!r}" if classes else f"no class folders ({loose} files lie outside of any)"
         raise DataError(
-            f"{parts[0]} holds {there}; put the pictures of each class into a folder of its name, two at least."
+            f"{place} holds {there}; put the pictures of each class into a folder of its name, two at least."
         )
     if odd := [name for name in classes if not name.isprintable()]:
         raise DataError(f"Class {odd[0]!r} has characters in its name that cannot be printed; rename its folder.")
@@ -142,28 +190,14 @@ def _check_classes(root: Path, parts: list[Path], classes: tuple[str, ...], left
     same = [n for n in classes if alike[unicodedata.normalize("NFC", n).casefold()] > 1]
     if same:
         raise DataError(
-            f"{root} holds the classes {same[0]!r} and {same[1]!r}, which are the same but for their spelling; merge "
-            "their folders, or rename one."
+            f"{shown(root)} holds the classes {same[0]!r} and {same[1]!r}, which are the same but for their spelling; "
+            "merge their folders, or rename one."
         )
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(d for d in folder.iterdir() if d.is_dir() and not _ignored(d))
-
-
-def _files(folder: Path, above: set[str]) -> Iterator[Path]:
-    """Yield the files at any depth below a folder, through links but not in circles."""
-    for entry in sorted(folder.iterdir()):
-        if _ignored(entry):
-            continue
-        if not entry.is_dir():
-            yield entry
-        elif (real := os.path.realpath(entry)) not in above:
-            yield from _files(entry, above | {real})
-
-
-def _ignored(path: Path) -> bool:
-    return path.name.startswith(".") or path.name.casefold() in _IGNORED
+    names = sorted(os.listdir(folder))
+    return [d for n in names if not is_ignored(n) and os.path.isdir(d := folder / n) and not is_ours(d)]
 
 
 def _shown(path: Path, root: Path) -> str:
@@ -175,7 +209,8 @@ def from_hub(name: str, store: str | os.PathLike[str]) -> Path:
     """Fetch a data set "ORG/NAME" or "ORG/NAME@REVISION" from the Hub by `datasets`; return its folder of pictures.
 
     The folder lies in `store` and is laid out as `find_pictures` takes it; one that is there already is used as it is.
-    Raises `DataError` where the data set cannot be had or is not one of pictures with a class each.
+    Rows without a picture or a label (-1) are left out, which is logged. Raises `DataError` where the data set cannot
+    be had, is not one of pictures with a class each, or names files of this machine or classes that lead elsewhere.
     """
     folder = Path(store) / name.replace("/", "--")
     if folder.is_dir():
@@ -187,33 +222,82 @@ def from_hub(name: str, store: str | os.PathLike[str]) -> Path:
     except Exception as e:  # whatever network, files and client raise
         raise DataError(
             f"No folder {name!r}, and no data set of that name could be fetched from the Hub "
-            f"({type(e).__name__}: {' '.join(str(e).split())[:200].rstrip('. ')}); check the name."
+            f"({type(e).__name__}: {printable(' '.join(str(e).split()), 200).rstrip('. ')}); check the name."
         ) from e
     held_out = next((n for n in _HELD_OUT_NAMES if n in splits), None)
     parts = {"train": "train", held_out: "val"} if "train" in splits and held_out else {next(iter(splits)): ""}
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    for split, part in parts.items():
-        data = splits[split]
-        kinds = {type(feature).__name__: column for column, feature in reversed(data.features.items())}
-        if not kinds.keys() >= {"Image", "ClassLabel"}:
-            raise DataError(f"{name} has no column of pictures and one of classes, but {data.features}; name another.")
-        classes = data.features[kinds["ClassLabel"]].names
-        data = data.cast_column(kinds["Image"], datasets.Image(decode=False))
-        for number, row in enumerate(data):
-            picture, label = row[kinds["Image"]], row[kinds["ClassLabel"]]
-            content = picture["bytes"] or Path(picture["path"]).read_bytes()
-            file = temporary / part / classes[label].replace("/", "_") / f"{number:07}.{_suffix(content)}"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(content)
-    temporary.replace(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=TEMPORARY) as temporary:
+        whole = Path(temporary) / "whole"
+        skipped = sum(_write_split(name, splits[split], whole / part, datasets) for split, part in parts.items())
+        if not whole.is_dir():
+            raise DataError(f"{name} has no labelled picture; name another data set.")
+        try:
+            whole.replace(folder)
+        except OSError:
+            if not folder.is_dir():  # or another process was before us
+                raise
+    if skipped:
+        _logger.warning("%d rows of %s have no picture or no label, and were left out.", skipped, name)
     return folder
+
+
+def _write_split(name: str, data: Any, place: Path, datasets: Any) -> int:
+    """Write the pictures of a split by class; return how many rows have none, or no label."""
+    kinds = {type(feature).__name__: column for column, feature in reversed(data.features.items())}
+    if not kinds.keys() >= {"Image", "ClassLabel"}:
+        columns = printable(dict(data.features), 500)
+        raise DataError(f"{name} has no column of pictures and one of classes, but {columns}; name another.")
+    classes = [str(c) for c in data.features[kinds["ClassLabel"]].names]
+    folders = [c.replace("/", "_") for c in classes]
+    for written, original in zip(folders, classes, strict=True):
+        odd = is_ignored(written) or not written.isprintable() or written != written.strip() or len(written) > 100
+        if not written or odd or folders.count(written) > 1:
+            raise DataError(
+                f"{name} has a class {printable(original)!r}, which cannot be a folder's name; name another."
+            )
+    data = data.cast_column(kinds["Image"], datasets.Image(decode=False))
+    skipped = 0
+    for number, row in enumerate(data):
+        picture, label = row[kinds["Image"]], row[kinds["ClassLabel"]]
+        if picture is None or label is None or label == -1:
+            skipped += 1
+            continue
+        if not 0 <= label < len(classes):
+            raise DataError(f"{name} has the label {label} in row {number}, and {len(classes)} classes; name another.")
+        content = picture["bytes"] or _downloaded(name, str(picture["path"]), datasets)
+        file = place / folders[label] / f"{number:07}.{_suffix(content)}"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    return skipped
+
+
+def _downloaded(name: str, path: str, datasets: Any) -> bytes:
+    """Return the bytes of a picture that came as a file of its own. Raises DataError for a file of the user's."""
+    from huggingface_hub import constants
+
+    caches = [datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH, constants.HF_HUB_CACHE]
+    real = Path(os.path.realpath(path))
+    if not any(Path(os.path.realpath(cache)) in real.parents for cache in caches):
+        raise DataError(
+            f"{name} names the file {printable(path)} of this machine as a picture; do not use that data set."
+        )
+    try:
+        with open_regular(real) as stream:
+            content = stream.read(_PICTURE_LARGEST + 1)
+    except OSError as e:
+        raise DataError(f"Cannot read {shown(real)} of {name} ({why(e)}); fetch the data set again.") from e
+    if len(content) > _PICTURE_LARGEST or _suffix(content) == _NO_PICTURE:
+        raise DataError(f"{name} has {printable(path)} for a picture, which is none; name another data set.")
+    return content
 
 
 def _suffix(data: bytes) -> str:
     try:
-        return str(Image.open(io.BytesIO(data)).format).lower()
+        with Image.open(io.BytesIO(data), formats=formats()) as image:
+            return str(image.format).lower()
     except Exception:  # Pillow's readers raise nearly anything for damaged pictures, which are told of later
-        return "png"
+        return _NO_PICTURE
 
 
 def read_pictures(
@@ -234,17 +318,21 @@ def read_pictures(
     """
     if not 0 < share < 1:
         raise ArgumentError(f"held_out must be a share between 0 and 1, not {share!r}.")
-    stats = [file.stat() if file.exists() else None for file in found.files]
-    listing = [
-        (_shown(f, found.folder), s and (s.st_size, s.st_mtime_ns)) for f, s in zip(found.files, stats, strict=True)
-    ]
+    listing = [(_shown(file, found.folder), _state(file)) for file in found.files]
     key = hashlib.sha256(json.dumps([listing, side, PIL.__version__]).encode()).hexdigest()[:16]
     pixels, notes = (Path(store) / f"pictures-{key}.{kind}" for kind in ("u8", "json"))
-    if not notes.is_file():
-        _decode(found, side, pixels, notes, progress)
-    unreadable: dict[str, str] = json.loads(notes.read_text(encoding="utf-8"))
     names = [_shown(file, found.folder) for file in found.files]
+    unreadable = _noted(notes, pixels, names, side)
+    if unreadable is None:
+        _decode(found, side, pixels, notes, progress)
+        unreadable = _noted(notes, pixels, names, side)
+        if unreadable is None:
+            raise DataError(f"{shown(pixels)} changed as it was written; name another folder to keep pictures in.")
     good = np.array([name not in unreadable for name in names])
+    if not good.any():
+        raise DataError(
+            f"No picture in {shown(found.folder)} can be read; the first: {next(iter(unreadable.values()))}"
+        )
     labels = found.labels[good]
     held = _hold_out(labels, share, seed) if found.held is None else np.flatnonzero(found.held[good])
     for label, name in enumerate(found.classes):
@@ -259,19 +347,36 @@ def read_pictures(
     return Pictures(images, labels, found.classes, kept, held, found.left_out | unreadable)
 
 
+def _state(file: Path) -> tuple[int, int] | None:
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def _noted(notes: Path, pixels: Path, names: list[str], side: int) -> dict[str, str] | None:
+    """Return the unreadable files that an earlier call noted, or None where its pixels are not there, or not whole."""
+    try:
+        with open_regular(notes) as stream:
+            unreadable = dict(json.loads(stream.read()))
+        with open_regular(pixels) as stream:
+            size = os.fstat(stream.fileno()).st_size
+    except (OSError, ValueError, TypeError):
+        return None
+    return unreadable if size == 3 * side**2 * sum(name not in unreadable for name in names) else None
+
+
 def _decode(found: Found, side: int, pixels: Path, notes: Path, progress: Callable[[int, int], Any]) -> None:
     unreadable: dict[str, str] = {}
-    pixels.parent.mkdir(parents=True, exist_ok=True)
-    temporary = pixels.with_name(f".{pixels.name}.{os.getpid()}")
     squares = read_ahead(found.files, ImageReader(side), ahead=64)
-    with temporary.open("wb") as stream:
+    with whole_file(pixels) as stream:
         for done, (file, (_, square)) in enumerate(zip(found.files, squares, strict=True), 1):
             if isinstance(square, DataError):
                 unreadable[_shown(file, found.folder)] = str(square)
             else:
                 stream.write(square.tobytes())
             progress(done, len(found.files))
-    temporary.replace(pixels)
     write_whole(notes, json.dumps(unreadable).encode())
 
 

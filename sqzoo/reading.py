@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,8 @@ from timm.data import resolve_model_data_config
 from timm.data.transforms import str_to_interp_mode
 from torchvision.transforms import CenterCrop, Resize
 
-from sqzoo.data import as_rgb, open_image
 from sqzoo.errors import ArgumentError, DataError
+from sqzoo.images.opener import as_rgb, open_image, opened
 from sqzoo.weights import CIFAR10_CLASSES
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor
@@ -69,7 +68,13 @@ class ImageReader:
 
     def __call__(self, picture: Picture) -> np.ndarray:
         """Read it. Raises `DataError` for a file that is no picture and `ArgumentError` for anything else."""
-        image = self._crop(self._resize(as_pil(picture, self._least))).convert(self._mode)
+        if isinstance(picture, str | os.PathLike):
+            with opened(picture, self._least) as image:  # made small while its part of the memory budget is held
+                return self._pixels(image)
+        return self._pixels(as_pil(picture))
+
+    def _pixels(self, image: Image.Image) -> np.ndarray:
+        image = self._crop(self._resize(image)).convert(self._mode)
         pixels = np.asarray(image)
         return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
@@ -110,22 +115,6 @@ def read_ahead(
         pool.shutdown(cancel_futures=True)
 
 
-def picture_suffixes() -> set[str]:
-    """Return the suffixes, in small letters, of the files that Pillow reads."""
-    Image.preinit()  # first, or the common formats would be tried behind the rare ones, and each file take longer
-    return {s for s, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-
-
-def pictures_in(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield the picture files at any depth below a folder, known by their suffix, sorted, hidden ones left out."""
-    suffixes = picture_suffixes()
-    for place, folders, files in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        for name in sorted(files):
-            if Path(name).suffix.lower() in suffixes and not name.startswith("."):
-                yield Path(place, name)
-
-
 def as_pil(picture: Picture, least: int | None = None) -> Image.Image:
     """Return any picture as RGB, the same for a file and for the image that `PIL.Image.open` makes of it.
 
@@ -140,7 +129,10 @@ def as_pil(picture: Picture, least: int | None = None) -> Image.Image:
     if isinstance(picture, str | os.PathLike):
         return open_image(picture, least)
     if isinstance(picture, Image.Image):
-        return as_rgb(picture)
+        try:
+            return as_rgb(picture)
+        except (ValueError, OSError, SyntaxError) as e:  # a file that was opened and is read only now
+            raise DataError(f"the {type(picture).__name__} is not a readable image ({e}).") from e
     if isinstance(picture, torch.Tensor):
         picture = picture.permute(1, 2, 0).cpu().numpy() if picture.ndim == 3 else picture.cpu().numpy()
     if isinstance(picture, np.ndarray):

@@ -15,6 +15,7 @@ from sqzoo.errors import ArgumentError
 
 _TEMPLATE = Path(__file__).with_name("report.html")
 _MISTAKES = 24
+_DRAWN = 50  # classes of the confusion matrix
 _THUMBNAIL = 96  # pixels of the longer side
 
 
@@ -43,11 +44,13 @@ def report(
         )
     from jinja2 import Environment  # a template escapes the names of classes and files
 
-    counts, calibrated = confusion(logits, labels), calibration(logits, labels)
+    drawn = _most_confused(logits, labels)
+    counts, calibrated = confusion(logits, labels, drawn), calibration(logits, labels)
+    note = "" if len(drawn) == len(classes) else f"; the {len(drawn)} of {len(classes):,} classes with most mistakes"
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         _TEMPLATE.read_text(encoding="utf-8")
     )
-    top1 = 100 * sum(row[i] for i, row in enumerate(counts)) / len(labels)
+    top1 = 100 * (logits.argmax(1) == labels).double().mean().item()
     return template.render(
         title=title,
         facts=facts or {},
@@ -57,18 +60,33 @@ def report(
         loss=F.cross_entropy(logits.double(), labels).item(),
         calibration=calibrated["error"],
         curves=_curves(log),
-        matrix=confusion_and_calibration(counts, calibrated, classes, title),
-        classes=_by_class(counts, classes),
+        matrix=confusion_and_calibration(counts, calibrated, [classes[i] for i in drawn], title + note),
+        classes=_by_class(logits, labels, classes),
         mistakes=_mistakes(classes, labels, logits, picture, names),
     )
 
 
-def confusion(logits: torch.Tensor, labels: torch.Tensor) -> list[list[int]]:
-    """Return how many images of each class (row) were called each class (column)."""
-    classes = logits.shape[1]
-    pairs = torch.bincount(labels * classes + logits.argmax(1), minlength=classes * classes)
-    counts: list[list[int]] = pairs.view(classes, classes).tolist()
+def confusion(logits: torch.Tensor, labels: torch.Tensor, classes: Sequence[int] | None = None) -> list[list[int]]:
+    """Return how many images of each class (row) were called each class (column), of all classes or of some."""
+    chosen = range(logits.shape[1]) if classes is None else classes
+    place = torch.full((logits.shape[1],), -1)
+    place[list(chosen)] = torch.arange(len(chosen))
+    rows, columns = place[labels], place[logits.argmax(1)]
+    inside = (rows >= 0) & (columns >= 0)
+    pairs = torch.bincount((rows * len(chosen) + columns)[inside], minlength=len(chosen) ** 2)
+    counts: list[list[int]] = pairs.view(len(chosen), len(chosen)).tolist()
     return counts
+
+
+def _most_confused(logits: torch.Tensor, labels: torch.Tensor) -> list[int]:
+    """Return all classes, or of many those with most mistakes: a matrix grows with the square of its classes."""
+    classes, called = logits.shape[1], logits.argmax(1)
+    if classes <= _DRAWN:
+        return list(range(classes))
+    wrong = called != labels
+    mistakes = torch.bincount(torch.cat([labels[wrong], called[wrong]]), minlength=classes)
+    chosen: list[int] = mistakes.argsort(descending=True, stable=True)[:_DRAWN].sort().values.tolist()
+    return chosen
 
 
 def calibration(logits: torch.Tensor, labels: torch.Tensor, bins: int = 15) -> dict[str, Any]:
@@ -99,21 +117,27 @@ def _curves(log: Iterable[Mapping[str, Any]]) -> list[str]:
     return [curves(title, series) for title, series in charts.items() if series]
 
 
-def _by_class(counts: list[list[int]], classes: Sequence[str]) -> list[dict[str, Any]]:
-    rows = []
-    for i, (name, row) in enumerate(zip(classes, counts, strict=True)):
-        answered = sum(line[i] for line in counts)
-        wrong = max((j for j in range(len(row)) if j != i), key=lambda j: row[j], default=i)
-        rows.append(
-            {
-                "name": name,
-                "images": sum(row),
-                "recall": 100 * row[i] / sum(row) if sum(row) else None,
-                "precision": 100 * row[i] / answered if answered else None,
-                "mistaken": f"{classes[wrong]}, {row[wrong]} times" if wrong != i and row[wrong] else "",
-            }
-        )
-    return rows
+def _by_class(logits: torch.Tensor, labels: torch.Tensor, classes: Sequence[str]) -> list[dict[str, Any]]:
+    called = logits.argmax(1)
+    images, answered = (torch.bincount(v, minlength=len(classes)).tolist() for v in (labels, called))
+    right = torch.bincount(labels[called == labels], minlength=len(classes)).tolist()
+    wrong = called != labels
+    pairs, counts = torch.unique(labels[wrong] * len(classes) + called[wrong], return_counts=True)
+    most: dict[int, tuple[int, int]] = {}  # of each class, the one that it is most often taken for
+    for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
+        is_, other = divmod(pair, len(classes))
+        if count > most.get(is_, (0, 0))[1]:
+            most[is_] = other, count
+    return [
+        {
+            "name": name,
+            "images": images[i],
+            "recall": 100 * right[i] / images[i] if images[i] else None,
+            "precision": 100 * right[i] / answered[i] if answered[i] else None,
+            "mistaken": f"{classes[most[i][0]]}, {most[i][1]} times" if i in most else "",
+        }
+        for i, name in enumerate(classes)
+    ]
 
 
 def _mistakes(

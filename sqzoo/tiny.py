@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +16,9 @@ from safetensors.torch import load
 from sqzoo.compress import compress
 from sqzoo.data import Dataset, hold_out
 from sqzoo.environment import environment
-from sqzoo.errors import ArgumentError, WeightsError
+from sqzoo.errors import ArgumentError, WeightsError, shown
 from sqzoo.evaluation import evaluate
+from sqzoo.files import read_json
 from sqzoo.hashing import tensors_sha256
 from sqzoo.models._base import ZooModel
 from sqzoo.registry import check_name, create_model
@@ -56,6 +58,12 @@ def make_tiny(
     """
     began, about = time.perf_counter(), environment()
     model, entry = _parent(parent, tag, trunk)
+    if not (Path(root) / "sqzoo" / "weights" / "manifest.json").is_file():
+        raise ArgumentError(
+            f"{shown(root)} is no checkout of sqzoo (sqzoo/weights/manifest.json); name one with --root."
+        )
+    if not (Path(root) / "sqzoo" / "weights" / "manifest.json").is_file():
+        raise ArgumentError(f"No sqzoo/weights/manifest.json in {shown(root)}; name a checkout of sqzoo with --root.")
     parents_own = entry["recipe"].get("hold_out", 0)
     kept, apart = hold_out(train_set.labels, min(held, parents_own or held))
     sensitive = train_set[apart[:: max(1, len(apart) // 250)]]
@@ -129,7 +137,7 @@ def _parent(name: str, tag: str, trunk: str | os.PathLike[str] | None) -> tuple[
     """Return the parent, ready for images, and its manifest entry or, for a run's folder, what that would be."""
     architecture = tag.partition(".")[0]
     check_name(architecture)
-    if "." not in tag:
+    if not re.fullmatch(r"\w+\.[\w-]+", tag):
         raise ArgumentError(f"{tag!r} names no weights; give ARCHITECTURE.NAME, such as {architecture}.tiny_cifar10.")
     if not (Path(name) / "result.json").is_file():
         entry = get_weights(name)
@@ -139,6 +147,10 @@ def _parent(name: str, tag: str, trunk: str | os.PathLike[str] | None) -> tuple[
         about["model_args"] = {k: v for k, v in entry.model_args.items() if k != "temperature"}  # fitted anew
         parent: ZooModel = create_model(name, pretrained=True, temperature=1.0, trunk=trunk)  # type: ignore[assignment]
         return parent, {k: v for k, v in about.items() if v is not None}
+    if "recipe" not in read_json(Path(name) / "result.json"):
+        raise ArgumentError(
+            f"{shown(name)} is a model of your own images; a tag of the package is compressed from a run on CIFAR-10."
+        )
     result, tensors = read_run(name, architecture)
     about = entry_of(result, tag, name)
     model: ZooModel = create_model(architecture, **about["model_args"]).eval()  # type: ignore[assignment]

@@ -222,8 +222,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run's folder: all layers of sq1, at 32 pixels, as they were drawn."""
     folder = tmp_path_factory.mktemp("runs") / "made-up"
     folder.mkdir()
-    plan = recipe("finetune", "sq1", sizes=((32, 1),))
-    data = {"train_digest": "a", "test_digest": "b", "epoch": 1, "held_out": None}
+    plan = recipe("ft_cifar10", "sq1", sizes=((32, 1),))
+    data = {"train_digest": "a", "test_digest": "b", "epoch": 1, "val": None, "upsample": [32, 32]}
+    data |= {"environment": {"commit": "c"}, "device": "cpu", "precision": "float32"}
     result = data | {"recipe": plan.to_json(), "test": {"loss": 2.5, "top1": 11.0, "images": 20}}
     (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
     torch.manual_seed(0)
@@ -265,12 +266,25 @@ def test_a_run_becomes_a_tag(run: Path, tmp_path: Path, trunks: Path) -> None:
     ],
 )
 def test_mistakes_are_one_sentence(parent: str, tag: str, size: int, said: str, tmp_path: Path) -> None:
-    data = random_images(40)
+    data, manifest = random_images(40), tmp_path / "sqzoo" / "weights" / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text("{}", encoding="utf-8")
     with pytest.raises(SqzooError) as caught:
         make_tiny(parent, tag, tmp_path, data, data, size=size, images=10, held=10)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert not list(tmp_path.iterdir())
+    assert [f for f in tmp_path.rglob("*") if f.is_file()] == [manifest]
+
+
+def test_a_folder_that_is_no_checkout_or_of_ones_own_images_is_refused(tmp_path: Path) -> None:
+    data = random_images(40)
+    with pytest.raises(SqzooError, match="checkout"):
+        make_tiny("sq1.ft_cifar10", "sq1.tiny_test", tmp_path, data, data)
+    (tmp_path / "result.json").write_text('{"classes": ["a", "b"]}', encoding="utf-8")
+    with pytest.raises(SqzooError, match="your own images"):
+        make_tiny(str(tmp_path), "sq1.tiny_test", tmp_path, data, data)
+    with pytest.raises(SqzooError, match="names no weights"):
+        make_tiny("sq1.ft_cifar10", "sq1.x/../../x", tmp_path, data, data)
 
 
 # The tags in the package

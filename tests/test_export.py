@@ -16,7 +16,7 @@ import torch.nn as nn
 
 import sqzoo
 from sqzoo.cli import main
-from sqzoo.data import Preprocessing
+from sqzoo.data import Normalise
 from sqzoo.errors import ArgumentError, ExportError, MissingExtraError, WeightsError
 from sqzoo.export import FORMATS, export, metadata, read_int8, run_openvino
 from sqzoo.graph import FromPixels, run_onnx
@@ -53,7 +53,7 @@ def test_a_file_gives_what_pytorch_gives(
     format: str, preprocessing: bool, model: nn.Module, pixels: np.ndarray, tmp_path: Path
 ) -> None:
     file = export(model, tmp_path / f"new/sq1{FORMATS[format]}", format, preprocessing=preprocessing)
-    images = Preprocessing.of(model.pretrained_cfg)(pixels[:5])
+    images = Normalise.of(model)(pixels[:5])
     with torch.inference_mode():
         wanted = FromPixels(model).eval()(torch.from_numpy(pixels[:5])) if preprocessing else model(images)
     for count in (1, 5):  # the batch is free
@@ -74,7 +74,7 @@ def test_int8(model: nn.Module, pixels: np.ndarray, tmp_path: Path) -> None:
     assert next(i for i in graph.initializer if "features.0.weight_scale" in i.name).dims == [64]  # by channel
     assert file.stat().st_size < 0.32 * get_weights("sq1").size
     whole = FromPixels(model).eval()
-    compare(whole, run_onnx(file.read_bytes()), torch.from_numpy(pixels), "int8", INT8_TOLERANCE)
+    compare(whole, run_onnx(file.read_bytes()), [torch.from_numpy(pixels)], "int8", INT8_TOLERANCE)
 
 
 def test_int8_weights(model: nn.Module, pixels: np.ndarray, tmp_path: Path) -> None:
@@ -91,30 +91,18 @@ def test_int8_weights(model: nn.Module, pixels: np.ndarray, tmp_path: Path) -> N
             read_int8(bad)
 
 
-def test_pixels_are_prepared_as_everywhere(pixels: np.ndarray) -> None:
-    for changes in ({}, {"num_classes": 7}, SMALL, {"input_size": (3, 70, 70), "crop_pct": 0.875}):
-        model = sqzoo.create_model("sq1", **{k: v for k, v in changes.items() if k == "num_classes"}).eval()
-        model.pretrained_cfg = {**model.pretrained_cfg, **changes}
-        graph = FromPixels(model).eval()
-        graph.net = nn.Identity()
-        images = pixels[:4]
-        if graph.side != 32:
-            images = np.random.default_rng(0).integers(0, 256, (4, graph.side, graph.side, 3), np.uint8)
-        logits = graph(torch.from_numpy(images)).log()  # softmax over the three channels: all but a shift
-        prepared = Preprocessing.of(model.pretrained_cfg)(images)
-        # Where the sides are no multiples, PyTorch's weights are short numbers: a pixel may be a level of 255 apart.
-        whole = int(changes.get("input_size", get_weights("sq1").input_size)[1] / changes.get("crop_pct", 1.0))
-        near = 2e-5 if whole % graph.side == 0 else 2.1 / 255 / 0.224
-        torch.testing.assert_close(logits, prepared.log_softmax(1), atol=near, rtol=0)
+def test_pixels_are_prepared_as_everywhere(model: nn.Module, pixels: np.ndarray) -> None:
+    graph = FromPixels(model)
+    torch.testing.assert_close(graph.prepare(torch.from_numpy(pixels)), Normalise.of(model)(pixels), atol=1e-5, rtol=0)
 
 
-def test_probabilities_are_at_the_calibrated_temperature(pixels: np.ndarray) -> None:
+def test_probabilities_are_at_the_models_temperature(pixels: np.ndarray) -> None:
     model = sqzoo.create_model("sq1", pretrained=True)
-    model.calibration = {"temperature": 2.0, "threshold": 0.0}
+    model.temperature, model.ood_threshold = 2.0, 0.5
     (wanted,) = predict(model, pixels[0], top_k=10)
     found = FromPixels(model).eval()(torch.from_numpy(pixels[:1]))[0]
     assert [p.probability for p in wanted] == pytest.approx([float(found[p.index]) for p in wanted], abs=1e-5)
-    assert json.loads(metadata(model)["calibration"]) == model.calibration
+    assert json.loads(metadata(model)["ood_threshold"]) == 0.5
 
 
 def test_metadata_says_what_the_file_holds(model: nn.Module, tmp_path: Path) -> None:
@@ -150,9 +138,9 @@ def test_other_outputs_are_not_written(model: nn.Module, tmp_path: Path) -> None
 
     images = torch.randn(3, *get_weights("sq1").input_size)
     with pytest.raises(ExportError, match="onnx gives other outputs than PyTorch"):
-        compare(model, Random(), images, "onnx")
+        compare(model, Random(), [images], "onnx")
     with pytest.raises(ExportError, match="shape"):
-        compare(model, lambda x: model(x) * float("nan"), images, "onnx")
+        compare(model, lambda x: model(x) * float("nan"), [images], "onnx")
     # int8 of pictures far from those that set the ranges
     pixels = np.zeros((128, 32, 32, 3), np.uint8)
     pixels[64:] = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), np.uint8)
@@ -164,6 +152,9 @@ def test_other_outputs_are_not_written(model: nn.Module, tmp_path: Path) -> None
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "sq1.ft_cifar10", str(tmp_path / "m.pt2"), "--format", "torch-export"]) == 0
     assert capsys.readouterr().out.startswith(f"{tmp_path / 'm.pt2'}: 3.3")
+    assert main(["export", "sq1", str(tmp_path / "js"), "--format", "transformers-js"]) == 0
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'js'}: a folder")
+    assert (tmp_path / "js" / "onnx" / "model.onnx").is_file() and (tmp_path / "js" / "config.json").is_file()
     for words, expected in (
         (["sq1", "--format", "onxx"], "Did you mean 'onnx'"),
         (["sq2"], "Did you mean 'sq1'"),
@@ -187,7 +178,7 @@ def test_mistakes_are_one_clear_sentence(model: nn.Module, tmp_path: Path) -> No
         with pytest.raises(error, match=words) as caught:
             export(model, tmp_path / args[0], *args[1:])
         assert "\n" not in str(caught.value)
-    with pytest.raises(ArgumentError, match="Linear is no model of create_model"):
+    with pytest.raises(ArgumentError, match="Linear was not created by create_model"):
         export(nn.Linear(2, 2), tmp_path / "m.onnx")
     with pytest.raises(ArgumentError, match="calibration must be 128 or more"):
         export(model, tmp_path / "m.onnx", "onnx-int8", calibration=few)

@@ -19,6 +19,7 @@ from typing import Any
 
 import faults
 import huggingface_hub
+import javascript
 import numpy as np
 import pytest
 import timm
@@ -29,6 +30,7 @@ from safetensors.torch import load, save
 import sqzoo
 from sqzoo import cache, cli, hub
 from sqzoo.errors import ArgumentError, UnknownModelError, WeightsError
+from sqzoo.predict import predict
 from sqzoo.weights import loading, read_manifest, remote
 from sqzoo.weights.remote import CONFIG, WEIGHTS
 
@@ -157,6 +159,40 @@ def test_push_by_command_and_environment(server: HubServer, tmp_path: Path) -> N
     assert same(sqzoo.create_model(f"hf-hub:{REPO}"), sqzoo.create_model("sq1.ft_cifar10", pretrained=True))
     bad = subprocess.run(command, cwd=ROOT, env=environment | {"HF_TOKEN": "wrong"}, capture_output=True, text=True)
     assert bad.returncode == 2 and bad.stderr.startswith("sqzoo: Could not push") and "Traceback" not in bad.stderr
+
+
+def test_a_pushed_tag_opens_in_transformers_and_transformers_js(server: HubServer, tmp_path: Path) -> None:
+    """The same repository for both, whose files have the same names and other contents."""
+    hub.push("sq1.ft_cifar10", REPO, token="secret")
+    stored = server.files(REPO)
+    assert {"onnx/model.onnx", "onnx/model_quantized.onnx", "preprocessor_config.json"} <= stored.keys()
+    cat = ROOT / "examples" / "cat.jpg"
+    [expected] = predict(sqzoo.create_model("sq1.ft_cifar10", pretrained=True), cat, top_k=10)
+    [found] = javascript.classify(REPO, [cat], host=f"{server.url}/", cache=str(tmp_path / "js"))
+    assert found == pytest.approx({p.label: p.probability for p in expected}, abs=1e-3)
+    code = (
+        "import sqzoo, transformers, sys, json\n"
+        "ask = transformers.pipeline('image-classification', model=sys.argv[1])\n"
+        "print(json.dumps({a['label']: a['score'] for a in ask(sys.argv[2], top_k=10)}))"
+    )
+    environment = os.environ | server.env | {"HF_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-c", code, REPO, str(cat)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == pytest.approx({p.label: p.probability for p in expected}, abs=1e-3)
+
+
+def test_push_without_files_for_transformers_js_says_so(
+    server: HubServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, model: torch.nn.Module
+) -> None:
+    hub.push(model, REPO, token="secret", transformers_js=False)
+    hub.push(sqzoo.create_model("sq1", mid=8, in_chans=1), REPO, token="secret")
+    monkeypatch.setitem(sys.modules, "onnxscript", None)  # what is not installed
+    hub.push(model, REPO, token="secret")
+    grey, absent = (record.getMessage() for record in caplog.records if record.name == "sqzoo")
+    assert grey.startswith(f"{REPO} goes without files for transformers.js: ") and "3 input channels" in grey
+    assert "pip install 'sqzoo[export]'" in absent
+    assert not any(name.startswith("onnx") for name in server.files(REPO))
 
 
 # No network where none is needed

@@ -323,15 +323,24 @@ def test_any_size_from_the_least(name: str, height: int, width: int) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_too_small_or_not_a_batch_is_a_clear_error(name: str) -> None:
+def test_smaller_images_are_enlarged_to_the_least(name: str) -> None:
     model, least = make(name), LEAST[name]
     assert model.min_input_size == least
-    for shape in ((1, 3, least - 1, 100), (1, 3, 100, least - 1), (3, 100, 100)):
+    for height, width in ((1, 1), (least - 1, 100), (100, least - 1)):
+        x = images(2, 3, height, width)
+        enlarged = nn.functional.interpolate(x, [max(height, least), max(width, least)], mode="bilinear")
+        torch.testing.assert_close(model(x), model(enlarged))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_no_batch_is_a_clear_error(name: str) -> None:
+    model = make(name)
+    for shape in ((1, 4, 100, 100), (1, 3, 100, 0), (3, 100, 100)):
         for call in (model, model.forward_features, model.forward_intermediates):
             with pytest.raises(ArgumentError) as e:
                 call(torch.zeros(shape))
             assert str(list(shape)) in str(e.value)
-            assert f"at least {least} pixels" in str(e.value)
+            assert "(N, 3, H, W)" in str(e.value)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -489,8 +498,9 @@ def test_torchscript(name: str) -> None:
         assert torch.equal(traced(x), model(x))
         features = scripted.forward_features(x)
         assert torch.equal(scripted.forward_head(features, True), model.forward_head(features, pre_logits=True))
-    with pytest.raises(torch.jit.Error, match="at least"):
-        scripted(images(1, 3, 20, 20))
+        assert torch.equal(scripted(images(1, 3, 20, 20)), model(images(1, 3, 20, 20)))
+    with pytest.raises(torch.jit.Error, match="expected images of shape"):
+        scripted(images(1, 4, 64, 64))
 
 
 @jit_is_deprecated

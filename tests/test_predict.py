@@ -19,8 +19,9 @@ from sqzoo import hub
 from sqzoo.cli import main
 from sqzoo.data import Normalise
 from sqzoo.errors import ArgumentError, DataError
+from sqzoo.images.walk import image_files
 from sqzoo.predict import classify, predict
-from sqzoo.reading import ImageReader, as_pil, pictures_in
+from sqzoo.reading import ImageReader, as_pil
 from sqzoo.weights import CIFAR10_CLASSES
 
 ROOT = Path(__file__).parent.parent
@@ -168,7 +169,7 @@ def test_a_folders_pictures(tmp_path: Path) -> None:
     for name in ("b/2.PNG", "b/1.jpg", "a.jpeg", "notes.txt", ".hidden.jpg", ".git/x.png", "b/c/z.webp"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert [f.relative_to(tmp_path).as_posix() for f in pictures_in(tmp_path)] == [
+    assert [f.relative_to(tmp_path).as_posix() for f in image_files(tmp_path)] == [
         "a.jpeg",
         "b/1.jpg",
         "b/2.PNG",

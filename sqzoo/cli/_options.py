@@ -1,13 +1,19 @@
 """Options and arguments that several commands share, and what the shell completes for them."""
 
 import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from sqzoo.errors import ArgumentError
 
 
 def complete_tag(incomplete: str) -> list[str]:
@@ -50,3 +56,62 @@ def network(model: str, trunk: str | None, backend: str | None = None, batch_siz
     from sqzoo.optimization import optimize
 
     return optimize(found, backend, batch_size)
+
+
+def check_writable(file: Path) -> None:
+    """Raise `ArgumentError` unless a file may be written there, before any work is done for it."""
+    from sqzoo.errors import ArgumentError, shown
+    from sqzoo.files import check_replaceable
+
+    try:
+        if not file.absolute().parent.is_dir():
+            raise ArgumentError(
+                f"Cannot write {shown(file)} (No folder {os.fspath(file.parent)!r}); make it, or name another."
+            )
+        check_replaceable(file)
+        if not os.access(file.absolute().parent, os.W_OK):
+            raise PermissionError(13, "Permission denied")
+    except (OSError, ValueError) as e:
+        if isinstance(e, ArgumentError):
+            raise
+        raise unwritable(file, e) from e
+
+
+def unwritable(file: Path, error: Exception) -> "ArgumentError":
+    """Return the error of a file that cannot be written."""
+    from sqzoo.errors import ArgumentError, shown, why
+
+    return ArgumentError(f"Cannot write {shown(file)} ({why(error)}); name a file that you may write.")
+
+
+@contextmanager
+def writing(output: Path | None) -> Iterator[TextIO]:
+    """Yield stdout, or a text stream to a file that appears whole, when all is written.
+
+    What was written before a full disk or Ctrl-C is kept as FILE.part: it may be the answers of a night.
+    """
+    from sqzoo.files import temporary_beside
+
+    if output is None:
+        yield sys.stdout
+        return
+    check_writable(output)
+    temporary, part = temporary_beside(output), output.with_name(f"{output.name}.part")
+    try:
+        try:
+            with temporary.open("x", encoding="utf-8", newline="", errors="backslashreplace") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+        except BaseException:
+            if temporary.stat().st_size and not os.path.lexists(part):
+                temporary.rename(part)
+                print(f"sqzoo: what was written so far is in {part}.", file=sys.stderr)
+            raise
+        check_writable(output)
+        temporary.replace(output)
+    except OSError as e:
+        raise unwritable(output, e) from e
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)

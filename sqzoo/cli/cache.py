@@ -24,15 +24,16 @@ def run(
     ```
     """
     from sqzoo import cache
+    from sqzoo.errors import shown
 
     if remove:
         gone = cache.remove(remove)
-        print(f"removed {gone.name}, {gone.size / 1e6:.2f} MB, from {gone.path}")
+        print(f"removed {gone.name}, {gone.size / 1e6:.2f} MB, from {shown(gone.path)}")
         return 0
     damaged = 0
     for each in cache.kept():
         wrong = each.damage() if verify else None
         damaged += wrong is not None
         state = f"  {wrong or 'undamaged'}" if verify else ""
-        print(f"{each.kind:8} {each.name:32} {each.size / 1e6:8.2f} MB  {each.path}{state}")
+        print(f"{each.kind:8} {shown(each.name):32} {each.size / 1e6:8.2f} MB  {shown(each.path)}{state}")
     return 1 if damaged else 0

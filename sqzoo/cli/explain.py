@@ -1,5 +1,6 @@
 """`sqzoo explain`."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -25,20 +26,20 @@ def run(
     sqzoo explain photo.jpg --class dog -o why-not-dog.png
     ```
     """
-    from sqzoo.errors import ArgumentError
+    from sqzoo.errors import ArgumentError, shown
     from sqzoo.explain import explain
+    from sqzoo.files import whole_file
 
-    if output.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise ArgumentError(f"Cannot write {str(output)!r}: its name must end in .png or .jpg.")
+    kind = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}.get(output.suffix.lower())
+    if kind is None:
+        raise ArgumentError(f"Cannot write {os.fspath(output)!r}: its name must end in .png or .jpg.")
+    _options.check_writable(output)
     found = explain(_options.network(model, trunk), picture, label)
-    temporary = output.with_name(f".writing-{output.name}")
     try:
-        found.overlay.save(temporary)
-        temporary.replace(output)
+        with whole_file(output) as stream:
+            found.overlay.save(stream, kind)
     except OSError as e:
-        raise ArgumentError(f"Cannot write {output} ({e.strerror}); name a file that you may write.") from e
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise _options.unwritable(output, e) from e
     prediction = found.prediction
     note = "" if found.heat.any() else "; nothing in it speaks for the class"
-    print(f"{picture}: {prediction.label} {100 * prediction.probability:.1f} %{note}; {output}")
+    print(f"{shown(picture)}: {prediction.label} {100 * prediction.probability:.1f} %{note}; {shown(output)}")

@@ -18,9 +18,14 @@ def run(
         ),
     ],
     output: Annotated[
-        str | None, typer.Argument(help="File to write (default: the model's name, here).", show_default=False)
+        str | None,
+        typer.Argument(
+            help="File to write, or folder for transformers-js (default: the model's name, here).", show_default=False
+        ),
     ] = None,
-    format: Annotated[str, typer.Option(help="onnx, onnx-int8, openvino, torch-export or safetensors-int8.")] = "onnx",
+    format: Annotated[
+        str, typer.Option(help="onnx, onnx-int8, openvino, torch-export, safetensors-int8 or transformers-js.")
+    ] = "onnx",
     preprocessing: Annotated[
         bool, typer.Option("--preprocessing", help="Take uint8 pictures (N, H, W, 3), give probabilities.")
     ] = False,
@@ -36,8 +41,10 @@ def run(
     sqzoo export sq1
     sqzoo export sq1 sq1.onnx --preprocessing
     sqzoo export fire_next fire_next.xml --format openvino
+    sqzoo export sq1 runs/sq1 --format transformers-js
     ```
     """
+    from sqzoo.errors import shown
     from sqzoo.export import FORMATS, export
     from sqzoo.graph import calibration_images
     from sqzoo.registry import create_model, model_name
@@ -54,4 +61,7 @@ def run(
         preprocessing=preprocessing,
         calibration=images,
     )
-    print(f"{file}: {file.stat().st_size / 1e6:.2f} MB, its outputs are PyTorch's")
+    if format == "transformers-js":
+        print(f"{shown(file)}: a folder for the Hub and for transformers.js, its outputs are PyTorch's")
+    else:
+        print(f"{shown(file)}: {file.stat().st_size / 1e6:.2f} MB, its outputs are PyTorch's")

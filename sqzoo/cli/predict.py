@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Format(StrEnum):
-    """How answers are written: a line to read, an object a line, or a row a picture."""
+    """Output formats: text to read, a JSON object per line, or a CSV row per image."""
 
     text = "text"
     jsonl = "jsonl"
@@ -32,15 +31,17 @@ class Format(StrEnum):
 def run(
     images: Annotated[
         list[str],
-        typer.Argument(help="Picture files, folders of them, or - for file names on stdin.", show_default=False),
+        typer.Argument(help="Image files, folders of them, or - for file names on stdin.", show_default=False),
     ],
     model: _options.Model = "sq1",
-    top: Annotated[int, typer.Option(help="Classes a picture.")] = 3,
-    format: Annotated[Format, typer.Option(help="How the answers are written.")] = Format.text,
+    top: Annotated[
+        int | None, typer.Option(help="Classes to print per image (default: up to 3).", show_default=False)
+    ] = None,
+    format: Annotated[Format, typer.Option(help="Output format.")] = Format.text,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="File to write instead of stdout.", show_default=False)
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Pictures at a time.")] = 16,
+    batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 16,
     backend: _options.Backend = None,
     trunk: _options.Trunk = None,
 ) -> int:
@@ -64,9 +65,11 @@ def run(
     from sqzoo.reading import label_names
 
     network = _options.network(model, trunk, backend, batch_size)
+    if top is None:
+        top = min(3, len(label_names(network)))
     answers = classify(network, files, top_k=top, batch_size=batch_size)
     seen = bad = 0
-    with _writing(output) as stream:
+    with _options.writing(output) as stream:
         # Lines and a bar on the same screen would tear each other.
         quiet = not sys.stderr.isatty() or stream.isatty()
         if format is Format.csv:
@@ -92,14 +95,14 @@ def _files(images: list[str]) -> Iterator[str]:
 
 
 def _each(images: list[str]) -> Iterator[str]:
-    from sqzoo.reading import pictures_in
+    from sqzoo.images.walk import image_files
 
     for name in images:
         if name == "-":
             yield from (line.rstrip("\r\n") for line in sys.stdin if line.strip())
         elif os.path.isdir(name):
             empty = True
-            for file in pictures_in(name):
+            for file in image_files(name):
                 empty = False
                 yield str(file)
             if empty:
@@ -133,22 +136,3 @@ def _row(stream: TextIO, cells: list[str]) -> None:
     line = io.StringIO()
     csv.writer(line, lineterminator="\n").writerow(cells)
     stream.write(line.getvalue())
-
-
-@contextmanager
-def _writing(output: Path | None) -> Iterator[TextIO]:
-    """Yield stdout, or a file that appears whole, when all is written."""
-    if output is None:
-        yield sys.stdout
-        return
-    temporary = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
-        try:
-            stream = temporary.open("w", encoding="utf-8", newline="")
-        except OSError as e:
-            raise ArgumentError(f"Cannot write {output} ({e.strerror}); name a file that you may write.") from e
-        with stream:
-            yield stream
-        temporary.replace(output)
-    finally:
-        temporary.unlink(missing_ok=True)

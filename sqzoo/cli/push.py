@@ -24,6 +24,9 @@ def run(
         typer.Option(help="Access token (default: $HF_TOKEN or that of `hf auth login`).", show_default=False),
     ] = None,
     trunk: _options.Trunk = None,
+    transformers_js: Annotated[
+        bool, typer.Option("--transformers-js/--no-transformers-js", help="Add files for browsers, by transformers.js.")
+    ] = True,
 ) -> None:
     """Upload a weights tag, or a saved model's folder, to the Hugging Face Hub.
 
@@ -33,17 +36,17 @@ def run(
     sqzoo push runs/my-sq1 --repo me/my-sq1 --private
     ```
     """
+    from sqzoo.errors import shown
     from sqzoo.hub import push as upload
-    from sqzoo.registry import create_model, model_name
+    from sqzoo.registry import model_name
 
-    source = model_name(model)
-    folder = source.startswith("local-dir:")
     commit = upload(
-        create_model(source, pretrained=True) if folder else source,
+        model_name(model),
         repo,
         token=token,
         private=private,
         revision=revision,
         trunk=trunk,
+        transformers_js=transformers_js,
     )
-    print(f"{model} is at {repo}, commit {commit}")
+    print(f"{shown(model)} is at {repo}, commit {commit}")

@@ -31,8 +31,8 @@ def run(
     from PIL import Image
 
     from sqzoo.data import cifar10
-    from sqzoo.errors import ArgumentError
-    from sqzoo.files import write_text
+    from sqzoo.errors import shown
+    from sqzoo.files import write_whole
     from sqzoo.registry import create_model
     from sqzoo.report import report
     from sqzoo.train import logits
@@ -40,8 +40,7 @@ def run(
 
     entry = get_weights(tag)
     file = output or Path(f"{entry.tag}.html")
-    if not file.absolute().parent.is_dir():
-        raise ArgumentError(f"No folder {str(file.parent)!r} to write {file.name} into; make it, or name another.")
+    _options.check_writable(file)
     images = cifar10(split.value, data)
     model = create_model(entry.tag, pretrained=True, trunk=trunk)
     found = logits(model, images)
@@ -59,8 +58,11 @@ def run(
         torch.from_numpy(images.labels),
         found,
         picture=lambda i: Image.fromarray(images.images[i]),
-        log=json.loads(record.read_text(encoding="utf-8"))["log"] if record.is_file() else (),
+        log=json.loads(record.read_text(encoding="utf-8")).get("log", ()) if record.is_file() else (),
         facts=facts,
     )
-    write_text(file, page)
-    print(file)
+    try:
+        write_whole(file, page.encode())
+    except OSError as e:
+        raise _options.unwritable(file, e) from e
+    print(shown(file))

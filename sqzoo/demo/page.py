@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from sqzoo.demo.graph import page_model
 from sqzoo.demo.runtime import runtime_files
+from sqzoo.extras import require
 from sqzoo.registry import list_models
 from sqzoo.weights import get_weights
 
@@ -43,6 +44,8 @@ class Page:
     """
 
     def __init__(self, models: Sequence[str] = ()) -> None:
+        for package in ("onnx", "onnxscript"):  # named before 33 MB are fetched
+            require(package, "demo", "The page")
         self.assets: dict[str, Asset] = {}
         own = Path(__file__).parent / "static"
         for file in sorted(own.iterdir()):

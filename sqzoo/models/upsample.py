@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.jit import is_tracing  # type: ignore[attr-defined]  # torch does not list it as an export
 
 from sqzoo.errors import ArgumentError
 
@@ -18,6 +19,13 @@ def reduce_to(x: torch.Tensor, size: int) -> torch.Tensor:
     if x.shape[2] > size or x.shape[3] > size:
         # Antialiasing has no half-precision kernel on every device.
         return F.interpolate(x.float(), size=[size, size], mode="bilinear", antialias=True).to(x.dtype)
+    return x
+
+
+def enlarge_to(x: torch.Tensor, size: int) -> torch.Tensor:
+    """Enlarge images with a side below `size` bilinearly, that side to `size`."""
+    if not is_tracing() and (x.shape[2] < size or x.shape[3] < size):  # sizes are tensors then, and comparing warns
+        return F.interpolate(x, size=[max(x.shape[2], size), max(x.shape[3], size)], mode="bilinear")
     return x
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,10 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from sqzoo.errors import ArgumentError, BusyError, DataError
-from sqzoo.files import read_json, write_json, write_tensors, write_text
+from sqzoo.files import claim_folder, read_json, write_json, write_tensors, write_text
 from sqzoo.hashing import tensors_sha256
-
-_MARK = ".sqzoo-run"
 
 
 @dataclass
@@ -43,27 +40,18 @@ class Progress:
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Make the run folder, or take one that is a run's, and hold its lock.
+    """Claim the run folder (see `claim_folder`) and hold its lock.
 
     Raises:
         ArgumentError: the folder holds somebody else's files, or cannot be written.
         BusyError: another process trains there.
     """
-    lock = FileLock(folder / ".lock")
+    claim_folder(folder)
+    lock = FileLock(folder / ".sqzoo-run.lock")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        others = sorted(set(os.listdir(folder)) - {".lock"})
-        if others and _MARK not in others:
-            raise ArgumentError(
-                f"{folder} holds {others[0]!r} and is no run of sqzoo's; give a new or an empty folder."
-            )
         lock.acquire(timeout=0)
-        if not others:
-            (folder / _MARK).touch()
     except Timeout as e:
         raise BusyError(f"Another process is training in {folder}; wait for it, or give another folder.") from e
-    except OSError as e:
-        raise ArgumentError(f"Cannot write a run into {folder} ({e.strerror}); give another folder.") from e
     try:
         yield
     finally:

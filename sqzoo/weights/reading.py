@@ -3,11 +3,12 @@
 import json
 import math
 import os
-import stat
 from pathlib import Path
 from typing import Any
 
-from sqzoo.errors import WeightsError
+from sqzoo.errors import WeightsError, shown
+from sqzoo.errors import printable as printable
+from sqzoo.files import open_regular
 
 LARGEST = 1 << 30  # bytes of one file of tensors: our largest network takes 228 MB
 CONFIG_LARGEST = 1 << 20  # bytes of config.json: ours have some two thousand
@@ -19,22 +20,14 @@ def read_bytes(file: Path, limit: int, name: str | None = None) -> bytes:
     Raises `OSError` where it cannot be read or is a pipe or device, and `WeightsError`, which calls the file `name`,
     where it has more than `limit` bytes.
     """
-    # Without O_NONBLOCK a pipe would wait for its writer.
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    try:
-        descriptor = os.open(file, flags)
-    except ValueError as e:  # a path with a NUL, or with half a surrogate pair
-        raise OSError(0, f"{e}") from e
-    with open(descriptor, "rb") as stream:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(0, "it is no regular file")
-        if status.st_size > limit:
+    with open_regular(file) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size > limit:
             raise WeightsError(
-                f"{name or file} has {status.st_size:,} bytes, at most {limit:,} are expected; it is not this model's "
-                "file."
+                f"{shown(name or file)} has {size:,} bytes, at most {limit:,} are expected; it is not this "
+                "model's file."
             )
-        return stream.read(status.st_size)
+        return stream.read(size)
 
 
 def parse_json(data: bytes) -> Any:
@@ -58,9 +51,3 @@ def _no_number(text: str) -> float:
 
 def _finite(text: str) -> float:
     return value if math.isfinite(value := float(text)) else _no_number(text)
-
-
-def printable(text: object) -> str:
-    """Return a foreign text so that it fits in a line of ours: no control characters, 120 characters at most."""
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text)[:200])
-    return line if len(line) <= 120 else f"{line[:117]}..."

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from sqzoo.errors import ArgumentError, WeightsError
+from sqzoo.errors import ArgumentError, WeightsError, printable, shown, why
 from sqzoo.weights.configuration import read_configuration
 from sqzoo.weights.header import LONGEST, read_tensors
 from sqzoo.weights.reading import CONFIG_LARGEST, LARGEST, read_bytes
@@ -50,7 +50,7 @@ def parse(name: str, **options: Any) -> Source | None:
     if kind != "hf-hub":
         return None
     where, _, revision = where.partition("@")
-    source = Source(where, **options)
+    source = Source(where, **(options | {"token": clean_token(options.get("token"))}))
     source = replace(source, revision=revision) if revision else source
     given = source.revision
     if given is not None and not (isinstance(given, str) and _REVISION.fullmatch(given) and ".." not in given):
@@ -106,7 +106,7 @@ def fetch(source: Source, file: str, limit: int, sha256: str | None = None) -> t
         except FileNotFoundError:  # another process has found it damaged, and removed it
             continue
         except OSError as e:
-            raise WeightsError(f"Cannot read {path} ({e.strerror}); have its owner mend the cache.") from e
+            raise WeightsError(f"Cannot read {shown(path)} ({why(e)}); have its owner mend the cache.") from e
         found = hashlib.sha256(data).hexdigest()
         if sha256 in (None, found) and _is_what_the_hub_sent(path, data):
             return data, path.parent.name
@@ -141,7 +141,7 @@ def _remove(path: Path) -> None:
             each.unlink(missing_ok=True)
     except OSError as e:
         raise WeightsError(
-            f"{path} is damaged and cannot be removed ({e.strerror}); have its owner remove it, or name another cache "
+            f"{path} is damaged and cannot be removed ({why(e)}); have its owner remove it, or name another cache "
             "in HF_HOME or cache_dir."
         ) from e
 
@@ -150,6 +150,8 @@ def _download(source: Source, file: str, limit: int) -> Path:
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
 
+    if source.cache_dir is None:
+        check_home()
     try:
         if not source.force_download:
             there = try_to_load_from_cache(source.where, file, source.cache_dir, source.revision)
@@ -200,7 +202,7 @@ def _read_folder(source: Source, file: str, limit: int) -> bytes:
     try:
         return read_bytes(path, limit)
     except OSError as e:
-        raise WeightsError(f"Cannot read {path} ({e.strerror}); name a folder that save_pretrained wrote.") from e
+        raise WeightsError(f"Cannot read {shown(path)} ({why(e)}); name a folder that save_pretrained wrote.") from e
 
 
 def _is_what_the_hub_sent(path: Path, data: bytes) -> bool:
@@ -223,5 +225,26 @@ def _url(source: Source, file: str) -> str:
 
 
 def reason(error: Exception) -> str:
-    """Return what went wrong with a client's call, in a line for our own error."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    """Return what went wrong with a client's call, in a line for our own error; an access token is left out."""
+    said = re.sub(r"(Bearer\s+|hf_)[^\s'\"]+", r"\1...", " ".join(str(error).split()))
+    return f"{type(error).__name__}: {printable(said, 200)}"
+
+
+def clean_token(token: str | bool | None) -> str | bool | None:
+    """Return an access token without the line end that files and variables bring along.
+
+    Raises `ArgumentError`, which does not show it, where it could be none: the client's own error would show it.
+    """
+    if not isinstance(token, str):
+        return token
+    if not re.fullmatch(r"[!-~]+", token.strip()):
+        raise ArgumentError("The access token has blanks or other characters that no token has; copy it again.")
+    return token.strip()
+
+
+def check_home() -> None:
+    """Raise `WeightsError` where the client's cache would be made in a folder named ~, for want of a home folder."""
+    from huggingface_hub import constants
+
+    if str(constants.HF_HUB_CACHE).startswith("~"):
+        raise WeightsError(f"There is no home folder to keep {constants.HF_HUB_CACHE} in; set HOME or HF_HOME.")

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load
 
 from sqzoo.errors import ArgumentError, WeightsError, did_you_mean
+from sqzoo.files import environment_path, expand
 from sqzoo.hashing import tensors_sha256
 from sqzoo.weights.reading import LARGEST, read_bytes
 
@@ -81,8 +82,8 @@ def load_trunk(
     if name not in TRUNKS:
         raise ArgumentError(f"Unknown trunk {name!r}.{did_you_mean(name, TRUNKS)} There are: {', '.join(TRUNKS)}.")
     trunk = TRUNKS[name]
-    source = path or _chosen.get() or os.environ.get(_FOLDER_VARIABLE)
-    file = _local_file(trunk, Path(source)) if source else _hub_file(trunk)
+    source = (Path(path) if path else None) or _chosen.get() or environment_path(_FOLDER_VARIABLE)
+    file = _local_file(trunk, source) if source else _hub_file(trunk)
     tensors = _read(file)
     trunk_tensors = {k: v for k, v in tensors.items() if k.startswith("features.")}
     found = tensors_sha256(trunk_tensors)
@@ -116,7 +117,8 @@ def _local_file(trunk: Trunk, source: Path) -> Path:
 
 
 def _hub_file(trunk: Trunk) -> Path:
-    file = Path(torch.hub.get_dir()) / "checkpoints" / trunk.url.rpartition("/")[2]
+    folder = expand(torch.hub.get_dir(), "The cache folder of torch.hub")
+    file = folder / "checkpoints" / trunk.url.rpartition("/")[2]
     if not os.path.isfile(file):
         prefix = file.stem.rpartition("-")[2]
         try:

@@ -23,6 +23,7 @@ from sqzoo.train.features import trunk_features
 # Maps of 73,728 elements, more than 16 bits count, from 19 images: two chunks of eight and a rest.
 IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (19, 32, 32, 3), np.uint8))
 CHUNKS = 3
+PLAIN = Normalise()
 
 
 class Small(nn.Module):
@@ -40,14 +41,14 @@ class Small(nn.Module):
         return self.features(self.upsample(x))
 
 
-def sparse(model: Any, folder: Path | None = None, how: Normalise = Normalise(), data: str = "d") -> SparseFeatures:
+def sparse(model: Any, folder: Path | None = None, how: Normalise = PLAIN, data: str = "d") -> SparseFeatures:
     model.calls = 0
     result = trunk_features(model, IMAGES, how, data, folder)
     assert isinstance(result, SparseFeatures)
     return result
 
 
-def maps_of(model: Any, images: torch.Tensor = IMAGES, how: Normalise = Normalise()) -> torch.Tensor:
+def maps_of(model: Any, images: torch.Tensor = IMAGES, how: Normalise = PLAIN) -> torch.Tensor:
     with torch.inference_mode():
         return torch.cat([model.forward_features(how(images[low : low + 8])) for low in range(0, len(images), 8)])
 

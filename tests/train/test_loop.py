@@ -510,7 +510,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path, trunks: Path, model
     result = run(FROZEN, tmp_path, trunks)
     before = {f.name: (f.read_bytes(), f.stat().st_mtime_ns) for f in tmp_path.iterdir()}
     files = {"recipe.json", "log.jsonl", "best.safetensors", "last.safetensors", "result.json", ".sqzoo-run"}
-    assert before.keys() == files | {".lock"}
+    assert before.keys() == files | {".sqzoo-run.lock"}
     assert run(FROZEN, tmp_path, tmp_path / "no trunk is needed") == result
     assert {f.name: (f.read_bytes(), f.stat().st_mtime_ns) for f in tmp_path.iterdir()} == before
     assert len(models) == 1
@@ -595,7 +595,7 @@ def test_a_folder_of_somebody_elses_is_refused_and_left_alone(tmp_path: Path, tr
     (tmp_path / "thesis.txt").write_text("five years")
     with pytest.raises(ArgumentError) as caught:
         run(FROZEN, tmp_path, trunks)
-    assert_one_sentence(caught.value, tmp_path, "'thesis.txt'", "empty folder")
+    assert_one_sentence(caught.value, tmp_path, "'thesis.txt'", "new or empty")
     assert [f.name for f in tmp_path.iterdir()] == ["thesis.txt"]
 
 

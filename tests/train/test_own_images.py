@@ -409,6 +409,8 @@ def test_cifar10_folders_are_told_from_pictures(photos: Path, cifar10_root: Path
 
 def test_a_data_set_of_the_hub(photos: Path, tmp_path: Path) -> None:
     made = datasets.load_dataset("imagefolder", data_dir=str(photos), cache_dir=str(tmp_path / "hf"))["train"]
+    # Pictures within the parquet file, as the Hub has them; else they would be names of files of this machine.
+    made = made.with_format("arrow").map(datasets.table.embed_table_storage, batched=True).with_format(None)
     halves, files = made.train_test_split(1 / 3, seed=0), {}
     for split, name in (("train", "train"), ("test", "validation")):
         halves[split].to_parquet(tmp_path / "x.parquet")

@@ -1,12 +1,12 @@
 // The page: a picture in by file, drop, paste or camera, an answer out. Everything runs here; the server only hands files out.
 
 import * as ort from "./ort.wasm.bundle.min.mjs";
-import { centralSquare, resized } from "./picture.js";
+import { drawn, resized, seen } from "./picture.js";
 
 const $ = (id) => document.getElementById(id);
 const sessions = new Map();
 let models = [];
-let shown = null; // { square, model, scores, maps, size } of the last answer
+let shown = null; // { canvas, model, scores, maps, size } of the last answer
 let stream = null;
 
 ort.env.wasm.numThreads = 1; // the networks take some ten milliseconds; threads would take longer to start
@@ -23,7 +23,7 @@ async function session(model) {
   if (!sessions.has(model.file)) {
     $("state").textContent = `Loading ${model.tag}, ${(model.bytes / 1e6).toFixed(1)} MB …`;
     const made = await ort.InferenceSession.create(model.file, { executionProviders: ["wasm"] });
-    await run(made, model, resized(new Uint8ClampedArray(4 * 300 ** 2), 300, model.pixels));
+    await run(made, model, resized(new Uint8ClampedArray(4 * 300 ** 2), 300, 300, model.resize, model.pixels));
     sessions.set(model.file, made);
   }
   $("state").textContent = `${model.tag} is ready; it knows ${model.labels.length} classes.`;
@@ -39,10 +39,10 @@ async function run(made, model, pixels) {
   return { ...judged(logits.data, model), maps: maps.data, size: maps.dims.slice(2), network };
 }
 
-/** Probabilities at the model's temperature, and whether they are those of none of the classes: sqzoo.unsure's score. */
-function judged(logits, { temperature = 1, threshold = -Infinity }) {
+/** Probabilities, and whether they are those of none of the classes: sqzoo.unsure's score. */
+function judged(logits, { threshold = -Infinity }) {
   const largest = Math.max(...logits);
-  const powers = Array.from(logits, (logit) => Math.exp((logit - largest) / temperature));
+  const powers = Array.from(logits, (logit) => Math.exp(logit - largest));
   const total = powers.reduce((sum, power) => sum + power);
   const scores = powers.map((power) => power / total);
   return { scores, unsure: -scores.reduce((sum, p) => sum + (p * (1 - p)) ** 0.1, 0) < threshold };
@@ -55,13 +55,14 @@ function classify(picture) {
     const model = models[$("tag").selectedIndex];
     const made = await session(model);
     const began = performance.now();
-    const square = centralSquare(picture);
-    const rgba = square.getContext("2d").getImageData(0, 0, square.width, square.width).data;
-    const pixels = resized(rgba, square.width, model.pixels);
+    const canvas = drawn(picture);
+    const { width, height } = canvas;
+    const rgba = canvas.getContext("2d").getImageData(0, 0, width, height).data;
+    const pixels = resized(rgba, width, height, model.resize, model.pixels);
     const prepared = performance.now() - began;
     const found = await run(made, model, pixels);
     const label = shown?.model === model && stream ? shown.label : null; // with the camera the chosen class stays
-    shown = { square, model, pixels, prepared, label, ...found };
+    shown = { canvas, model, pixels, prepared, label, ...found };
     show();
     performance.measure("answer", { start: began });
   }).catch((error) => {
@@ -72,7 +73,7 @@ function classify(picture) {
 }
 
 function show() {
-  const { square, model, scores, unsure, prepared, network } = shown;
+  const { canvas, model, scores, unsure, prepared, network } = shown;
   const order = [...scores.keys()].sort((a, b) => scores[b] - scores[a]).slice(0, 10);
   tell("");
   $("answer").hidden = false;
@@ -86,7 +87,8 @@ function show() {
     `${network.toFixed(1)} ms for the network, ${prepared.toFixed(1)} ms to prepare the picture, on this device.`;
   const view = $("picture").getContext("2d");
   view.imageSmoothingQuality = "high";
-  view.drawImage(square, 0, 0, 448, 448);
+  const [left, top, size] = seen(canvas.width, canvas.height, model.resize, model.pixels);
+  view.drawImage(canvas, left, top, size, size, 0, 0, 448, 448);
   showSeen(model);
   showBars(order);
   showHeat(shown.label ?? order[0]);
@@ -215,8 +217,8 @@ $("file").addEventListener("change", () => {
 });
 $("camera").addEventListener("click", () => (stream ? stopCamera() : startCamera()));
 $("tag").addEventListener("change", () => {
-  const square = shown?.square;
-  if (square) classify(square);
+  const canvas = shown?.canvas;
+  if (canvas) classify(canvas);
   else last = last.then(() => session(models[$("tag").selectedIndex]));
 });
 $("show-heat").addEventListener("change", () => ($("heat").hidden = !$("show-heat").checked));
