@@ -4,16 +4,12 @@ import torch
 
 
 def augment(images: torch.Tensor, pad: int, flip: bool, cutout: int) -> torch.Tensor:
-    """Crop, flip and cut out (DeVries and Taylor 2017), each image differently, at the data's own size.
+    """Crop, flip and cut out (DeVries and Taylor 2017) images (N, H, W, 3) uint8, each differently.
 
     Args:
-        images: (N, H, W, 3) uint8.
-        pad: shift by up to so many pixels in each direction, edges reflected.
-        flip: mirror half of the images.
+        images, flip: half of them are mirrored.
+        pad: pixels to shift by at most, in each direction; edges are reflected.
         cutout: side in pixels of a square, wholly inside, that is painted in the image's mean colour; 0 for none.
-
-    Returns:
-        Images of the same shape and type.
     """
     count, height, width, _ = images.shape
     device = images.device

@@ -1,7 +1,6 @@
 """Batch norm for the time of training: inserted behind each convolution of a backbone, folded into it afterwards.
 
-SqueezeNet has none and learns slowly for it. Inserted so that it changes nothing at first, it keeps what ImageNet
-taught; folded, it leaves the network as it was: the same layers, names and number of parameters.
+SqueezeNet has none and learns slowly for it. Inserted so that nothing changes at first, it keeps what ImageNet taught.
 """
 
 import torch
@@ -16,14 +15,11 @@ _MOMENTUM = 0.1  # PyTorch's
 
 
 class Norm(nn.BatchNorm2d):
-    """Batch norm over the whole batch, also where several processes have a part of it each (SyncBatchNorm).
-
-    It keeps no count of batches, which would be a kernel more for each norm.
-    """
+    """Batch norm over the whole batch, also where several processes have a shard of it each (SyncBatchNorm)."""
 
     def __init__(self, channels: int, device: torch.device) -> None:
         super().__init__(channels, device=device)
-        self.num_batches_tracked = None
+        self.num_batches_tracked = None  # counting would be a kernel more for each norm
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training or processes() == 1:
@@ -44,7 +40,7 @@ class Norm(nn.BatchNorm2d):
 
 
 class NormedConv(nn.Conv2d):
-    """A convolution with a batch norm behind it; the convolution's own parameters keep their names."""
+    """A convolution with a batch norm behind it; its own parameters keep their names."""
 
     norm: Norm
 
@@ -70,9 +66,9 @@ def insert_batch_norm(layers: nn.Module, x: torch.Tensor) -> None:
 def _match(norm: nn.Module, inputs: tuple[torch.Tensor]) -> None:
     assert isinstance(norm, Norm)
     variance, mean = torch.var_mean(inputs[0], (0, 2, 3), correction=0)
-    for tensor, value in ((norm.running_mean, mean), (norm.running_var, variance), (norm.bias, mean)):
-        tensor.data.copy_(value)  # type: ignore[union-attr]
-    norm.weight.data.copy_((variance + norm.eps).sqrt())
+    scale = (variance + norm.eps).sqrt()
+    for name, value in dict(running_mean=mean, running_var=variance, bias=mean, weight=scale).items():
+        getattr(norm, name).data.copy_(value)
 
 
 def fold_batch_norm(layers: nn.Module) -> None:

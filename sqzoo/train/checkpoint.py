@@ -40,12 +40,7 @@ class Progress:
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Claim the run folder (see `claim_folder`) and hold its lock.
-
-    Raises:
-        ArgumentError: the folder holds somebody else's files, or cannot be written.
-        BusyError: another process trains there.
-    """
+    """Claim the run folder (see `claim_folder`) and hold its lock; raise `BusyError` where another process trains."""
     claim_folder(folder)
     lock = FileLock(folder / ".sqzoo-run.lock")
     try:
@@ -59,11 +54,7 @@ def run_lock(folder: Path) -> Iterator[None]:
 
 
 def open_run(folder: Path, facts: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the folder's result if it holds this very run, finished; note the run's facts in an empty one.
-
-    Raises:
-        ArgumentError: the folder holds another run.
-    """
+    """Return the folder's result if it holds this very run, finished; refuse another one; note a new one's facts."""
     file = folder / "recipe.json"
     if not file.is_file():
         write_json(file, facts)
@@ -91,11 +82,7 @@ def write_log(folder: Path, progress: Progress) -> None:
 
 
 def restore(folder: Path) -> tuple[Progress, dict[str, torch.Tensor]]:
-    """Read what `save` wrote; of a run that has not saved yet, its beginning and no tensors.
-
-    Raises:
-        DataError: the checkpoint is damaged.
-    """
+    """Read what `save` wrote; of a run that has not saved yet, its beginning and no tensors."""
     file = folder / "last.safetensors"
     if not file.is_file():
         return Progress(), {}

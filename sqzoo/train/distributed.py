@@ -1,8 +1,7 @@
 """Data-parallel training under torchrun: each process takes its shard of every batch, the gradients are summed.
 
-One flat sum of all gradients after the backward pass, three megabytes here, instead of DistributedDataParallel: the
-weights are then those of one process at the same global batch, up to the order of additions. Dropout draws its masks
-in each process by itself, so with it the two runs are alike in distribution only.
+One flat sum of all gradients, three megabytes here, instead of DistributedDataParallel: the weights are those of one
+process at the same batch up to the order of additions, but for dropout, which each process draws by itself.
 """
 
 import os
@@ -14,7 +13,7 @@ import torch.distributed as dist
 
 
 def rank() -> int:
-    """Return this process's number among those that torchrun started, 0 where there is one alone."""
+    """Return this process's number among torchrun's, 0 where there is one alone."""
     return int(os.environ["RANK"]) if "TORCHELASTIC_RUN_ID" in os.environ else 0
 
 
@@ -67,8 +66,6 @@ def shard(count: int) -> slice:
 def sum_over_processes(tensors: Iterable[torch.Tensor]) -> None:
     """Replace each tensor by its sum over the processes."""
     tensors = list(tensors)
-    if processes() == 1:
-        return
     flat = torch.cat([t.reshape(-1) for t in tensors])
     dist.all_reduce(flat)
     for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):

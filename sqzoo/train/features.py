@@ -33,22 +33,14 @@ def trunk_features(
     dtype: torch.dtype = torch.float32,
     title: str = "",
 ) -> torch.Tensor | SparseFeatures:
-    """Compute the frozen backbone's features of images, or take them from a cache.
-
-    A cache's file is used only if its key and SHA-256 are right; it appears atomically. Of several processes that need
-    one that is not there, one computes it and the others wait.
+    """Compute the frozen backbone's features of images: dense (N, C, h, w) on a GPU, exact sparse ones on a CPU.
 
     Args:
-        model: its `forward_features` is run, in the mode that it is in.
-        images: (N, H, W, 3) uint8, on the model's device.
-        normalise: turns them into what the network takes.
-        digest: of the images' pixels.
-        cache: folder for the features, on a CPU; None keeps them in memory.
+        images: (N, H, W, 3) uint8, on the model's device. digest: of their pixels.
+        cache: folder for a CPU's features; None keeps them in memory. A file is used only if its key and SHA-256 are
+            right; of several processes that need one that is not there, one computes it and the others wait.
         dtype: of dense features.
         title: of the progress bar; "" shows none.
-
-    Returns:
-        Dense features (N, C, h, w) on a GPU, exact sparse ones on a CPU; `features[indices]` gives those of a batch.
     """
     with (
         torch.inference_mode(),

@@ -25,16 +25,18 @@ from sqzoo.environment import check_device, environment, keep_freed_memory, pick
 from sqzoo.errors import ArgumentError
 from sqzoo.evaluation import exact_arithmetic, metrics
 from sqzoo.files import write_json, write_tensors
+from sqzoo.models._base import ZooModel
 from sqzoo.models.sparse import SparseMaps
 from sqzoo.models.upsample import Upsample
+from sqzoo.muon import Muon
+from sqzoo.registry import create_model, start_from, start_sha256
 from sqzoo.train.augment import augment
 from sqzoo.train.batch_norm import fold_batch_norm, insert_batch_norm
 from sqzoo.train.checkpoint import Progress, open_run, restore, run_lock, save, write_log
 from sqzoo.train.distributed import init_process_group, processes, rank, rank_zero_first, shard, sum_over_processes
 from sqzoo.train.features import trunk_features
-from sqzoo.train.muon import Muon
 from sqzoo.train.recipes import Recipe
-from sqzoo.train.start import initial_model, start_sha256
+from sqzoo.weights import load_trunk
 
 Folder = str | os.PathLike[str] | None
 _WARM_UP = 0.1  # of a cosine run's steps
@@ -60,13 +62,11 @@ def train(
 
     Args:
         recipe: what to train, and how.
-        train_set: images and labels; `recipe.hold_out` of them are validated on.
+        train_set: images and labels; `recipe.hold_out` of them are for validation.
         test_set: evaluated once, at the end, with the chosen weights; after every epoch where the recipe selects on it
             (the paper's way) or `log_test` asks for it; None: never.
-        run: the run's folder, new, empty or this very run's: recipe.json, log.jsonl (a line per epoch),
-            best.safetensors, last.safetensors (to resume from), result.json, TensorBoard's events where installed.
-        trunk: file or folder with the ImageNet backbone (see `sqzoo.create_model`).
-        cache: folder for the frozen backbone's features; None keeps them in memory.
+        run: the run's folder, new, empty or this very run's.
+        trunk, cache: file or folder with the ImageNet backbone; folder for its features when frozen, None: in memory.
         device: "cpu", "cuda", "cuda:N" or "mps"; under torchrun "cuda" gives each process its own.
         precision: of the layers in training: "float32", "bfloat16" or "auto", the faster. The rest is float32.
         compile: compile the network (torch.compile), which takes minutes and then saves launches.
@@ -75,10 +75,6 @@ def train(
 
     Returns:
         What is also result.json: recipe, data digests, chosen epoch, metrics "val" and "test", times, log.
-
-    Raises:
-        ArgumentError: values that do not fit, a foreign run folder, a diverged loss, too little GPU memory.
-        DataError: a damaged run folder.
     """
     check_device(device)
     keep_freed_memory()
@@ -86,15 +82,10 @@ def train(
     if test_set is None and log_test:
         raise ArgumentError("This recipe looks at test images and there are none; give select='val'.")
     precision = pick_precision(precision, device, device != "cpu" or recipe.layers == "all")
-    facts: dict[str, Any] = {
-        "recipe": recipe.to_json(),
-        "train_digest": train_set.digest,
-        "test_digest": test_set.digest if test_set else None,
-        "start_sha256": None if recipe.start == "imagenet" else start_sha256(recipe.start),
-        "precision": precision,
-        "log_test": log_test,
-    }
     sets = {"train": train_set} | ({"test": test_set} if test_set else {})
+    facts: dict[str, Any] = {"recipe": recipe.to_json(), "precision": precision, "log_test": log_test}
+    facts |= {f"{name}_digest": sets[name].digest if name in sets else None for name in ("train", "test")}
+    facts["start_sha256"] = None if recipe.start == "imagenet" else start_sha256(recipe.start)
     folder, begun = Path(run), environment()  # now, while the commit is that of the code in memory
     with ExitStack() as stack:
         device = stack.enter_context(init_process_group(device))
@@ -147,12 +138,9 @@ def train(
 class Learner:
     """A network in training, with its data, its optimisers and its averaged weights.
 
-    Attributes:
-        model: the float32 network that the optimisers change.
-        network: what runs in training: the model, or a bfloat16 copy of it.
-        averaged: what is evaluated and kept: the model, or a copy that holds the EMA of its weights.
-        weights: what a run learns, by name: the trained parameters and the buffers, which batch norm changes.
-        averaged_weights: the same tensors of `averaged`.
+    `model` is the float32 network that the optimisers change; `network` runs in training, the model or a bfloat16 copy;
+    `averaged` is evaluated and kept, the model or a copy that holds the EMA. `weights` and `averaged_weights` are what
+    a run learns, by name: the trained parameters and the buffers, which batch norm changes.
     """
 
     def __init__(
@@ -168,7 +156,6 @@ class Learner:
         self.recipe, self.device, self.frozen = recipe, device, recipe.layers != "all"
         self.half, self.dtype = half, torch.bfloat16 if half else torch.float32
         self.alone = processes() == 1  # or one of several that have a shard of each batch
-        # Data: uint8 images on the device, once; of a frozen backbone its features
         self.inputs: dict[str, Any] = {name: _on_device(data.images, device) for name, data in sets.items()}
         self.labels = {name: torch.from_numpy(data.labels).to(device) for name, data in sets.items()}
         self.train_idx, val_idx = (torch.from_numpy(i).to(device) for i in sets["train"].split(recipe.hold_out))
@@ -176,7 +163,6 @@ class Learner:
         self.looked_at = {"val": ("train", val_idx), "test": ("test", test_idx)}
         self.image_size = sets["train"].images.shape[2]
         self.normalise = Normalise(*NORMALISATIONS[recipe.normalisation])
-        # The network, and which of its parameters are trained
         model = initial_model(recipe, trunk).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = self.network = self.averaged = model.eval()
         self.set_size(recipe.size_at(0))
@@ -200,7 +186,6 @@ class Learner:
         self.pruned = [p for p in self.params.values() if recipe.prune and p.dim() > 1 and p.numel() >= _PRUNED]
         if recipe.prune and not self.pruned:
             raise ArgumentError(f"prune is for layers of {_PRUNED:,} weights or more, and none is trained.")
-        # Optimisers, and copies of the network
         self.optimizers = _optimizers(recipe, self.params)
         if half:
             self.network = _half_copy(model)
@@ -235,10 +220,8 @@ class Learner:
         return loss_sum.item() / count
 
     def batch(self, idx: torch.Tensor) -> tuple[Any, torch.Tensor]:
-        """Return this process's shard of a batch, (inputs, labels): features, or augmented and normalised images.
-
-        All of the batch is augmented in every process, so the random numbers are the same for any number of them.
-        """
+        """Return this process's shard of a batch, (inputs, labels): features, or augmented and normalised images."""
+        # All of the batch is augmented in every process: the random numbers are the same for any number of them.
         x, mine, recipe = self.inputs["train"][idx], slice(None) if self.alone else shard(len(idx)), self.recipe
         if isinstance(x, SparseMaps):  # in bfloat16 products of all values are faster than float32's of the non-zeros
             x = x.dense(self.dtype) if self.half else x
@@ -354,6 +337,18 @@ class Learner:
             torch._foreach_copy_(self.copies, self.copied)
 
 
+def initial_model(recipe: Recipe, trunk: Folder) -> ZooModel:
+    """Build the network that a recipe starts from: the ImageNet backbone, or an earlier run's, and a fresh head."""
+    torch.manual_seed(recipe.seed)
+    init: Any = "imagenet" if recipe.start == "imagenet" else "random"
+    model: ZooModel = create_model(recipe.model, init=init, trunk=trunk, **recipe.model_args)  # type: ignore[assignment]
+    if recipe.layers == "last" and recipe.model == "alexnet_cifar":
+        model.load_state_dict(model.state_dict() | load_trunk("alexnet", trunk, linear=True), strict=True)
+    if recipe.start != "imagenet":
+        start_from(model, recipe.start)
+    return model
+
+
 def learning_rate(recipe: Recipe, highest: float, step: int, steps: int) -> float:
     """Return the learning rate of a step, counted from 0, of a run of `steps`."""
     if recipe.schedule == "constant":
@@ -381,10 +376,7 @@ def _optimizers(recipe: Recipe, params: dict[str, nn.Parameter]) -> list[torch.o
 
 
 def _half_copy(model: Any) -> Any:
-    """Return a bfloat16 copy of a network to compute with; norms stay float32, and are shared.
-
-    One launch casts all weights into it; autocast would take one for each, forward and backward.
-    """
+    """Return a bfloat16 copy of a network to compute with, one launch casts all weights into it; norms are shared."""
     half = copy.deepcopy(model).to(torch.bfloat16)
     for name, module in model.named_modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -411,9 +403,10 @@ def _on_device(images: Any, device: str) -> torch.Tensor:
 def _tensorboard(folder: Path, epoch: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(folder), purge_step=epoch + 1)
     except ImportError:
         return nullcontext()
-    return SummaryWriter(str(folder), purge_step=epoch + 1)
 
 
 def _scalars(row: dict[str, Any]) -> list[tuple[str, float]]:

@@ -17,9 +17,8 @@ from sqzoo.own_model import write_model
 from sqzoo.pictures import Pictures, find_pictures, from_hub, read_pictures
 from sqzoo.registry import check_name
 from sqzoo.train.checkpoint import run_lock
-from sqzoo.train.loop import train
+from sqzoo.train.loop import initial_model, train
 from sqzoo.train.recipes import Recipe, recipe
-from sqzoo.train.start import initial_model
 from sqzoo.weights import get_weights, load_trunk, tags
 
 _HEAD, _ALL = "head", "all_layers"
@@ -46,23 +45,15 @@ def train_on_images(
     """Train an architecture on a folder of images; return the result, also `run`/result.json.
 
     Args:
-        model: architecture.
-        data: FOLDER/class/*.jpg (see `sqzoo.pictures.find_pictures`), or the name of a data set on the Hub.
+        data: FOLDER/class/*.jpg, or the name of a data set on the Hub.
         run: folder, new or this run's. It becomes a model that `create_model("local-dir:RUN")` and `sqzoo predict
-            --model RUN` take, with a report (report.html) and a card (README.md), as soon as the head is trained; head/
-            and all_layers/ are the two runs, each resumed where it stopped. The better of the two is the model.
+            --model RUN` take, with report and card; head/ and all_layers/ are the two runs, the better is the model.
         all_layers: train all layers after the head.
-        recipe_name: in place of "images", or of "finetune" for all layers, which one of the latter asks for.
+        recipe_name: in place of "images", or of "finetune", which all layers take.
         start: "imagenet", or a weights tag or file that has the backbone; by default ImageNet's where it is at hand or
             can be downloaded, else the architecture's embedded weights.
         held_out: fraction of each class to validate on, drawn by the seed, unless the folder has its own such part.
-        trunk, device, precision, progress: as in `train`.
-        cache: folder that keeps decoded images and features.
-        **changes: fields of the recipe.
-
-    Raises:
-        DataError: the folder cannot be learnt from.
-        ArgumentError: as `train`.
+        trunk, cache, device, precision, progress: as in `train`. **changes: fields of the recipe.
     """
     check_name(model)
     if settled := _SETTLED & changes.keys():

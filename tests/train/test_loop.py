@@ -83,7 +83,7 @@ def models(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
         made.append(create_model(*args, **kwargs))
         return made[-1]
 
-    monkeypatch.setattr("sqzoo.train.start.create_model", remember)
+    monkeypatch.setattr("sqzoo.train.loop.create_model", remember)
     return made
 
 

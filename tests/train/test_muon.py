@@ -2,7 +2,7 @@
 
 import torch
 
-from sqzoo.train.muon import Muon, orthogonal
+from sqzoo.muon import Muon, orthogonal
 
 SHAPES = ((64, 3, 3, 3), (16, 64, 1, 1), (16, 128, 1, 1), (64, 16, 1, 1), (64, 16, 3, 3), (48, 384, 1, 1))
 
