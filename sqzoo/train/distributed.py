@@ -5,7 +5,7 @@ process at the same batch up to the order of additions, but for dropout, which e
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -63,9 +63,8 @@ def shard(count: int) -> slice:
     return slice(count * rank() // processes(), count * (rank() + 1) // processes())
 
 
-def sum_over_processes(tensors: Iterable[torch.Tensor]) -> None:
+def sum_over_processes(tensors: list[torch.Tensor]) -> None:
     """Replace each tensor by its sum over the processes."""
-    tensors = list(tensors)
     flat = torch.cat([t.reshape(-1) for t in tensors])
     dist.all_reduce(flat)
     for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):

@@ -237,7 +237,7 @@ class Learner:
             for p, grad in zip(self.copied, self.grads, strict=True):
                 p.grad = grad
         if not self.alone:
-            sum_over_processes(p.grad for p in self.params.values() if p.grad is not None)
+            sum_over_processes([p.grad for p in self.params.values() if p.grad is not None])
         masks = [p != 0 for p in self.pruned]
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:

@@ -430,7 +430,7 @@ def test_a_data_set_of_the_hub(photos: Path, tmp_path: Path) -> None:
         absent = train_on("org/absent", "run2")
     assert "6 validation images" in done.stdout
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["classes"] == ["blue", "green", "red"] and result["pictures"] == 18
+    assert result["classes"] == ["blue", "green", "red"] and result["images"] == 18
     assert absent.returncode == 2 and "No folder 'org/absent', and no data set of that name" in absent.stderr
     # What was fetched is used again, with no Hub there.
     folder = from_hub(f"org/photos@{commit}", tmp_path / "store")
