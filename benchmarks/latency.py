@@ -34,9 +34,9 @@ from sqzoo import SqzooError, get_weights
 from sqzoo.backends import BACKENDS, ExportModel
 from sqzoo.data import Dataset, cifar10
 from sqzoo.environment import environment, package_version
+from sqzoo.files import write_text
 from sqzoo.graph import CALIBRATION
 from sqzoo.train import metrics
-from sqzoo.train.checkpoint import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

@@ -30,8 +30,8 @@ from readme import OWN_IMAGES, write_into
 from sqzoo import create_model
 from sqzoo.data import Dataset, cifar10
 from sqzoo.environment import environment
+from sqzoo.files import write_text
 from sqzoo.predict import predict
-from sqzoo.train.checkpoint import write_text
 from sqzoo.weights import CIFAR10_CLASSES
 
 RESULT = Path(__file__).resolve().parent / "results" / "own_pictures.json"
@@ -95,9 +95,9 @@ def measured(words: list[str], run: Path, fresh: list[Path]) -> dict[str, Any]:
     seconds, memory = command(*words, "--run", str(run))
     result = json.loads((run / "result.json").read_text(encoding="utf-8"))
     found = {"seconds": round(seconds, 1), "peak_mb": round(memory), "chosen": result["chosen"]}
-    found |= {"held_out": result["held_out"], "data_digest": result["data_digest"]}
+    found |= {"val": result["val"], "data_digest": result["data_digest"]}
     found["stages"] = {
-        name: {k: stage[k] for k in ("recipe", "epoch", "held_out", "training_seconds", "feature_seconds")}
+        name: {k: stage[k] for k in ("recipe", "epoch", "val", "training_seconds", "feature_seconds")}
         for name, stage in result["stages"].items()
     }
     if fresh:

@@ -28,9 +28,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from sqzoo import SqzooError, create_model, get_weights
 from sqzoo.data import Dataset, Preprocessing, cifar10, hold_out
 from sqzoo.environment import environment
+from sqzoo.files import write_text
 from sqzoo.graph import to_onnx
 from sqzoo.train import logits, metrics
-from sqzoo.train.checkpoint import write_text
 from sqzoo.weights import tags
 
 ROOT = Path(__file__).resolve().parent.parent

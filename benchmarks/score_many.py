@@ -32,8 +32,8 @@ from readme import OWN_IMAGES, write_into
 from sqzoo import create_model, optimize
 from sqzoo.data import Dataset, cifar10
 from sqzoo.environment import environment
+from sqzoo.files import write_text
 from sqzoo.graph import pixels_side
-from sqzoo.train.checkpoint import write_text
 
 HERE = Path(__file__).resolve().parent
 RESULT = HERE / "results" / "score_many.json"

@@ -30,7 +30,7 @@ ELSEWHERE = {
 # Modules that are documented, in the order of a reader's steps; a name that is not there (yet) is left out.
 MODULES = (
     *("registry", "predict", "models", "data", "pictures", "train", "train.recipe", "train.recipes"),
-    *("train.evaluate", "report", "explain", "unsure", "export", "optimization", "tiny", "hub", "cache", "demo"),
+    *("evaluation", "report", "explain", "unsure", "export", "optimization", "tiny", "hub", "cache", "demo"),
     *("weights", "errors"),
 )
 

@@ -7,13 +7,13 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from sqzoo import create_model
-from sqzoo.train.nonzeros import NonZeroMaps
+from sqzoo.models.sparse import SparseMaps
 
 
-def maps(shape: tuple[int, int, int, int] = (19, 12, 5, 5), share: float = 0.2, seed: int = 0) -> NonZeroMaps:
+def maps(shape: tuple[int, int, int, int] = (19, 12, 5, 5), share: float = 0.2, seed: int = 0) -> SparseMaps:
     rng = np.random.default_rng(seed)
     where = np.flatnonzero(rng.random(np.prod(shape)) < share)
-    return NonZeroMaps(shape, where, torch.from_numpy(rng.random(len(where), np.float32) + 0.1))
+    return SparseMaps(shape, where, torch.from_numpy(rng.random(len(where), np.float32) + 0.1))
 
 
 @pytest.mark.parametrize("channels", [12, 16])  # 16: a power of two goes another way
@@ -54,7 +54,7 @@ def test_dropout_drops_its_share_of_the_non_zeros_and_scales_the_rest() -> None:
     full = given.dense()
     torch.manual_seed(0)
     dropped = F.dropout(given, 0.3)  # type: ignore[arg-type]
-    assert isinstance(dropped, NonZeroMaps) and not dropped.dense()[full == 0].any()
+    assert isinstance(dropped, SparseMaps) and not dropped.dense()[full == 0].any()
     kept = dropped.dense() != 0
     torch.testing.assert_close(dropped.dense()[kept], full[kept] / 0.7)
     count = len(given.values)

@@ -18,12 +18,12 @@ from PIL import Image
 
 from sqzoo import create_model
 from sqzoo.cli import main
-from sqzoo.data import Preprocessing, holds_cifar10, open_image
+from sqzoo.data import Normalise, holds_cifar10, open_image
 from sqzoo.errors import ArgumentError, SqzooError
 from sqzoo.pictures import Pictures, find_pictures, from_hub, read_pictures
 from sqzoo.predict import predict
 from sqzoo.train import Recipe, train
-from sqzoo.train.pictures import train_on_pictures
+from sqzoo.train.own_images import train_on_images
 from sqzoo.weights import CIFAR10_CLASSES
 
 COLOURS = {"blue": (40, 60, 200), "green": (50, 180, 60), "red": (200, 50, 40)}
@@ -274,17 +274,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[
     folder = fill(base / "photos", 10)
     (folder / "red" / "notes.txt").write_text("no picture")
     changes = SHORT | {"sizes": ((64, 30),), "lr": 0.003}
-    return folder, base / "run", train_on_pictures("sq1", folder, base / "run", **changes)
+    return folder, base / "run", train_on_images("sq1", folder, base / "run", **changes)
 
 
 def test_a_run_is_a_ready_model(trained: tuple[Path, Path, dict[str, Any]]) -> None:
     folder, run, result = trained
-    assert {f.name for f in run.iterdir() if f.name != ".lock"} == {
+    assert {f.name for f in run.iterdir() if not f.name.startswith(".")} == {
         *("model.safetensors", "config.json", "README.md", "report.html", "result.json", "head")
     }
     assert json.loads((run / "result.json").read_text()) == result
     assert result["chosen"] == "head" and result["classes"] == ["blue", "green", "red"]
-    assert result["held_out"]["images"] == 6 and result["held_out"]["top1"] == 100
+    assert result["val"]["images"] == 6 and result["val"]["top1"] == 100
     assert result["left_out"] == {"red/notes.txt": "not a picture, by its suffix"}
     model = create_model(f"local-dir:{run}")
     assert tuple(model.pretrained_cfg["label_names"]) == ("blue", "green", "red")
@@ -308,7 +308,7 @@ def test_predict_prepares_as_the_run_was_trained(trained: tuple[Path, Path, dict
     pictures = read(large, 64)
     model = create_model(f"local-dir:{trained[1]}")
     with torch.inference_mode():
-        wanted = model(Preprocessing(64, 1.0)(pictures.images)).softmax(1)
+        wanted = model(Normalise()(pictures.images)).softmax(1)
     found = predict(model, [large / name for name in pictures.names], top_k=3)
     for row, answers in zip(wanted, found, strict=True):
         for answer in answers:
@@ -317,11 +317,11 @@ def test_predict_prepares_as_the_run_was_trained(trained: tuple[Path, Path, dict
 
 def test_ten_classes_named_as_cifar10s_are_not_shrunk(tmp_path: Path) -> None:
     folder = fill(tmp_path / "ten", 2, CIFAR10_CLASSES)
-    train_on_pictures("sq1", folder, tmp_path / "run", **SHORT)
+    train_on_images("sq1", folder, tmp_path / "run", **SHORT)
     model = create_model(f"local-dir:{tmp_path / 'run'}")
     pictures = read(folder, 64)
     with torch.inference_mode():
-        wanted = model(Preprocessing(64, 1.0)(pictures.images)).softmax(1).max(1).values
+        wanted = model(Normalise()(pictures.images)).softmax(1).max(1).values
     found = [p[0].probability for p in predict(model, [folder / name for name in pictures.names])]
     assert np.allclose(wanted, found, atol=1e-5)
 
@@ -329,7 +329,7 @@ def test_ten_classes_named_as_cifar10s_are_not_shrunk(tmp_path: Path) -> None:
 def test_report_and_card_tell_of_the_run(trained: tuple[Path, Path, dict[str, Any]]) -> None:
     _, run, result = trained
     card = (run / "README.md").read_text(encoding="utf-8")
-    assert "100.0 % of 6 held-out pictures" in card and "| red | 10 | 2 of 2 |" in card and "sq1.ft_cifar10" in card
+    assert "100.0 % of 6 validation images" in card and "| red | 10 | 2 of 2 |" in card and "sq1.ft_cifar10" in card
     report = (run / "report.html").read_text(encoding="utf-8")
     assert "blue" in report and "notes.txt" in report and result["environment"]["commit"][:7] in report
 
@@ -337,24 +337,22 @@ def test_report_and_card_tell_of_the_run(trained: tuple[Path, Path, dict[str, An
 def test_all_layers_go_on_from_the_head_and_resume_as_if_at_once(tmp_path: Path) -> None:
     folder = fill(tmp_path / "photos", 4)
     changes = SHORT | {"sizes": ((64, 2),), "pad": 4}
-    train_on_pictures("sq1", folder, tmp_path / "twice", start=START, sizes=((64, 60),), progress=False)
+    train_on_images("sq1", folder, tmp_path / "twice", start=START, sizes=((64, 60),), progress=False)
     first = json.loads((tmp_path / "twice" / "head" / "result.json").read_text())
-    result = train_on_pictures("sq1", folder, tmp_path / "twice", all_layers=True, **changes)
+    result = train_on_images("sq1", folder, tmp_path / "twice", all_layers=True, **changes)
     assert result["stages"]["head"]["log"] == first["log"]  # not trained again
-    at_once = train_on_pictures("sq1", folder, tmp_path / "once", all_layers=True, **changes)
+    at_once = train_on_images("sq1", folder, tmp_path / "once", all_layers=True, **changes)
     twice, once = ((tmp_path / n / "all_layers" / "best.safetensors").read_bytes() for n in ("twice", "once"))
     assert twice == once
-    assert {k: v["held_out"] for k, v in result["stages"].items()} == {
-        k: v["held_out"] for k, v in at_once["stages"].items()
-    }
-    assert train_on_pictures("sq1", folder, tmp_path / "once", all_layers=True, **changes) == at_once
-    scores = {n: (s["held_out"]["top1"], -s["held_out"]["loss"]) for n, s in at_once["stages"].items()}
+    assert {k: v["val"] for k, v in result["stages"].items()} == {k: v["val"] for k, v in at_once["stages"].items()}
+    assert train_on_images("sq1", folder, tmp_path / "once", all_layers=True, **changes) == at_once
+    scores = {n: (s["val"]["top1"], -s["val"]["loss"]) for n, s in at_once["stages"].items()}
     assert scores[at_once["chosen"]] == max(scores.values())
 
 
 def test_training_stops_when_the_held_out_pictures_gain_no_more(tmp_path: Path) -> None:
     changes = SHORT | {"sizes": ((64, 30),), "patience": 2, "lr": 0.0}
-    result = train_on_pictures("sq1", fill(tmp_path / "photos", 3), tmp_path / "run", **changes)
+    result = train_on_images("sq1", fill(tmp_path / "photos", 3), tmp_path / "run", **changes)
     assert result["stages"]["head"]["epoch"] == 1 and len(result["stages"]["head"]["log"]) == 3
 
 
@@ -362,19 +360,19 @@ def test_changed_pictures_are_another_run(trained: tuple[Path, Path, dict[str, A
     folder, run = (shutil.copytree(p, tmp_path / p.name) for p in trained[:2])
     photo((1, 1, 1), 1).save(folder / "red" / "new.jpg")
     changes = SHORT | {"sizes": ((64, 30),), "lr": 0.003}
-    refused(lambda: train_on_pictures("sq1", folder, run, **changes), "another recipe or other data")
+    refused(lambda: train_on_images("sq1", folder, run, **changes), "another recipe or other data")
 
 
 def test_what_does_not_go_together(photos: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    with pytest.raises(ArgumentError, match="trains the head alone"):
-        train_on_pictures("sq1", photos, run, recipe_name="paper", all_layers=True)
-    refused(lambda: train_on_pictures("sq1", photos, run, hold_out=5), "hold_out", "settled by the pictures")
-    refused(lambda: train_on_pictures("sq1", photos, run, teacher="sq1.ft_cifar10"), "teacher='sq1.ft_cifar10'")
+    with pytest.raises(ArgumentError, match="trains the head"):
+        train_on_images("sq1", photos, run, recipe_name="paper_cifar10", all_layers=True)
+    refused(lambda: train_on_images("sq1", photos, run, hold_out=5), "hold_out", "settled by the images")
+    refused(lambda: train_on_images("sq1", photos, run, teacher="sq1.ft_cifar10"), "no 'teacher'")
     with pytest.raises(ArgumentError, match="there are none"):
         train(Recipe("sq1", model_args={"num_classes": 3}), read(photos), None, run)
-    refused(lambda: train_on_pictures("sq2", photos, run), "Unknown model 'sq2'")
-    refused(lambda: train_on_pictures("sq1", tmp_path / "absent", run), "No folder")
+    refused(lambda: train_on_images("sq2", photos, run), "Unknown model 'sq2'")
+    refused(lambda: train_on_images("sq1", tmp_path / "absent", run), "No folder")
     assert not run.exists()
 
 
@@ -395,7 +393,7 @@ def test_the_commands(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     run = str(tmp_path / "run")
     words = ["train", "sq1", "--data", str(photos), "--run", run, "--start", START, "--held-out", "0.5"]
     assert main([*words, "--set", "sizes=[[64, 2]]", "--set", "lr=0.01"]) == 0
-    assert "9 held-out pictures" in capsys.readouterr().out
+    assert "9 validation images" in capsys.readouterr().out
     assert main(["predict", "--model", run, "--top", "1", str(photos / "red" / "0.jpg")]) == 0
     assert "red" in capsys.readouterr().out
     assert main(["train", "sq1", "--all-layers"]) == 2
@@ -423,16 +421,16 @@ def test_a_data_set_of_the_hub(photos: Path, tmp_path: Path) -> None:
 
         def train_on(name: str, run: str) -> subprocess.CompletedProcess[str]:
             command = [sys.executable, "-m", "sqzoo", "train", "sq1", "--data", name, "--run", run, *words]
-            there = {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(Path(__file__).parents[1])}
+            there = {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(Path(__file__).parents[2])}
             env = os.environ | server.env | there
             return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
 
         done = train_on(f"org/photos@{commit}", "run")
         assert done.returncode == 0, done.stderr
         absent = train_on("org/absent", "run2")
-    assert "6 held-out pictures" in done.stdout
+    assert "6 validation images" in done.stdout
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["classes"] == ["blue", "green", "red"] and result["pictures"] == 18
+    assert result["classes"] == ["blue", "green", "red"] and result["images"] == 18
     assert absent.returncode == 2 and "No folder 'org/absent', and no data set of that name" in absent.stderr
     # What was fetched is used again, with no Hub there.
     folder = from_hub(f"org/photos@{commit}", tmp_path / "store")

@@ -1,7 +1,6 @@
 """Training: what a run learns and leaves alone, what it records, and that it goes on exactly where it was killed."""
 
 import json
-import math
 import os
 import shutil
 import signal
@@ -22,17 +21,25 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from sqzoo import create_model
-from sqzoo.data import Dataset, Preprocessing, hold_out
-from sqzoo.errors import ArgumentError, DataError, UnknownModelError
-from sqzoo.train import RECIPES, Recipe, evaluate, learner, negatives, norms, pruning, recipe, sharpness, train
-from sqzoo.train.augment import augment, cutmix
-from sqzoo.train.checkpoint import alone_in
-from sqzoo.train.evaluate import logits
-from sqzoo.weights import get_weights, load_trunk
+from sqzoo.data import Dataset, Normalise, hold_out
+from sqzoo.errors import ArgumentError, BusyError, DataError
+from sqzoo.models.upsample import Upsample
+from sqzoo.train import Recipe, evaluate, loop, train
+from sqzoo.train.batch_norm import fold_batch_norm, insert_batch_norm
+from sqzoo.train.checkpoint import run_lock
+from sqzoo.weights import load_trunk
 
-FROZEN = Recipe("sq1", sizes=((32, 3),), crop_pct=1.0, hold_out=20, select="held_out", batch_size=16)
+FROZEN = Recipe("sq1", sizes=((32, 3),), crop_pct=1.0, hold_out=20, select="val", batch_size=16)
 # At 32 pixels the last map is a single point: 64 lets the 3x3 convolutions of the last layers learn at their edges.
-TRAINED = recipe("finetune", "sq1", sizes=((32, 1), (64, 2)), hold_out=20, batch_size=16)
+ALL: dict[str, Any] = {
+    "layers": "all",
+    "crop_pct": 1.0,
+    "schedule": "cosine",
+    "weight_decay": 0.05,
+    "flip": True,
+    "pad": 4,
+}
+TRAINED = Recipe("sq1", sizes=((32, 1), (64, 2)), hold_out=20, select="val", batch_size=16, lr=5e-4, **ALL)
 
 
 def coloured(count: int, seed: int) -> Dataset:
@@ -47,8 +54,16 @@ def coloured(count: int, seed: int) -> Dataset:
 TRAIN, TEST = coloured(100, 1), coloured(40, 2)
 
 
+def resized(model: nn.Module, plan: Recipe) -> nn.Module:
+    """Have a model enlarge images as the last epoch of a recipe does."""
+    size = plan.sizes[-1][0]
+    model.upsample = nn.Identity() if size == 32 else Upsample(size)
+    return model
+
+
 def run(plan: Recipe, folder: Path, trunks: Path, **changes: Any) -> dict[str, Any]:
     arguments: dict[str, Any] = {"train_set": TRAIN, "test_set": TEST, "trunk": trunks, "progress": False}
+    arguments["precision"] = "float32"
     return train(plan, run=folder, **(arguments | changes))
 
 
@@ -68,7 +83,7 @@ def models(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
         made.append(create_model(*args, **kwargs))
         return made[-1]
 
-    monkeypatch.setattr("sqzoo.train.start.create_model", remember)
+    monkeypatch.setattr("sqzoo.train.loop.create_model", remember)
     return made
 
 
@@ -88,7 +103,7 @@ def test_frozen_recipe_trains_the_head_alone(tmp_path: Path, trunks: Path, model
     fresh = create_model("sq1").state_dict()
     assert all(not torch.equal(best[k], fresh[k]) for k in head)
     assert result["log"][-1]["train_loss"] < 0.7 * result["log"][0]["train_loss"]
-    assert result["held_out"]["top1"] > 50 and result["test"]["top1"] > 50  # ten classes: 10 by chance
+    assert result["val"]["top1"] > 50 and result["test"]["top1"] > 50  # ten classes: 10 by chance
 
 
 def test_trained_recipe_changes_every_tensor(tmp_path: Path, trunks: Path, models: list[nn.Module]) -> None:
@@ -98,11 +113,11 @@ def test_trained_recipe_changes_every_tensor(tmp_path: Path, trunks: Path, model
     torch.manual_seed(TRAINED.seed)
     before = create_model("sq1", init="imagenet", trunk=trunks).state_dict()
     assert [k for k in best if torch.equal(best[k], before[k])] == []
-    assert [row["side"] for row in result["log"]] == [32, 64, 64]
+    assert [row["size"] for row in result["log"]] == [32, 64, 64]
 
 
 def test_last_layer_alone(tmp_path: Path, trunks: Path, models: list[nn.Module]) -> None:
-    run(replace(FROZEN, head="last"), tmp_path, trunks)
+    run(replace(FROZEN, layers="last"), tmp_path, trunks)
     assert load_file(tmp_path / "best.safetensors").keys() == {"fc2.weight", "fc2.bias"}
     torch.manual_seed(FROZEN.seed)
     before = create_model("sq1", init="imagenet", trunk=trunks).state_dict()
@@ -145,24 +160,25 @@ def test_start_from_what_is_no_earlier_run(tmp_path: Path, trunks: Path) -> None
 @pytest.mark.parametrize("plan", [FROZEN, TRAINED], ids=["frozen", "trained"])
 def test_the_recorded_figures_are_those_of_the_saved_weights(plan: Recipe, tmp_path: Path, trunks: Path) -> None:
     result = run(plan, tmp_path, trunks)
-    model = create_model("sq1", init="imagenet", trunk=trunks)
+    model = resized(create_model("sq1", init="imagenet", trunk=trunks), plan)
     model.load_state_dict(model.state_dict() | load_file(tmp_path / "best.safetensors"))
-    _, held = hold_out(TRAIN.labels, plan.hold_out)
-    for name, data in (("test", TEST), ("held_out", TRAIN[held])):
-        measured = evaluate(model, data, plan.preprocessing(plan.sizes[-1][0]))
+    _, val_idx = hold_out(TRAIN.labels, plan.hold_out)
+    for name, data in (("test", TEST), ("val", TRAIN[val_idx])):
+        measured = evaluate(model, data)
         assert measured.images == result[name]["images"] == len(data)
         assert measured.top1 == result[name]["top1"]
         assert measured.loss == pytest.approx(result[name]["loss"], abs=1e-5)
 
 
 def test_the_best_epoch_is_measured_at_its_own_size(tmp_path: Path, trunks: Path) -> None:
-    plan = replace(TRAINED, sizes=((64, 3), (32, 1)), schedule="constant", warm_up=0.0)
+    plan = replace(TRAINED, sizes=((64, 3), (32, 1)), schedule="constant")
     result = run(plan, tmp_path, trunks)
     best = result["log"][result["epoch"] - 1]
-    assert result["side"] == best["side"] == 64 != result["log"][-1]["side"]
+    assert result["size"] == best["size"] == 64 != result["log"][-1]["size"]
     model = create_model("sq1")
     model.load_state_dict(load_file(tmp_path / "best.safetensors"), strict=True)
-    assert evaluate(model, TEST, plan.preprocessing(64)).loss == pytest.approx(result["test"]["loss"], rel=1e-5)
+    model.upsample = Upsample(64)
+    assert evaluate(model, TEST).loss == pytest.approx(result["test"]["loss"], rel=1e-5)
 
 
 def test_cached_features_train_as_a_textbook_loop_does(tmp_path: Path, trunks: Path) -> None:
@@ -177,13 +193,14 @@ def test_cached_features_train_as_a_textbook_loop_does(tmp_path: Path, trunks: P
     model.features.requires_grad_(False)
     head = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(head, lr=plan.lr)
-    prepare, labels = plan.preprocessing(64), torch.from_numpy(TRAIN.labels)
+    resized(model, plan)
+    prepare, labels = Normalise(), torch.from_numpy(TRAIN.labels)
     first: dict[str, torch.Tensor] = {}
     for epoch in range(3):
         torch.manual_seed(plan.seed * 1_000_003 + epoch)
         model.train()
         for indices in torch.randperm(100).split(plan.batch_size):
-            loss = F.cross_entropy(model(prepare(TRAIN.images[indices])), labels[indices])
+            loss = F.cross_entropy(model(prepare(TRAIN.images[indices.numpy()])), labels[indices])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -195,15 +212,12 @@ def test_cached_features_train_as_a_textbook_loop_does(tmp_path: Path, trunks: P
             assert (tensor - first[name]).abs().max() > 10 * 1e-4  # two epochs change far more than that
 
 
-def test_learning_rate_rises_then_falls_along_a_cosine() -> None:
-    plan = replace(TRAINED, lr=0.8, warm_up=0.25)
-    rates = [learner.learning_rate(plan, step, 16) for step in range(17)]
+def test_learning_rate_rises_over_a_tenth_then_falls_along_a_cosine() -> None:
+    rates = [loop.learning_rate(TRAINED, 0.8, step, 40) for step in range(41)]
     assert rates[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
-    assert rates[4] == 0.8 and rates[10] == pytest.approx(0.4) and rates[16] == pytest.approx(0)
+    assert rates[4] == 0.8 and rates[22] == pytest.approx(0.4) and rates[40] == pytest.approx(0)
     assert all(a > b for a, b in pairwise(rates[4:]))
-    plan = replace(plan, lr_end=0.5)
-    assert [learner.learning_rate(plan, step, 16) for step in (3, 4, 10, 16)] == pytest.approx([0.8, 0.8, 0.6, 0.4])
-    assert {learner.learning_rate(FROZEN, step, 16) for step in range(16)} == {FROZEN.lr}
+    assert {loop.learning_rate(FROZEN, 0.1, step, 16) for step in range(16)} == {0.1}
 
 
 # What is looked at, chosen and recorded
@@ -217,26 +231,26 @@ def test_selection_on_held_out_images_never_looks_at_test(tmp_path: Path, trunks
     assert (tmp_path / "a/best.safetensors").read_bytes() == (tmp_path / "b/best.safetensors").read_bytes()
     assert timeless(tmp_path / "a") == timeless(tmp_path / "b")
     for row in timeless(tmp_path / "a"):
-        assert row.keys() == {"epoch", "side", "train_loss", "held_out"}
-    best = max(result["log"], key=lambda row: (row["held_out"]["top1"], -row["held_out"]["loss"]))
+        assert row.keys() == {"epoch", "size", "train_loss", "val"}
+    best = max(result["log"], key=lambda row: (row["val"]["top1"], -row["val"]["loss"]))
     assert result["epoch"] == best["epoch"]
-    assert result["held_out"] == pytest.approx(best["held_out"])
+    assert result["val"] == pytest.approx(best["val"])
 
 
 @pytest.mark.parametrize("hold_out", [0, 20])
 def test_the_last_epoch_counts_where_nothing_chooses(hold_out: int, tmp_path: Path, trunks: Path) -> None:
     result = run(replace(FROZEN, select="last", hold_out=hold_out, lr=0.03), tmp_path, trunks)
     assert result["epoch"] == 3 and all("test" not in row for row in result["log"])
-    assert result["held_out"] == (result["log"][-1]["held_out"] if hold_out else None)
+    assert result["val"] == (result["log"][-1]["val"] if hold_out else None)
     kept, last = (load_file(tmp_path / f"{name}.safetensors") for name in ("best", "last"))
     assert all(torch.equal(t, last[f"model.{n}"]) for n, t in kept.items())
 
 
 def test_selection_on_test_images_logs_them(tmp_path: Path, trunks: Path) -> None:
     result = run(replace(FROZEN, hold_out=0, select="test"), tmp_path, trunks)
-    assert result["held_out"] is None
+    assert result["val"] is None
     for row in timeless(tmp_path):
-        assert row.keys() == {"epoch", "side", "train_loss", "test"} and row["test"]["images"] == 40
+        assert row.keys() == {"epoch", "size", "train_loss", "test"} and row["test"]["images"] == 40
     best = max(result["log"], key=lambda row: (row["test"]["top1"], -row["test"]["loss"]))
     assert result["epoch"] == best["epoch"] and result["test"] == pytest.approx(best["test"])
 
@@ -268,23 +282,26 @@ def test_another_seed_is_another_run(tmp_path: Path, trunks: Path) -> None:
     assert saved["0"] == saved["again"] != saved["1"]
 
 
+def test_log_test_looks_and_does_not_choose(tmp_path: Path, trunks: Path) -> None:
+    seen: list[dict[str, Any]] = []
+    result = run(FROZEN, tmp_path / "a", trunks, log_test=True, on_epoch=seen.append)
+    assert [row["test"] for row in seen] == [row["test"] for row in result["log"]] and len(seen) == 3
+    run(FROZEN, tmp_path / "b", trunks)
+    assert (tmp_path / "a/best.safetensors").read_bytes() == (tmp_path / "b/best.safetensors").read_bytes()
+
+
 def test_evaluate_is_plain_and_leaves_the_mode(trunks: Path) -> None:
     torch.manual_seed(0)
-    model = create_model("sq1", init="imagenet", trunk=trunks).train()
-    plan = FROZEN.preprocessing(64)
-    measured = evaluate(model, TEST, plan, batch_size=7)
+    model = create_model("sq1", init="imagenet", trunk=trunks, upsample=64).train()
+    measured = evaluate(model, TEST, batch_size=7)
     assert model.training
     with torch.inference_mode():
-        logits = model.eval()(plan(TEST.images))
+        logits = model.eval()(Normalise()(TEST.images))
     labels = torch.from_numpy(TEST.labels)
     assert measured.images == 40
     assert measured.top1 == 2.5 * int((logits.argmax(1) == labels).sum())
     assert measured.loss == pytest.approx(F.cross_entropy(logits, labels).item(), abs=1e-5)
-    own = evaluate(model, TEST[:4])  # by default as the model's configuration says
-    with torch.inference_mode():
-        logits = model(Preprocessing.of(model.pretrained_cfg)(TEST.images[:4]))
-    assert own.loss == pytest.approx(F.cross_entropy(logits, labels[:4]).item(), abs=1e-5)
-    assert not model.training
+    assert evaluate(model, TEST[:4]).images == 4 and not model.training
 
 
 # Going on
@@ -297,27 +314,24 @@ def timeless(folder: Path) -> list[dict[str, Any]]:
 
 KILLED = {
     # Dropout on the cached features, and on the logits.
-    "frozen": replace(FROZEN, model="squeezenet_cifar", schedule="cosine", warm_up=0.1, weight_decay=0.1),
+    "frozen": replace(FROZEN, model="squeezenet_cifar", schedule="cosine", weight_decay=0.1),
     # Running statistics, which are no parameters.
     "batch norm": replace(FROZEN, model="fire_next", model_args={"batch_norm": True}, hold_out=0, select="test"),
     "trained": TRAINED,
-    # Killed when the trunk has just begun to learn, of which the checkpoint's optimiser knows nothing yet.
-    "head first": replace(TRAINED, sizes=((32, 3),), head_epochs=1),
     "average": replace(TRAINED, ema=0.9, label_smoothing=0.1),
-    "norms": replace(TRAINED, ema=0.9, trunk_norm=True),
-    "first layers still": replace(TRAINED, ema=0.9, trunk_norm=True, frozen_layers=5),
-    "noise": replace(TRAINED, noise=0.3),
-    "cutmix": replace(TRAINED, noise=0.3, cutmix=0.5),
-    "sharpness": replace(TRAINED, ema=0.9, trunk_norm=True, sharpness=0.5),
-    "statistics anew": replace(TRAINED, ema=0.9, trunk_norm=True, norm_images=100, schedule="cosine", lr_end=0.5),
+    "norms": replace(TRAINED, ema=0.9, batch_norm=True, cutout=8),
+    "first layers still": replace(TRAINED, ema=0.9, batch_norm=True, frozen_layers=5),
+    "muon": replace(TRAINED, muon_lr=3e-3, batch_norm=True),
+    "bfloat16": replace(TRAINED, ema=0.9, batch_norm=True, muon_lr=3e-3),
 }
+PRECISION = {"bfloat16": "bfloat16"}
 
 SCRIPT = f"""
 import os, signal, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
 import torch
-from test_train import KILLED, run
+from test_loop import KILLED, PRECISION, run
 
 name, folder, trunks, steps = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
 step = torch.optim.AdamW.step
@@ -328,7 +342,7 @@ def step_and_die(self, *args, **kwargs):
         os.kill(os.getpid(), signal.SIGKILL)
     return step(self, *args, **kwargs)
 torch.optim.AdamW.step = step_and_die
-run(KILLED[name], folder, trunks, cache=folder.parent / "cache")
+run(KILLED[name], folder, trunks, cache=folder.parent / "cache", precision=PRECISION.get(name, "float32"))
 """
 
 
@@ -345,11 +359,12 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(name: str, tmp_path: Path, tr
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert [row["epoch"] for row in timeless(killed)] == [1]
     assert not (killed / "result.json").exists() and not (killed / "best.safetensors").exists()
-    second = run(plan, killed, trunks, cache=tmp_path / "cache")
-    first = run(plan, whole, trunks)
+    precision = PRECISION.get(name, "float32")
+    second = run(plan, killed, trunks, cache=tmp_path / "cache", precision=precision)
+    first = run(plan, whole, trunks, precision=precision)
     assert (killed / "best.safetensors").read_bytes() == (whole / "best.safetensors").read_bytes()
     assert timeless(killed) == timeless(whole) and len(timeless(whole)) == 3
-    for key in ("epoch", "test", "held_out", "recipe", "params"):
+    for key in ("epoch", "test", "val", "recipe", "params"):
         assert first[key] == second[key]
     last = [load_file(folder / "last.safetensors") for folder in (killed, whole)]
     assert last[0].keys() == last[1].keys()
@@ -378,22 +393,22 @@ def test_the_average_is_evaluated_and_kept(tmp_path: Path, trunks: Path, models:
         average = {n: decay * a + (1 - decay) * weights[n] for n, a in average.items()}
     last = load_file(tmp_path / "last.safetensors")
     for name, tensor in average.items():
-        torch.testing.assert_close(last[f"average.{name}"], tensor)
+        torch.testing.assert_close(last[f"ema.{name}"], tensor)
         assert torch.equal(last[f"model.{name}"], steps[-1][name])
     if result["epoch"] == 2:
-        assert all(torch.equal(last[f"best.{n}"], last[f"average.{n}"]) for n in average)
+        assert all(torch.equal(last[f"best.{n}"], last[f"ema.{n}"]) for n in average)
 
 
-def test_norms_of_the_trunk_change_nothing_when_put_in_and_when_folded_away(trunks: Path) -> None:
+def test_batch_norm_changes_nothing_when_inserted_and_when_folded(trunks: Path) -> None:
     model = create_model("squeezenet_cifar", init="imagenet", trunk=trunks).eval()
     plain = {n: p.clone() for n, p in model.named_parameters()}
-    images = Preprocessing(64, 1.0)(TRAIN.images[:16])
+    images = Upsample(64)(Normalise()(TRAIN.images[:16]))
     before = model(images)
-    norms.put_in(model.features, images)
+    insert_batch_norm(model.features, images)
     torch.testing.assert_close(model(images), before, rtol=1e-3, atol=1e-3)
     assert len([m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]) == 25  # a conv, eight Fires of three
     model.train()
-    model(Preprocessing(64, 1.0)(TRAIN.images[16:48]))  # other running statistics
+    model(Upsample(64)(Normalise()(TRAIN.images[16:48])))  # other running statistics
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -402,7 +417,7 @@ def test_norms_of_the_trunk_change_nothing_when_put_in_and_when_folded_away(trun
     model.eval()
     normed = model(images)
     assert not torch.allclose(normed, before, atol=0.1)
-    norms.fold_away(model.features)
+    fold_batch_norm(model.features)
     torch.testing.assert_close(model(images), normed, rtol=1e-3, atol=1e-3)
     after = dict(model.named_parameters())
     assert after.keys() == plain.keys() and {type(m) for m in model.modules() if isinstance(m, nn.Conv2d)} == {
@@ -410,45 +425,26 @@ def test_norms_of_the_trunk_change_nothing_when_put_in_and_when_folded_away(trun
     }
 
 
-def test_statistics_measured_anew_are_those_of_the_weights_on_the_images_as_they_are(
-    tmp_path: Path, trunks: Path
-) -> None:
-    """The first norm's, held against the convolution alone; running ones are those of weights gone by."""
-    plan = replace(TRAINED, trunk_norm=True, ema=0.9, sizes=((64, 1),), norm_images=128, lr=0.01)
-    run(plan, tmp_path / "anew", trunks)
-    run(replace(plan, norm_images=0), tmp_path / "running", trunks)
-    kept, _ = TRAIN.split(plan.hold_out)
-    images = plan.preprocessing(64)(TRAIN.images[kept])
-    apart = []
-    for name in ("anew", "running"):
-        last = load_file(tmp_path / name / "last.safetensors")
-        found = F.conv2d(images, last["best.features.0.weight"], last["best.features.0.bias"], stride=2)
-        for n, of in (("mean", torch.mean), ("var", torch.var)):
-            wanted = torch.stack([of(batch, (0, 2, 3)) for batch in found.split(32)]).mean(0)
-            apart.append(float((last[f"best.features.0.norm.running_{n}"] - wanted).abs().max() / wanted.abs().max()))
-    assert max(apart[:2]) < 1e-4 and min(apart[2:]) > 1e-2, apart
-
-
 def test_a_run_with_norms_leaves_a_plain_network(tmp_path: Path, trunks: Path) -> None:
-    plan = replace(TRAINED, trunk_norm=True, ema=0.5, sizes=((64, 3),), lr=0.002)
+    plan = replace(TRAINED, batch_norm=True, ema=0.5, sizes=((64, 3),), lr=0.002)
     result = run(plan, tmp_path, trunks)
     model = create_model("sq1")
     model.load_state_dict(load_file(tmp_path / "best.safetensors"), strict=True)
-    measured = evaluate(model, TEST, plan.preprocessing(64))
+    measured = evaluate(resized(model, plan), TEST)
     assert measured.top1 == result["test"]["top1"] > 30
     with pytest.raises(ArgumentError):
-        replace(FROZEN, trunk_norm=True)
+        replace(FROZEN, batch_norm=True)
 
 
 def test_frozen_layers_stay_as_they_are_and_the_others_learn(tmp_path: Path, trunks: Path) -> None:
-    plan = replace(TRAINED, trunk_norm=True, ema=0.5, sizes=((64, 2),), frozen_layers=5)
+    plan = replace(TRAINED, batch_norm=True, ema=0.5, sizes=((64, 2),), frozen_layers=5)
     run(plan, tmp_path / "run", trunks)
     start = create_model("sq1", init="imagenet", trunk=trunks).state_dict()
     kept = load_file(tmp_path / "run" / "best.safetensors")
     assert kept.keys() == start.keys()
     same = {n for n in kept if torch.equal(kept[n], start[n])}
     assert same == {n for n in kept if n.startswith("features.") and int(n.split(".")[1]) < 5} != set()
-    for wrong, needle in ((13, "13 layers"), (-1, "at least 0")):
+    for wrong, needle in ((13, "trunk's 13"), (-1, "from 0")):
         with pytest.raises(ArgumentError) as caught:
             run(replace(plan, frozen_layers=wrong), tmp_path / "wrong", trunks)
         assert_one_sentence(caught.value, f"{wrong}", needle)
@@ -457,108 +453,16 @@ def test_frozen_layers_stay_as_they_are_and_the_others_learn(tmp_path: Path, tru
 
 
 def test_bfloat16_changes_the_arithmetic_and_not_what_is_kept(tmp_path: Path, trunks: Path) -> None:
-    plan = replace(TRAINED, trunk_norm=True, sizes=((64, 2),))
+    plan = replace(TRAINED, batch_norm=True, sizes=((64, 2),))
     full = run(plan, tmp_path / "full", trunks)
-    half = run(replace(plan, precision="bfloat16"), tmp_path / "half", trunks)
+    half = run(plan, tmp_path / "half", trunks, precision="bfloat16")
     losses = [r["log"][0]["train_loss"] for r in (full, half)]
     assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.05)
     kept = load_file(tmp_path / "half" / "best.safetensors")
     assert {t.dtype for t in kept.values()} == {torch.float32}
     model = create_model("sq1")
     model.load_state_dict(kept, strict=True)
-    assert evaluate(model, TEST, plan.preprocessing(64)).loss == pytest.approx(half["test"]["loss"], rel=1e-5)
-
-
-def test_noise_is_answered_by_all_classes_alike(tmp_path: Path, trunks: Path) -> None:
-    """After learning with noise; without, the network is sure of what it is shown."""
-    torch.manual_seed(5)
-    images, labels = negatives.with_noise(torch.zeros(100, 32, 32, 3, dtype=torch.uint8), torch.arange(100) % 10, 0.5)
-    noise = labels == negatives.NONE
-    assert 30 < noise.sum() < 70 and not images[~noise].any() and (images[noise].flatten(1).float().std(1) > 50).all()
-    shown = Preprocessing(64, 1.0)(images[noise])
-    spread = []
-    for share in (0.0, 0.2):
-        plan = replace(TRAINED, sizes=((64, 10),), noise=share, select="last", lr=2e-3, trunk_norm=True)
-        result = run(plan, tmp_path / str(share), trunks)
-        model = create_model("sq1").eval()
-        model.load_state_dict(load_file(tmp_path / str(share) / "best.safetensors"))
-        with torch.inference_mode():
-            probabilities = model(shown).softmax(1)
-        spread.append(float(-(probabilities * probabilities.log()).sum(1).mean()))
-        assert result["test"]["top1"] > 60
-    assert spread[1] > 2.0 > 1.5 > spread[0]  # of 2.3 nats at most
-
-
-def test_what_is_wanted_of_a_label_is_its_class_and_of_none_all_alike() -> None:
-    found = negatives.wanted(torch.tensor([2, negatives.NONE, 0]), 4)
-    assert found.tolist() == [[0, 0, 1, 0], [0.25] * 4, [1, 0, 0, 0]]
-
-
-def test_the_first_loss_of_mixed_images_is_that_of_both_classes_by_area(tmp_path: Path, trunks: Path) -> None:
-    """Written out: the loss of each image's own label and of the other's, each by the share of the area it has."""
-    plan = replace(TRAINED, model="fire_next", sizes=((32, 1),), hold_out=0, select="last", batch_size=100, cutmix=0.5)
-    result = run(plan, tmp_path, trunks)
-    torch.manual_seed(plan.seed)
-    model = create_model("fire_next", init="imagenet", trunk=trunks).train()
-    torch.manual_seed(plan.seed * 1_000_003)
-    batch = TRAIN[torch.randperm(100).numpy()]
-    images, others, taken = cutmix(augment(torch.from_numpy(batch.images), plan.pad, plan.flip), plan.cutmix)
-    labels = torch.from_numpy(batch.labels)
-    found = model(plan.preprocessing(32)(images))
-    own, theirs = (F.cross_entropy(found, wanted, reduction="none") for wanted in (labels, labels[others]))
-    expected = ((1 - taken) * own + taken * theirs).mean().item()
-    assert result["log"][0]["train_loss"] == pytest.approx(expected, rel=1e-5)
-    assert abs(expected - own.mean().item()) > 1e-4 * expected
-
-
-def test_a_teacher_is_learnt_from_as_a_textbook_says(tmp_path: Path, trunks: Path) -> None:
-    """Its logits for each image, softened, are to be met beside the label; held against the loss written out."""
-    plan = replace(FROZEN, sizes=((32, 1),), hold_out=0, select="last", teacher="sq1.ft_cifar10", batch_size=100)
-    result = run(plan, tmp_path / "taught", trunks)
-    assert result["teacher_sha256"] == get_weights("sq1.ft_cifar10").sha256
-    wanted = logits(create_model("sq1.ft_cifar10", pretrained=True), TRAIN)
-    torch.manual_seed(plan.seed)
-    model = create_model("sq1", init="imagenet", trunk=trunks).train()
-    torch.manual_seed(plan.seed * 1_000_003)
-    order = torch.randperm(100)
-    found = model(plan.preprocessing(32)(TRAIN.images[order]))
-    label = F.cross_entropy(found, torch.from_numpy(TRAIN.labels)[order])
-    soft, said = (found / 3).softmax(1), (wanted[order] / 3).softmax(1)
-    expected = 0.3 * label + 0.7 * 9 * (said * (said / soft).log()).sum(1).mean()
-    assert result["log"][0]["train_loss"] == pytest.approx(expected.item(), rel=1e-4)
-    with pytest.raises(UnknownModelError, match=r"'sq1\.ft_cifar'.*Did you mean"):
-        run(replace(plan, teacher="sq1.ft_cifar"), tmp_path / "unknown", trunks)
-
-
-def test_uphill_is_where_the_loss_is_highest_near_by() -> None:
-    """Of many moves as long, each weight's own size being the measure, none raises the loss more; then all is back."""
-    torch.manual_seed(0)
-    weight, bias, statistics = torch.randn(5, 4, requires_grad=True), torch.randn(5, requires_grad=True), torch.ones(1)
-    x, y = torch.randn(30, 4), torch.randint(5, (30,))
-    parameters = (weight, bias)
-    before = [p.detach().clone() for p in parameters]
-
-    def loss(moves: tuple[torch.Tensor, ...]) -> float:
-        return F.cross_entropy(F.linear(x, *(p + m for p, m in zip(before, moves, strict=True))), y).item()
-
-    F.cross_entropy(F.linear(x, weight, bias), y).backward()
-    slopes = [p.grad for p in parameters]
-    with sharpness.uphill(parameters, [statistics], 0.01):
-        assert weight.grad is None and bias.grad is None
-        moves = tuple(p.detach() - b for p, b in zip(parameters, before, strict=True))
-        F.cross_entropy(F.linear(x, weight, bias), y).backward()
-        statistics += 1
-    assert all(torch.equal(p, b) for p, b in zip(parameters, before, strict=True)) and statistics == 1
-    assert not any(torch.equal(p.grad, s) for p, s in zip(parameters, slopes, strict=True))  # of the place uphill
-    units = (before[0].abs() + 0.01, torch.ones(5))
-    length = torch.cat([(m / u).flatten() for m, u in zip(moves, units, strict=True)]).norm()
-    assert length == pytest.approx(0.01, rel=1e-3)
-    others = []
-    for _ in range(1000):
-        steps = torch.randn(5, 4), torch.randn(5)
-        size = torch.cat([s.flatten() for s in steps]).norm()
-        others.append(loss(tuple(s / size * 0.01 * u for s, u in zip(steps, units, strict=True))))
-    assert loss(moves) > max(others)
+    assert evaluate(resized(model, plan), TEST).loss == pytest.approx(half["test"]["loss"], rel=1e-5)
 
 
 def test_pruned_weights_stay_zero_and_the_best_epoch_has_them_all(
@@ -567,9 +471,9 @@ def test_pruned_weights_stay_zero_and_the_best_epoch_has_them_all(
     plan = replace(FROZEN, prune=0.9, sizes=((32, 5),))
     with pytest.raises(ArgumentError) as caught:
         run(plan, tmp_path / "refused", trunks)
-    assert_one_sentence(caught.value, "prune=0.9", "1,000,000")
+    assert_one_sentence(caught.value, "prune", "1,000,000")
 
-    monkeypatch.setattr(pruning, "_LEAST", 10_000)
+    monkeypatch.setattr(loop, "_PRUNED", 10_000)
     result = run(plan, tmp_path / "pruned", trunks)
     kept = load_file(tmp_path / "pruned" / "best.safetensors")
     large = [n for n, t in kept.items() if t.dim() > 1 and t.numel() >= 10_000]
@@ -579,21 +483,6 @@ def test_pruned_weights_stay_zero_and_the_best_epoch_has_them_all(
         assert share == (pytest.approx(0.9, abs=1e-3) if name in large else pytest.approx(0, abs=0.01)), name
     with pytest.raises(ArgumentError):  # the zeros come by the run's length: a shorter run is not its beginning
         run(replace(plan, sizes=((32, 6),)), tmp_path / "pruned", trunks)
-
-
-def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path, trunks: Path) -> None:
-    """Whose recipe lacks the fields that came later."""
-    before = run(FROZEN, tmp_path, trunks)
-    about = json.loads((tmp_path / "recipe.json").read_text())
-    for later in (
-        *("ema", "label_smoothing", "trunk_norm", "precision", "cutout", "prune", "teacher", "frozen_layers"),
-        *("lr_end", "norm_images", "noise", "sharpness", "cutmix"),
-    ):
-        del about["recipe"][later]
-    (tmp_path / "recipe.json").write_text(json.dumps(about))
-    assert run(FROZEN, tmp_path, trunks) == before
-    with pytest.raises(ArgumentError):
-        run(replace(FROZEN, label_smoothing=0.1), tmp_path, trunks)
 
 
 def test_label_smoothing_spreads_the_target(tmp_path: Path, trunks: Path) -> None:
@@ -612,7 +501,7 @@ def test_batch_norms_statistics_are_saved(tmp_path: Path, trunks: Path) -> None:
     best = load_file(tmp_path / "best.safetensors")
     assert best.keys() == {k for k in model.state_dict() if not k.startswith("features.")}
     model.load_state_dict(model.state_dict() | best)
-    measured = evaluate(model, TEST, FROZEN.preprocessing(32))
+    measured = evaluate(model, TEST)
     assert measured.top1 == result["test"]["top1"]
     assert measured.loss == pytest.approx(result["test"]["loss"], abs=1e-5)
 
@@ -620,8 +509,8 @@ def test_batch_norms_statistics_are_saved(tmp_path: Path, trunks: Path) -> None:
 def test_a_finished_run_is_not_trained_again(tmp_path: Path, trunks: Path, models: list[nn.Module]) -> None:
     result = run(FROZEN, tmp_path, trunks)
     before = {f.name: (f.read_bytes(), f.stat().st_mtime_ns) for f in tmp_path.iterdir()}
-    files = {"recipe.json", "log.jsonl", "best.safetensors", "last.safetensors", "result.json"}
-    assert before.keys() == files | {".lock"}
+    files = {"recipe.json", "log.jsonl", "best.safetensors", "last.safetensors", "result.json", ".sqzoo-run"}
+    assert before.keys() == files | {".sqzoo-run.lock"}
     assert run(FROZEN, tmp_path, tmp_path / "no trunk is needed") == result
     assert {f.name: (f.read_bytes(), f.stat().st_mtime_ns) for f in tmp_path.iterdir()} == before
     assert len(models) == 1
@@ -696,82 +585,81 @@ def test_a_cache_serves_runs_of_other_heads(tmp_path: Path, trunks: Path) -> Non
     assert {f: f.stat().st_mtime_ns for f in (tmp_path / "cache").rglob("*.*")} == before
 
 
-# Recipes
-
-
-GO_ON = tuple(
-    f"finetune_{name}" for name in ("more", "long", "large", "sure", "noise", "mean", "flat", "cutmix", "taught")
-)
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_named_recipes_are_json(name: str) -> None:
-    more = {"start": "best.safetensors"} if name in GO_ON else {}
-    more |= {"teacher": "teacher.onnx"} if name == "finetune_taught" else {}
-    plan = recipe(name, "alexnet_cifar" if name.startswith("fc") else "sq1", seed=3, **more)
-    back = json.loads(json.dumps(plan.to_json()))
-    assert back == plan.to_json() and back["seed"] == 3
-    assert Recipe(**(back | {"sizes": tuple(map(tuple, back["sizes"]))})) == plan
-    held_out = name.endswith("_held_out") or name.startswith(("finetune", "pictures"))
-    assert (plan.hold_out > 0) == held_out
-    assert plan.select == ("last" if name in GO_ON[1:] else "held_out" if held_out else "test")
-
-
-@pytest.mark.parametrize(
-    ("changes", "part"),
-    [
-        ({"trunk": "frosen"}, "'frosen'"),
-        ({"head": "first"}, "'first'"),
-        ({"select": "train"}, "'train'"),
-        ({"schedule": "linear"}, "'linear'"),
-        ({"normalisation": "mnist"}, "'mnist'"),
-        ({"select": "held_out"}, "hold_out is 0"),
-        ({"sizes": ()}, "()"),
-        ({"sizes": ((224, 0),)}, "((224, 0),)"),
-        ({"sizes": ((32, 1), (64, 1))}, "one size"),
-        ({"flip": True}, "no flip"),
-        ({"pad": 4}, "no pad"),
-        ({"cutout": 8}, "no cutout"),
-        ({"cutout": 33}, "33"),
-        ({"noise": 0.1}, "no noise"),
-        ({"cutmix": 0.5}, "no cutmix"),
-        ({"cutmix": 1.0, "trunk": "trained"}, "1.0"),
-        ({"cutmix": 0.5, "trunk": "trained", "teacher": "sq1.ft_cifar10"}, "cutmix or teacher"),
-        ({"noise": 1.0, "trunk": "trained"}, "1.0"),
-        ({"noise": 0.1, "trunk": "trained", "teacher": "sq1.ft_cifar10"}, "noise or teacher"),
-        ({"precision": "float16"}, "'float16'"),
-        ({"prune": 1.0}, "1.0"),
-        ({"sharpness": -0.5}, "-0.5"),
-        ({"sharpness": math.nan}, "nan"),
-        ({"prune": 0.5, "ema": 0.9}, "not both"),
-        ({"batch_size": 0}, "0"),
-        ({"warm_up": 0.1}, "schedule='cosine'"),
-        ({"lr_end": 0.1}, "schedule='cosine'"),
-        ({"schedule": "cosine", "lr_end": 1.5}, "1.5"),
-        ({"norm_images": 1000}, "trunk_norm=True"),
-        ({"norm_images": 10, "trunk": "trained", "trunk_norm": True}, "10"),
-        ({"head": "last", "trunk": "trained"}, "head='last'"),
-    ],
-)
-def test_recipes_that_cannot_be_meant_are_refused(changes: dict[str, Any], part: str) -> None:
-    with pytest.raises(ArgumentError) as caught:
-        Recipe("sq1", **changes)
-    assert_one_sentence(caught.value, part)
-
-
-def test_unknown_recipe_model_and_field_suggest_the_nearest() -> None:
-    with pytest.raises(ArgumentError, match=r"'papr'.*Did you mean 'paper'"):
-        recipe("papr", "sq1")
-    with pytest.raises(UnknownModelError, match=r"'sq2'.*Did you mean 'sq1'"):
-        recipe("paper", "sq2")
-    with pytest.raises(ArgumentError, match=r"'batchsize'.*Did you mean 'batch_size'"):
-        recipe("paper", "sq1", batchsize=3)
-    for name in GO_ON:
-        with pytest.raises(ArgumentError, match=rf"{name}.*start"):
-            recipe(name, "sq1")
-
-
 def test_two_processes_do_not_train_in_one_folder(trunks: Path, tmp_path: Path) -> None:
-    with alone_in(tmp_path), pytest.raises(ArgumentError) as caught:
+    with run_lock(tmp_path), pytest.raises(BusyError) as caught:
         run(FROZEN, tmp_path, trunks)
     assert_one_sentence(caught.value, "Another process is training", tmp_path)
+
+
+def test_a_folder_of_somebody_elses_is_refused_and_left_alone(tmp_path: Path, trunks: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("five years")
+    with pytest.raises(ArgumentError) as caught:
+        run(FROZEN, tmp_path, trunks)
+    assert_one_sentence(caught.value, tmp_path, "'thesis.txt'", "new or empty")
+    assert [f.name for f in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_diverged_run_ends_in_a_sentence_and_leaves_no_result(tmp_path: Path, trunks: Path) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        run(replace(TRAINED, lr=1e6), tmp_path, trunks)
+    assert_one_sentence(caught.value, "epoch", "no number", "lr=1e+06")
+    assert not (tmp_path / "result.json").exists() and not (tmp_path / "best.safetensors").exists()
+
+
+def test_too_little_memory_names_a_smaller_batch(tmp_path: Path, trunks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(loop.Learner, "batch", exhausted)
+    with pytest.raises(ArgumentError) as caught:
+        run(TRAINED, tmp_path, trunks)
+    assert_one_sentence(caught.value, "batch_size=16", "--set batch_size=8")
+
+
+def test_muon_changes_the_backbones_convolutions_alone(tmp_path: Path, trunks: Path) -> None:
+    """At a rate of 0 for AdamW only they move."""
+    run(replace(TRAINED, lr=0.0, muon_lr=1e-3, sizes=((64, 1),)), tmp_path, trunks)
+    torch.manual_seed(TRAINED.seed)
+    before = create_model("sq1", init="imagenet", trunk=trunks).state_dict()
+    after = load_file(tmp_path / "best.safetensors")
+    moved = {k for k in after if not torch.equal(after[k], before[k])}
+    assert moved == {k for k, v in before.items() if k.startswith("features.") and v.dim() == 4}
+
+
+def test_a_training_step_meets_at_most_ten_functions_of_the_trainer(tmp_path: Path, trunks: Path) -> None:
+    """Of sqzoo/train, in the recipe with everything; the network's own layers are its own."""
+    plan = replace(TRAINED, model_args={}, batch_norm=True, ema=0.9, cutout=8, muon_lr=1e-3, label_smoothing=0.1)
+    learner = loop.Learner(plan, {"train": TRAIN}, trunks, None, "cpu", True, False)
+    met: set[str] = set()
+
+    def profile(frame: Any, event: str, _: Any) -> None:
+        if event == "call" and "/sqzoo/train/" in frame.f_code.co_filename:
+            name = frame.f_code.co_qualname
+            if not name.endswith(">"):  # comprehensions and lambdas
+                met.add(name)
+
+    sys.setprofile(profile)
+    try:
+        learner.train_epoch(0, False)
+    finally:
+        sys.setprofile(None)
+    others = {"Norm.forward", "NormedConv.forward", "Learner.set_size", "Recipe.size_at"}  # layers; once per epoch
+    if len(met - others) > 10 or "Learner.step" not in met:
+        pytest.fail(f"a step meets {sorted(met - others)}")
+
+
+def test_a_log_file_gets_a_line_per_epoch_and_no_bar(
+    tmp_path: Path, trunks: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(FROZEN, tmp_path, trunks, progress=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 and all(line.startswith("epoch ") and "{" not in line for line in lines)
+    assert "val top-1" in lines[0] and "min left" in lines[0]
+
+
+@pytest.mark.parametrize("device", ["gpu", "", "cuda:99", "meta"])
+def test_devices_that_are_not_there(device: str, tmp_path: Path, trunks: Path) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        run(FROZEN, tmp_path / "run", trunks, device=device)
+    assert_one_sentence(caught.value, repr(device))
+    assert not (tmp_path / "run").exists()

@@ -1,6 +1,7 @@
 """Publishing a run: weights, manifest entry and record appear together, and only for what may be shipped."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ import sqzoo
 from sqzoo.errors import WeightsError
 from sqzoo.hashing import file_sha256
 from sqzoo.train import recipe
-from sqzoo.train.publish import publish
 from sqzoo.weights import load_trunk
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+from release_weights import publish
 
 
 def _run(folder: Path, name: str, tensors: dict[str, torch.Tensor], side: int = 224) -> Path:
@@ -21,9 +24,13 @@ def _run(folder: Path, name: str, tensors: dict[str, torch.Tensor], side: int = 
         "recipe": recipe(name, "sq1", sizes=((side, 1),)).to_json(),
         "train_digest": "a",
         "test_digest": "b",
+        "environment": {"commit": "c"},
+        "device": "cpu",
+        "precision": "float32",
+        "upsample": [256, 224] if name == "paper_cifar10" else [side, side],
         "epoch": 3,
         "test": {"loss": 0.5, "top1": 80.0, "images": 10_000},
-        "held_out": None,
+        "val": None,
     }
     (folder / "result.json").write_text(json.dumps(result))
     save_file(tensors, folder / "best.safetensors")
@@ -46,8 +53,8 @@ def test_head_and_complete_files(root: Path, trunks: Path, monkeypatch: pytest.M
     monkeypatch.setenv("SQZOO_TRUNKS", str(trunks))
     state = _state()
     head = {k: v for k, v in state.items() if not k.startswith("features.")}
-    publish(_run(root / "a", "paper", head), "sq1.paper_test", root)
-    publish(_run(root / "b", "finetune", state), "sq1.ft_test", root)
+    publish(_run(root / "a", "paper_cifar10", head), "sq1.paper_test", root)
+    publish(_run(root / "b", "ft_cifar10", state), "sq1.ft_test", root)
     entries = json.loads((root / "sqzoo" / "weights" / "manifest.json").read_text())["weights"]
     assert [(e["tag"], e["holds"]) for e in entries] == [("sq1.ft_test", "complete"), ("sq1.paper_test", "head")]
     for entry, expected in zip(entries, (state, head), strict=True):
@@ -64,7 +71,7 @@ def test_the_default_is_the_complete_file_for_the_largest_images(
     root: Path, trunks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SQZOO_TRUNKS", str(trunks))
-    for tag, name, side in (("a", "finetune", 128), ("b", "paper", 224), ("c", "finetune", 192)):
+    for tag, name, side in (("a", "ft_cifar10", 128), ("b", "paper_cifar10", 224), ("c", "ft_cifar10", 192)):
         publish(_run(root / tag, name, _state(), side), f"sq1.{tag}_test", root)
     entries = json.loads((root / "sqzoo" / "weights" / "manifest.json").read_text())["weights"]
     assert [e["tag"] for e in entries] == ["sq1.c_test", "sq1.a_test", "sq1.b_test"]
@@ -74,10 +81,10 @@ def test_unchanged_trunk_is_not_published(root: Path, trunks: Path, monkeypatch:
     monkeypatch.setenv("SQZOO_TRUNKS", str(trunks))
     state = _state() | {"features.0.bias": load_trunk("squeezenet1_1")["features.0.bias"]}
     with pytest.raises(WeightsError, match=r"features.0.bias"):
-        publish(_run(root / "a", "finetune", state), "sq1.ft_test", root)
+        publish(_run(root / "a", "ft_cifar10", state), "sq1.ft_test", root)
     assert not list((root / "sqzoo" / "weights").glob("*.safetensors"))
 
 
 def test_tag_of_another_model_is_refused(root: Path) -> None:
     with pytest.raises(WeightsError, match="run of sq1"):
-        publish(_run(root / "a", "paper", _state()), "fire_next.paper_test", root)
+        publish(_run(root / "a", "paper_cifar10", _state()), "fire_next.paper_test", root)
