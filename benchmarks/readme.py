@@ -62,6 +62,19 @@ def tags() -> str:
     return re.sub(r"^\| `(.*?)`", r"| [`\1`](../MODEL_CARDS/\1.md)", zoo(), flags=re.MULTILINE)
 
 
+def optimize(record: dict[str, Any]) -> str:
+    """Return the table of results/speed/optimize.json."""
+    lines = ["| network, how | fastest run, ms | times torchvision's eager SqueezeNet 1.1 |", "|---|---|---|"]
+    base, *names = record["milliseconds"]
+    for name in (base, *names):
+        ms = record["milliseconds"][name]
+        lines.append(f"| {name} | {ms:.2f} | {record['milliseconds'][base] / ms:.1f} |")
+    chosen = "; ".join(f"{name}: {how['optimize']}" for name, how in record["chosen"].items())
+    load = " to ".join(f"{value:.1f}" for value in record["load_average"])
+    machine = f"Machine: {_machine(record['environment'])}, load average {load} from other programs"
+    return "\n".join([*lines, "", f"`optimize` chose {chosen}. {machine}."])
+
+
 def reading(record: dict[str, Any]) -> str:
     """Return the table of results/reading.json."""
     lines = ["| network | images | network alone, images/s | from files | ratio |", "|---|---|---|---|---|"]
@@ -78,7 +91,11 @@ def codecs(record: dict[str, Any]) -> str:
         for name, codec in row["codecs"].items():
             lines.append(f"| `{tag}` | {name} | {codec['bytes']:,} | {codec.get('decode_ms', '-')} |")
     loads = ", ".join(f"`{tag}` {row['load_ms']:.0f} ms" for tag, row in record["tags"].items())
-    return "\n".join([*lines, "", f"Loading a tag, checks included: {loads}. {_machine(record['environment'])}."])
+    sizes = {e.tag: e.size for e in by_accuracy()}
+    former = [f"`{tag}`" for tag, row in record["tags"].items() if row["file_bytes"] != sizes.get(tag)]
+    note = f" Measured with earlier weights: {', '.join(former)}." if former else ""
+    machine = _machine(record["environment"])
+    return "\n".join([*lines, "", f"Loading a tag, checks included: {loads}. Machine: {machine}.{note}"])
 
 
 def _machine(environment: dict[str, Any]) -> str:
@@ -110,6 +127,7 @@ BLOCKS: dict[tuple[Path, str], Callable[[], str]] = {
     (BENCHMARKS, "table2"): render("table2"),
     (BENCHMARKS, "pareto"): render("pareto"),
     (BENCHMARKS, "latency"): render("latency"),
+    (BENCHMARKS, "optimize"): record("speed/optimize", optimize),
     (BENCHMARKS, "reading"): record("reading", reading),
     (BENCHMARKS, "codecs"): record("codecs", codecs),
     (OWN_IMAGES, "own_pictures"): render("own_pictures"),

@@ -50,7 +50,7 @@ def test_verdicts_follow_from_the_figures() -> None:
     assert said[-1].endswith("(target: 0.3 points): not reached.")
 
 
-def test_the_table_names_backend_and_floor() -> None:
+def test_the_table_names_backend_and_roofline() -> None:
     text = latency.render(record(**{"sq1.ft_cifar10 128, optimize": 2.0}))
     assert "| **sq1.ft_cifar10 128, optimize** (onnxruntime) | 2.00 · 2.00 · 2.00 | 500 (batch 1) | 50 % |" in text
 
