@@ -8,6 +8,7 @@ new, so that no build and no check hangs on what is installed. Delete the file t
 """
 
 import argparse
+import base64
 import json
 import re
 import sys
@@ -28,11 +29,12 @@ CIFAR10 = "data/cifar10"
 Json = dict[str, Any]
 
 
-def bom(project: Json, version: str, weights: list[Json], known: dict[str, Json]) -> Json:
+def bom(project: Json, version: str, weights: list[Json], known: dict[str, Json], fetched: list[Json]) -> Json:
     """Return the document.
 
     project: the table of that name in pyproject.toml. weights: the manifest's entries. known: the dependencies of the
-    document before this one, by name, whose licences are kept.
+    document before this one, by name, whose licences are kept. fetched: components that are not in the wheel, but
+    fetched and run or read by it.
     """
     own = f"pkg:pypi/{project['name']}@{version}"
     listed = [_dependency(Requirement(line), known) for line in project["dependencies"]]
@@ -52,7 +54,7 @@ def bom(project: Json, version: str, weights: list[Json], known: dict[str, Json]
                 "purl": own,
             }
         },
-        "components": [*listed, _cifar10(weights)],
+        "components": [*listed, *fetched, _cifar10(weights)],
         "dependencies": [{"ref": own, "dependsOn": [c["bom-ref"] for c in listed]}],
     }
     # The serial number must tell one document from another, yet be the same wherever this one is made.
@@ -118,6 +120,45 @@ def _weights(entry: Json) -> Json:
     }
 
 
+def fetched_components(runtime: str, trunks: str) -> list[Json]:
+    """Return what is fetched when it is first used: the page's engine, and torchvision's ImageNet weights.
+
+    runtime, trunks: the sources of sqzoo/demo/runtime.py and sqzoo/weights/trunks.py, which pin them.
+    """
+    (engine,) = re.findall(r'^VERSION = "(.+)"$', runtime, re.MULTILINE)
+    (integrity,) = re.findall(r'^INTEGRITY = "sha512-(.+)"$', runtime, re.MULTILINE)
+    purl = f"pkg:npm/onnxruntime-web@{engine}"
+    components: list[Json] = [
+        {
+            "type": "library",
+            "bom-ref": purl,
+            "name": "onnxruntime-web",
+            "version": engine,
+            "description": "Two of its files run in the browser of who opens the page of `sqzoo demo`.",
+            "scope": "optional",
+            "hashes": [{"alg": "SHA-512", "content": base64.b64decode(integrity).hex()}],
+            "licenses": _licences("MIT"),
+            "purl": purl,
+        }
+    ]
+    pins = re.findall(r'Trunk\(\s*"(.+)",\s*"(https://.+)",\s*"([0-9a-f]{64})"', trunks)
+    for name, url, digest in sorted(pins):
+        file = url.rpartition("/")[2]
+        components.append(
+            {
+                "type": "machine-learning-model",
+                "bom-ref": f"fetched/{file}",
+                "name": file,
+                "description": f"torchvision's {name}, trained on ImageNet: what the weights were trained from.",
+                "scope": "optional",
+                "licenses": _licences("BSD-3-Clause"),
+                "externalReferences": [{"type": "distribution", "url": url}],
+                "properties": _properties(sha256_of_the_trunks_tensors=digest),
+            }
+        )
+    return components
+
+
 def _cifar10(weights: list[Json]) -> Json:
     digests = sorted({(name, digest) for entry in weights for name, digest in entry.get("data", {}).items()})
     url = "https://www.cs.toronto.edu/~kriz/cifar.html"
@@ -149,7 +190,9 @@ def main() -> int:
     weights = json.loads((ROOT / "sqzoo" / "weights" / "manifest.json").read_text(encoding="utf-8"))["weights"]
     before = SBOM.read_text(encoding="utf-8") if SBOM.is_file() else ""
     known = {c["name"]: c for c in json.loads(before)["components"] if c["type"] == "library"} if before else {}
-    text = json.dumps(bom(project, version, weights, known), indent=1, ensure_ascii=False) + "\n"
+    sources = (ROOT / "sqzoo" / place for place in ("demo/runtime.py", "weights/trunks.py"))
+    fetched = fetched_components(*(file.read_text(encoding="utf-8") for file in sources))
+    text = json.dumps(bom(project, version, weights, known, fetched), indent=1, ensure_ascii=False) + "\n"
     if text == before:
         return 0
     said = "differs from pyproject.toml, the version or the manifest; run python benchmarks/sbom.py"

@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from sqzoo.models.upsample import Upsample
 from sqzoo.reading import label_names
 from sqzoo.registry import create_model
 from sqzoo.weights.configuration import read_configuration
-from sqzoo.weights.header import declared
+from sqzoo.weights.header import compare, declared
 from sqzoo.weights.reading import CONFIG_LARGEST, LARGEST, parse_json, read_bytes
 from sqzoo.weights.remote import CONFIG, WEIGHTS, check_home, clean_token, reason
 
@@ -61,7 +61,7 @@ def save_pretrained(
     script = _transformers_js(model) if transformers_js else {}
     try:
         target.mkdir(parents=True, exist_ok=True)
-        _check_ours(target, tensors)
+        _check_ours(target, tensors, list(script))
         with tempfile.TemporaryDirectory(dir=target, prefix=".writing-") as temporary:
             file = Path(temporary) / CONFIG
             save_config_for_hf(model, str(file), model_args=_enlargement(model))
@@ -73,6 +73,7 @@ def save_pretrained(
                 # timm leaves them out where the weights that the model began with had another number of classes, and
                 # transformers looks for them at the top.
                 config["label_names"] = config["pretrained_cfg"]["label_names"] = names
+            _check_rebuilds(model, config, tensors)
             config["sha256"] = hashlib.sha256(data).hexdigest()
             if model.ood_threshold is not None:
                 config["ood_threshold"] = model.ood_threshold
@@ -230,25 +231,42 @@ def _in_repository(api: Any, repo: str, revision: str | None, folder: str) -> Ca
     return read
 
 
-def _check_ours(folder: Path, own: Mapping[str, torch.Tensor]) -> None:
-    """Raise `WeightsError` where a folder's config.json or model.safetensors is not a model's, or may not be replaced.
-
-    Weights alone, as a save that was killed leaves them, are ours if they have the model's tensors.
-    """
-    for name in (CONFIG, WEIGHTS, CARD):
-        if name != CARD or is_ours(_in_folder(folder)):
-            check_replaceable(folder / name)
+def _check_rebuilds(model: ZooModel, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise `ArgumentError` unless the configuration's arguments build a network that these tensors fit."""
+    built = {"num_classes": config["num_classes"]} | (config.get("model_args") or {})
     try:
-        if (folder / CONFIG).exists():
-            read_configuration(read_bytes(folder / CONFIG, CONFIG_LARGEST), CONFIG)
-        elif (folder / WEIGHTS).exists():
-            if set(declared(read_bytes(folder / WEIGHTS, LARGEST), WEIGHTS)) != set(own):
-                raise WeightsError("other tensors")
+        compare(tensors, type(model)(device="meta", **built).state_dict(), "It")  # type: ignore[call-arg]
     except WeightsError as e:
-        name = CONFIG if (folder / CONFIG).exists() else WEIGHTS
-        raise WeightsError(
-            f"{shown(folder / name)} is not a model that sqzoo saved, and would be replaced; name another folder."
+        raise ArgumentError(
+            "The model cannot be built again from its arguments: its layers were pruned, parametrised or replaced; "
+            f"undo that (torch.nn.utils.prune.remove, parametrize.remove_parametrizations) first. {e}"
         ) from e
+
+
+def _check_ours(folder: Path, own: Mapping[str, torch.Tensor], others: Sequence[str]) -> None:
+    """Raise `WeightsError` where a folder has files of the names to be written that are not a model's of ours.
+
+    others: names besides the configuration, weights and card. Weights alone, as a save that was killed leaves them,
+    are ours if they have the model's tensors.
+    """
+    configured = (folder / CONFIG).exists()
+    for name in (CONFIG, WEIGHTS, *others, *([CARD] if is_ours(_in_folder(folder)) else [])):
+        place = folder / name
+        check_replaceable(place)
+        ours = configured or not place.exists() or name == CARD
+        try:
+            if place.parent.is_symlink() and place.parent != folder:
+                ours = False  # it leads elsewhere
+            elif name == CONFIG and configured:
+                read_configuration(read_bytes(place, CONFIG_LARGEST), CONFIG)
+            elif name == WEIGHTS and not ours:
+                ours = set(declared(read_bytes(place, LARGEST), WEIGHTS)) == set(own)
+        except WeightsError:
+            ours = False
+        if not ours:
+            raise WeightsError(
+                f"{shown(place)} is not of a model that sqzoo saved, and would be replaced; name another folder."
+            )
 
 
 def _check(model: nn.Module) -> ZooModel:

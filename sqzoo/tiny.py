@@ -62,8 +62,6 @@ def make_tiny(
         raise ArgumentError(
             f"{shown(root)} is no checkout of sqzoo (sqzoo/weights/manifest.json); name one with --root."
         )
-    if not (Path(root) / "sqzoo" / "weights" / "manifest.json").is_file():
-        raise ArgumentError(f"No sqzoo/weights/manifest.json in {shown(root)}; name a checkout of sqzoo with --root.")
     parents_own = entry["recipe"].get("hold_out", 0)
     kept, apart = hold_out(train_set.labels, min(held, parents_own or held))
     sensitive = train_set[apart[:: max(1, len(apart) // 250)]]

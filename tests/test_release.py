@@ -68,8 +68,10 @@ def test_wheel_holds_the_manifests_files_and_the_bill(builds: list[Path]) -> Non
         found = {n: hashlib.sha256(archive.read(n)).hexdigest() for n in names if n.endswith(".safetensors")}
         listed = json.loads(archive.read("sqzoo/sbom.cdx.json"))["components"]
     assert found == {f"sqzoo/weights/{e['file']}": e["sha256"] for e in entries if not e.get("hub")}
-    models = {c["name"]: c["hashes"][0]["content"] for c in listed if c["type"] == "machine-learning-model"}
+    models = {c["name"]: c["hashes"][0]["content"] for c in listed if c["bom-ref"].startswith("weights/")}
     assert models == {e["tag"]: e["sha256"] for e in entries}
+    fetched = {c["name"] for c in listed if c.get("scope") == "optional"}
+    assert fetched == {"onnxruntime-web", "squeezenet1_1-b8a52dc0.pth", "alexnet-owt-7be5be79.pth"}
     assert {n.partition("/")[0] for n in names} == {"sqzoo", f"sqzoo-{wheel.name.split('-')[1]}.dist-info"}
     (sdist,) = builds[0].glob("*.tar.gz")
     with tarfile.open(sdist) as archive:

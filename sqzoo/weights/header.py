@@ -34,9 +34,15 @@ def read_tensors(data: bytes, name: str, own: Mapping[str, torch.Tensor] | None 
     if own is not None:
         compare(found, own, name)
     try:
-        return load(data)
+        tensors = load(data)
     except SafetensorError as e:  # it reads the header by stricter rules in places, such as its metadata
         raise _damaged(name, e) from e
+    # A sum is NaN or infinite if a term is, and takes a pass less than looking at each.
+    if odd := [k for k, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]:
+        raise WeightsError(
+            f"{name} has NaN or infinity in {printable(odd[0])}, as a failed training leaves it; give other weights."
+        )
+    return tensors
 
 
 def declared(data: bytes, name: str) -> dict[str, torch.Tensor]:
