@@ -4,8 +4,8 @@
 
 Each network runs in a process of its own, and all take turns, so that what else the machine does hits all alike: batch
 1 for 1,000 runs or `--seconds`, by one thread and by all, then larger batches. Beside that: peak memory, file size,
-int8's accuracy on the 10,000 test images, and the roofline: multiply-adds and bytes against this machine's measured matrix
-product and copy. Writes results/latency.json, latency.png, latency_pareto.png (and .svg) and the table of
+int8's accuracy on the 10,000 test images, and the roofline: multiply-adds and bytes against this machine's measured
+matrix product and copy. Writes results/latency.json, latency.png, latency_pareto.png (and .svg) and the table of
 docs/benchmarks.md; with --only nothing is written. `--accuracy` measures int8's accuracy anew and keeps the times: for
 new weights of the same networks. `--draw` makes the last three from the record.
 """
