@@ -26,10 +26,11 @@ from readme import BENCHMARKS, write_into
 from torch.utils.flop_counter import FlopCounterMode
 
 from sqzoo import SqzooError, create_model, get_weights
-from sqzoo.data import Dataset, Preprocessing, cifar10, hold_out
+from sqzoo.data import Dataset, cifar10, hold_out
 from sqzoo.environment import environment
 from sqzoo.files import write_text
 from sqzoo.graph import to_onnx
+from sqzoo.models.upsample import Upsample
 from sqzoo.train import logits, metrics
 from sqzoo.weights import tags
 
@@ -66,18 +67,18 @@ def evaluate_ours(train: Dataset, test: Dataset, sides: list[int]) -> list[dict[
         entry = get_weights(tag)
         model = create_model(tag, pretrained=True)
         held = train[hold_out(train.labels, entry.recipe["hold_out"])[1]]
-        own = entry.input_size[1]
+        own = entry.resolution
         for side in sorted({*sides, own}) if tag == shipped(entry.architecture)[0] else [own]:
-            prepare = Preprocessing(side, entry.crop_pct, entry.mean, entry.std)
+            model.upsample = Upsample(side)
             seen = {
-                part: metrics(logits(model, data, prepare), torch.from_numpy(data.labels)).top1
+                part: metrics(logits(model, data), torch.from_numpy(data.labels)).top1
                 for part, data in (("held_out_top1", held), ("test_top1", test))
             }
             about = {"tag": tag, "side": side, "trained_at": own, "held_out_images": len(held)}
             if side == own:
-                both = logits(model, test, prepare) + logits(model, mirrored(test), prepare)
+                both = logits(model, test) + logits(model, mirrored(test))
                 about["test_top1_with_mirror_image"] = metrics(both, torch.from_numpy(test.labels)).top1
-            macs, params = multiply_adds(model, side), sum(p.numel() for p in model.parameters())
+            macs, params = multiply_adds(model, 32), sum(p.numel() for p in model.parameters())
             rows.append(about | seen | {"mega_multiply_adds": round(macs, 1), "params": params})
             print(rows[-1], file=sys.stderr)
     return rows

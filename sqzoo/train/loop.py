@@ -290,7 +290,6 @@ class Learner:
             )
         for network in (self.model, self.network, self.averaged):
             network.upsample = nn.Identity() if same else Upsample(resize, size)
-            network.smallest_input = self.model.min_input_size if same else 1
 
     def finish(self, state: Progress) -> dict[str, Any]:
         """Load the best epoch's weights, fold batch norm into them, and evaluate what is kept."""
