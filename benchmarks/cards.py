@@ -80,7 +80,7 @@ def _use(entry: Entry) -> list[str]:
     stored = "a head, joined as it loads with torchvision's ImageNet backbone" if head else "complete, in the package"
     if entry.stored == "coded":
         stored += ", its weights decoded as they load"
-    trunk = "  # downloads torchvision's backbone once" if head else ""
+    trunk = "  # downloads the backbone once" if head else ""
     return [
         f"# {entry.tag}",
         "",

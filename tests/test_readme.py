@@ -17,7 +17,6 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 PLACES = r"https://(?:github\.com/org/sqzoo/(?:blob|tree)|raw\.githubusercontent\.com/org/sqzoo)/main/([^)]+)"
-TO_COME = {"docs/training.md"}  # the trainer's page
 
 
 def test_it_is_short() -> None:
@@ -33,7 +32,7 @@ def test_links_work_on_pypi_and_lead_to_files() -> None:
     assert all(target.startswith("https://") for target in re.findall(r"\]\(([^)]+)\)", README))
     paths = re.findall(PLACES, README)
     assert len(paths) > 10
-    assert not [path for path in paths if not (ROOT / path).exists() and path not in TO_COME]
+    assert not [path for path in paths if not (ROOT / path).exists()]
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=range(len(PYTHON)))
