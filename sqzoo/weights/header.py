@@ -40,7 +40,7 @@ def read_tensors(data: bytes, name: str, own: Mapping[str, torch.Tensor] | None 
     # A sum is NaN or infinite if a term is, and takes a pass less than looking at each.
     if odd := [k for k, t in tensors.items() if t.is_floating_point() and not bool(t.double().sum().isfinite())]:
         raise WeightsError(
-            f"{name} has NaN or infinity in {printable(odd[0])}, as a training that failed leaves it; give other weights."
+            f"{name} has NaN or infinity in {printable(odd[0])}, as a failed training leaves it; give other weights."
         )
     return tensors
 
