@@ -1,6 +1,5 @@
 """Runtimes behind one call: each backend turns a model into a function from images to outputs, both PyTorch tensors."""
 
-import copy
 import hashlib
 import threading
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from sqzoo.environment import package_version
 from sqzoo.errors import ArgumentError
 from sqzoo.extras import require
 from sqzoo.files import write_whole
-from sqzoo.graph import FromPixels, calibration_images, run_onnx, to_int8, to_onnx
+from sqzoo.graph import FromPixels, calibration_images, frozen_copy, run_onnx, to_int8, to_onnx
 from sqzoo.hashing import tensors_sha256
 from sqzoo.parity import Run
 
@@ -61,7 +60,7 @@ class ExportModel:
         if preprocessing and (model.in_chans != 3 or not model.num_classes):
             raise ArgumentError("preprocessing=True needs a model with 3 input channels and classes; leave it out.")
         with default_modes():
-            self.net: Any = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
+            self.net: Any = frozen_copy(model)
         self.preprocessing = preprocessing
         self.calibration = calibration
         module = FromPixels(self.net) if preprocessing else self.net

@@ -15,7 +15,7 @@ import torch
 import torch.nn as nn
 
 from sqzoo.data import Preprocessing, cifar10
-from sqzoo.errors import ArgumentError
+from sqzoo.errors import ArgumentError, why
 from sqzoo.extras import require
 from sqzoo.models.upsample import SOURCE_SIZE, Upsample
 from sqzoo.parity import INT8_TOLERANCE, Run, compare
@@ -23,6 +23,21 @@ from sqzoo.reading import knows_cifar10
 
 OPSET = 18
 CALIBRATION, _FEWEST, HELD_BACK = 320, 128, 64  # images
+
+
+def frozen_copy(model: nn.Module) -> Any:
+    """Return a copy of a model in float32 on the CPU, in evaluation mode, without gradients.
+
+    Raises:
+        ArgumentError: the model cannot be copied, for layers of it are pruned or parametrised.
+    """
+    try:
+        return copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
+    except (RuntimeError, TypeError) as e:
+        raise ArgumentError(
+            f"The model cannot be copied ({why(e)}); where its layers are pruned or parametrised, undo that first "
+            "(torch.nn.utils.prune.remove, parametrize.remove_parametrizations)."
+        ) from e
 
 
 class FromPixels(nn.Module):

@@ -1,6 +1,5 @@
 """A model for the page: from pixels to probabilities and, as a second output, where each class was seen."""
 
-import copy
 import gzip
 import hashlib
 import json
@@ -17,7 +16,7 @@ from sqzoo.cache import folder, read_packed
 from sqzoo.demo.runtime import not_kept
 from sqzoo.errors import ArgumentError, WeightsError
 from sqzoo.files import write_whole
-from sqzoo.graph import FromPixels, pixels_side, to_onnx
+from sqzoo.graph import FromPixels, frozen_copy, pixels_side, to_onnx
 from sqzoo.hashing import tensors_sha256
 from sqzoo.models._blocks import GlobalPool
 from sqzoo.models.upsample import Upsample
@@ -36,7 +35,7 @@ class WithMaps(nn.Module):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.net: Any = copy.deepcopy(net).cpu().float().eval().requires_grad_(False)
+        self.net: Any = frozen_copy(net)
         self.pixels = FromPixels(self.net)
         self.pool: Any = self.net.global_pool
         if not self.net.linear_head:

@@ -1,6 +1,5 @@
 """Files for transformers.js: ONNX graphs that take a picture of any size, and the two configurations beside them."""
 
-import copy
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +11,7 @@ import torch.nn as nn
 from sqzoo.data import Preprocessing
 from sqzoo.errors import ArgumentError
 from sqzoo.extras import require
-from sqzoo.graph import run_onnx, to_onnx
+from sqzoo.graph import frozen_copy, run_onnx, to_onnx
 from sqzoo.parity import INT8_TOLERANCE, compare
 
 MODEL, QUANTIZED, PROCESSOR = "onnx/model.onnx", "onnx/model_quantized.onnx", "preprocessor_config.json"
@@ -91,7 +90,7 @@ def javascript_files(model: nn.Module, metadata: Mapping[str, str]) -> dict[str,
             f"transformers.js takes models with 3 input channels and classes, not with {model.in_chans} channels and "
             f"{model.num_classes} classes; create the model with in_chans=3 and num_classes=."
         )
-    graph = PixelValues(copy.deepcopy(model).cpu().float().eval().requires_grad_(False)).eval()
+    graph = PixelValues(frozen_copy(model)).eval()
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (3, 3, graph.whole + 5, graph.whole + 32), generator=generator)
     images = (images - graph.mean) / graph.std
