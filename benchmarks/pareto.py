@@ -180,7 +180,7 @@ def render(results: dict[str, Any]) -> str:
     for tag, picked in chosen(results["ours"]).items():
         for row in {r["side"]: r for r in picked.values()}.values():
             name = f"**`{tag}`** at {row['side']} px"
-            source = "measured" if tag not in former else "measured, with earlier weights"
+            source = "measured" if tag not in former else "measured earlier"
             rows.append((row["test_top1"], name, row["params"] / 1e6, row["mega_multiply_adds"], row["ms_p50"], source))
     for row in results["published"]:
         rows.append((row["top1"], row["name"], row["params"], row["macs"], row.get("ms_p50"), row["source"]))
@@ -193,7 +193,7 @@ def render(results: dict[str, Any]) -> str:
         lines.append(f"| {name} | {top1:.2f} | {params:.2f} | {macs:.0f} | {time_} | {source} |")
     where = results["timing_environment"]
     if former:
-        lines += ["", f"Weights have changed since, to be measured anew: {', '.join(former)}."]
+        lines += ["", f"Table 2 has another accuracy since, to be measured anew: {', '.join(former)}."]
     lines += [
         "",
         f"Milliseconds: ONNX Runtime, batch 1, {results['threads']} threads, {where['cpu']}; median, all in one run.",
