@@ -26,9 +26,9 @@ from scipy.stats import mannwhitneyu
 from sqzoo import create_model, get_weights, list_models
 from sqzoo.data import Normalise, cifar10, hold_out
 from sqzoo.environment import environment
+from sqzoo.files import write_text
 from sqzoo.reading import ImageReader
 from sqzoo.report import calibration
-from sqzoo.train.checkpoint import write_text
 from sqzoo.unsure import KEPT, calibrate, score, threshold
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -28,7 +28,7 @@ from safetensors.torch import load
 
 from sqzoo import create_model
 from sqzoo.environment import environment
-from sqzoo.train.checkpoint import write_text
+from sqzoo.files import write_text
 from sqzoo.weights import Entry, fit, read_manifest, read_verified
 from sqzoo.weights.coding import LAYERS, SYMBOLS, deflate
 

@@ -11,7 +11,7 @@ from experiments import Pass, Setting
 from torch.utils.flop_counter import FlopCounterMode
 
 from sqzoo import create_model
-from sqzoo.train.nonzeros import NonZeroMaps
+from sqzoo.models.sparse import SparseMaps
 
 IMAGES, HELD_OUT, TEST = 45_000, 5_000, 10_000
 DENSITY = {"sq1": 0.106, "fire_next": 0.276}  # share of non-zeros behind fire 9 and fire 8, on CIFAR-10
@@ -71,19 +71,19 @@ def _cost(setting: Setting, half: bool) -> Cost:
         values = torch.rand(len(where))
         forward = model.forward_head
 
-        def batch() -> NonZeroMaps | torch.Tensor:
-            maps = NonZeroMaps((count, 512, 13, 13), where, values)
+        def batch() -> SparseMaps | torch.Tensor:
+            maps = SparseMaps((count, 512, 13, 13), where, values)
             if half:
                 return maps.dense(torch.bfloat16)
             _ = maps.by_channel
             return maps
 
-        looked_at: NonZeroMaps | torch.Tensor = NonZeroMaps((count, 512, 13, 13), where, values)
+        looked_at: SparseMaps | torch.Tensor = SparseMaps((count, 512, 13, 13), where, values)
         dense = looked_at.dense()  # type: ignore[union-attr]
     else:
         forward = model
 
-        def batch() -> NonZeroMaps | torch.Tensor:
+        def batch() -> SparseMaps | torch.Tensor:
             return dense
 
         dense = looked_at = torch.rand(count, 3, side, side).to(memory_format=torch.channels_last)

@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
@@ -24,11 +24,14 @@ class Setting:
     name: str
     fields: str  # JSON of the recipe's fields, `side` for its `sizes`: text, which hashes
 
-    def recipe(self, seed: int, epochs: int, bfloat16: bool = False) -> Recipe:
-        """Return the recipe for a seed and a number of epochs, in bfloat16 where asked for and a gain."""
+    def recipe(self, seed: int, epochs: int) -> Recipe:
+        """Return the recipe for a seed and a number of epochs."""
         fields = json.loads(self.fields)
-        precision: Literal["float32", "bfloat16"] = "bfloat16" if bfloat16 and self.dense else "float32"
-        return Recipe(self.model, sizes=((fields.pop("side"), epochs),), seed=seed, precision=precision, **fields)
+        return Recipe(self.model, sizes=((fields.pop("side"), epochs),), seed=seed, **fields)
+
+    def precision(self, bfloat16: bool) -> str:
+        """Return the precision to train it in: bfloat16 where asked for and a gain."""
+        return "bfloat16" if bfloat16 and self.dense else "float32"
 
     def run(self, seed: int) -> str:
         """Return the name of its run with a seed: its run folder, and its key in the records."""
@@ -37,7 +40,7 @@ class Setting:
     @property
     def frozen(self) -> bool:
         """Whether the head alone is trained."""
-        return bool(json.loads(self.fields)["trunk"] == "frozen")
+        return bool(json.loads(self.fields)["layers"] != "all")
 
     @property
     def dense(self) -> bool:

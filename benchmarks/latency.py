@@ -4,10 +4,10 @@
 
 Each network runs in a process of its own, and all take turns, so that what else the machine does hits all alike: batch
 1 for 1,000 runs or `--seconds`, by one thread and by all, then larger batches. Beside that: peak memory, file size,
-int8's accuracy on the 10,000 test images, and the floor, multiply-adds and bytes against this machine's measured matrix
-product and copy. Writes results/latency.json, latency.png, latency_pareto.png (and .svg) and the README's table; with
---only nothing is written. `--accuracy` measures int8's accuracy anew and keeps the times: for new weights of the same
-networks. `--draw` makes the last three from the record.
+int8's accuracy on the 10,000 test images, and the roofline: multiply-adds and bytes against this machine's measured
+matrix product and copy. Writes results/latency.json, latency.png, latency_pareto.png (and .svg) and the table of
+docs/benchmarks.md; with --only nothing is written. `--accuracy` measures int8's accuracy anew and keeps the times: for
+new weights of the same networks. `--draw` makes the last three from the record.
 """
 
 import argparse
@@ -27,16 +27,16 @@ import torch
 import torch.nn as nn
 from contenders import PEERS, Contender, Process, input_size, network
 from pareto import chosen, shipped
-from readme import write_into_readme
+from readme import BENCHMARKS, write_into
 from torch.utils.flop_counter import FlopCounterMode
 
 from sqzoo import SqzooError, get_weights
 from sqzoo.backends import BACKENDS, ExportModel
 from sqzoo.data import Dataset, cifar10
 from sqzoo.environment import environment, package_version
+from sqzoo.files import write_text
 from sqzoo.graph import CALIBRATION
 from sqzoo.train import metrics
-from sqzoo.train.checkpoint import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -230,10 +230,10 @@ def floor_ms(results: dict[str, Any], row: dict[str, Any], count: str) -> float:
 
 
 def render(results: dict[str, Any]) -> str:
-    """Return the README's table, and the verdicts."""
+    """Return the table of docs/benchmarks.md, and the verdicts."""
     one, many = results["thread_counts"][0], results["thread_counts"][-1]
     lines = [
-        f"| network, image side, how | ms, 1 thread: p50 · p90 · p99 | ms, {many} threads | images/s | of the floor | "
+        f"| network, image side, how | ms, 1 thread: p50 · p90 · p99 | ms, {many} threads | images/s | of roofline | "
         "memory | file |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -252,11 +252,11 @@ def render(results: dict[str, Any]) -> str:
     peak = results["peaks"][many]
     lines += [
         "",
-        f"Machine: {where['cpu']}, {where['cores']} cores; batch 1, all in one run, in turns. Of the floor: what an "
-        "image must take, its multiply-adds at the speed of a large matrix product "
-        f"({peak['multiply_adds'] / 1e9:.0f} billion a second) or its layers' bytes at that of a large copy "
-        f"({peak['bytes'] / 1e9:.0f} GB/s), as a part of what it took; int8 may pass it. Memory: the peak of a process "
-        "that runs this network alone; `optimize` had loaded all runtimes to choose one.",
+        f"Machine: {where['cpu']}, {where['cores']} cores; batch 1, all in one run, in turns. Of roofline: the least "
+        "time that this machine's float32 peaks allow, as a share of the measured time. The peaks are those of a large "
+        f"matrix product ({peak['multiply_adds'] / 1e9:.0f} billion multiply-adds per second) and of a large copy "
+        f"({peak['bytes'] / 1e9:.0f} GB/s); int8 may exceed them. Memory: the peak of a process that runs this network "
+        "alone; for `optimize` it includes all runtimes, which are loaded to choose one.",
         "",
         *(f"- {sentence}" for sentence in results["verdicts"]),
     ]
@@ -366,7 +366,7 @@ def main() -> int:
             write_text(file, json.dumps(results, indent=1) + "\n")
     if arguments.only == "*":
         draw(results)
-        write_into_readme("latency", render(results))
+        write_into(BENCHMARKS, "latency", render(results))
     print(render(results))
     return 0
 

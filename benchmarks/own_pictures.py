@@ -8,7 +8,7 @@ photo's size though not of its sharpness. `sqzoo train sq1 --data FOLDER` runs i
 `--all-layers`; the model that comes of each is measured on 1,000 other test images, which no choice has seen.
 `--starts` compares the starts where nothing of CIFAR-10 helps: which of 17 photographs, in grey, is this a piece of? It
 learns from pieces of their left halves and is asked about the right ones. Writes results/own_pictures.json and, from
-it, the README's table.
+it, the table of docs/pictures.md.
 """
 
 import argparse
@@ -25,13 +25,13 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from readme import write_into_readme
+from readme import OWN_IMAGES, write_into
 
 from sqzoo import create_model
 from sqzoo.data import Dataset, cifar10
 from sqzoo.environment import environment
+from sqzoo.files import write_text
 from sqzoo.predict import predict
-from sqzoo.train.checkpoint import write_text
 from sqzoo.weights import CIFAR10_CLASSES
 
 RESULT = Path(__file__).resolve().parent / "results" / "own_pictures.json"
@@ -95,9 +95,9 @@ def measured(words: list[str], run: Path, fresh: list[Path]) -> dict[str, Any]:
     seconds, memory = command(*words, "--run", str(run))
     result = json.loads((run / "result.json").read_text(encoding="utf-8"))
     found = {"seconds": round(seconds, 1), "peak_mb": round(memory), "chosen": result["chosen"]}
-    found |= {"held_out": result["held_out"], "data_digest": result["data_digest"]}
+    found |= {"val": result["val"], "data_digest": result["data_digest"]}
     found["stages"] = {
-        name: {k: stage[k] for k in ("recipe", "epoch", "held_out", "training_seconds", "feature_seconds")}
+        name: {k: stage[k] for k in ("recipe", "epoch", "val", "training_seconds", "feature_seconds")}
         for name, stage in result["stages"].items()
     }
     if fresh:
@@ -137,7 +137,7 @@ def starts(arguments: argparse.Namespace, base: Path) -> dict[str, Any]:
 
 
 def render(known: dict[str, Any]) -> str:
-    """Return the README's table of what is recorded."""
+    """Return the table of docs/pictures.md."""
     if not known:
         return "Not measured yet: `python benchmarks/own_pictures.py`."
     rows = []
@@ -179,7 +179,7 @@ def main() -> None:
         known = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
         known |= {part.__name__: found}
         write_text(RESULT, json.dumps(known, indent=1) + "\n")
-        write_into_readme("own_pictures", render(known))
+        write_into(OWN_IMAGES, "own_pictures", render(known))
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
 Each architecture's default tag is evaluated at each side, its other complete tags at their own, on the training images
 that the run held out and on the test images. Then all networks, ours and those of published.py, are timed in ONNX
 Runtime at batch 1, in turns, in this one run. A side is chosen on held-out images: the best, and the smallest within
-0.3 points of it. Writes results/pareto.json, .png and .svg, and the README's table. `--draw` makes the last three from
-the record.
+0.3 points of it. Writes results/pareto.json, .png and .svg, and the table of docs/benchmarks.md. `--draw` makes the
+last three from the record.
 """
 
 import argparse
@@ -22,15 +22,16 @@ import numpy as np
 import torch
 import torch.nn as nn
 from published import PUBLISHED
-from readme import write_into_readme
+from readme import BENCHMARKS, write_into
 from torch.utils.flop_counter import FlopCounterMode
 
 from sqzoo import SqzooError, create_model, get_weights
-from sqzoo.data import Dataset, Preprocessing, cifar10, hold_out
+from sqzoo.data import Dataset, cifar10, hold_out
 from sqzoo.environment import environment
+from sqzoo.files import write_text
 from sqzoo.graph import to_onnx
+from sqzoo.models.upsample import Upsample
 from sqzoo.train import logits, metrics
-from sqzoo.train.checkpoint import write_text
 from sqzoo.weights import tags
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,18 +67,18 @@ def evaluate_ours(train: Dataset, test: Dataset, sides: list[int]) -> list[dict[
         entry = get_weights(tag)
         model = create_model(tag, pretrained=True)
         held = train[hold_out(train.labels, entry.recipe["hold_out"])[1]]
-        own = entry.input_size[1]
+        own = entry.resolution
         for side in sorted({*sides, own}) if tag == shipped(entry.architecture)[0] else [own]:
-            prepare = Preprocessing(side, entry.crop_pct, entry.mean, entry.std)
+            model.upsample = Upsample(side)
             seen = {
-                part: metrics(logits(model, data, prepare), torch.from_numpy(data.labels)).top1
+                part: metrics(logits(model, data), torch.from_numpy(data.labels)).top1
                 for part, data in (("held_out_top1", held), ("test_top1", test))
             }
             about = {"tag": tag, "side": side, "trained_at": own, "held_out_images": len(held)}
             if side == own:
-                both = logits(model, test, prepare) + logits(model, mirrored(test), prepare)
+                both = logits(model, test) + logits(model, mirrored(test))
                 about["test_top1_with_mirror_image"] = metrics(both, torch.from_numpy(test.labels)).top1
-            macs, params = multiply_adds(model, side), sum(p.numel() for p in model.parameters())
+            macs, params = multiply_adds(model, 32), sum(p.numel() for p in model.parameters())
             rows.append(about | seen | {"mega_multiply_adds": round(macs, 1), "params": params})
             print(rows[-1], file=sys.stderr)
     return rows
@@ -173,7 +174,7 @@ def draw(results: dict[str, Any]) -> None:
 
 
 def render(results: dict[str, Any]) -> str:
-    """Return the README's table: our best sides and knees among the published networks, by accuracy."""
+    """Return the table of docs/benchmarks.md: our best sides and knees among the published networks, by accuracy."""
     rows = []
     former = of_former_weights(results["ours"])
     for tag, picked in chosen(results["ours"]).items():
@@ -249,7 +250,7 @@ def main() -> int:
         write_text(file, json.dumps(timed(results, arguments.seconds, arguments.threads), indent=1) + "\n")
     results = json.loads(file.read_text(encoding="utf-8"))
     draw(results)
-    write_into_readme("pareto", render(results))
+    write_into(BENCHMARKS, "pareto", render(results))
     print(render(results))
     return 0
 

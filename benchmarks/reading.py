@@ -28,10 +28,10 @@ from PIL import Image
 
 from sqzoo import create_model, optimize
 from sqzoo.environment import environment
+from sqzoo.files import write_text
 from sqzoo.images.walk import image_files
 from sqzoo.predict import classify
 from sqzoo.reading import ImageReader, read_ahead
-from sqzoo.train.checkpoint import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "reading.json"

@@ -11,7 +11,7 @@ from experiments import Experiment, Setting
 from filelock import FileLock
 
 from sqzoo.errors import DataError
-from sqzoo.train.checkpoint import write_text
+from sqzoo.files import write_text
 
 COLUMNS = ("train_loss", "held_out_loss", "held_out_top1", "test_loss", "test_top1")
 
@@ -37,7 +37,7 @@ def record(records: Path, results: dict[str, dict[str, Any]]) -> None:
             "environment": key,
             "training_seconds": result["training_seconds"],
             "log": [
-                [round(v, 5) for v in (row["train_loss"], *_metrics(row["held_out"]), *_metrics(row["test"]))]
+                [round(v, 5) for v in (row["train_loss"], *_metrics(row["val"]), *_metrics(row["test"]))]
                 for row in result["log"]
             ],
         }

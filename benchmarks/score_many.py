@@ -8,7 +8,7 @@ many processes, of one thread each, which do nothing but run it, as `sqzoo.optim
 pixels, at the best batch size; it is measured before and after, and the better counts. The example's is that of the
 whole command, imports and the list of files included. Memory is the peak of all its processes together (proportional
 set size, which counts a shared page once), for all the pictures and for a tenth of them. Writes
-results/score_many.json, by side, and the README's sentence, at 100,000 images.
+results/score_many.json, by side, and the sentence of docs/pictures.md, at 100,000 images.
 """
 
 import argparse
@@ -27,13 +27,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from readme import write_into_readme
+from readme import OWN_IMAGES, write_into
 
 from sqzoo import create_model, optimize
 from sqzoo.data import Dataset, cifar10
 from sqzoo.environment import environment
+from sqzoo.files import write_text
 from sqzoo.graph import pixels_side
-from sqzoo.train.checkpoint import write_text
 
 HERE = Path(__file__).resolve().parent
 RESULT = HERE / "results" / "score_many.json"
@@ -108,7 +108,7 @@ def example(pictures: Path, scores: Path, model: str, workers: int) -> dict[str,
 
 
 def render(known: dict[str, Any]) -> str:
-    """Return the README's sentences on what is recorded."""
+    """Return the sentences of docs/pictures.md."""
     if not known:
         return "Not measured yet: `python benchmarks/score_many.py`."
     return "\n".join(f"- {summary(result)}" for result in known.values())
@@ -164,7 +164,7 @@ def main() -> None:
         known = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
         known |= {f"{arguments.side} pixels": result}
         write_text(RESULT, json.dumps(known, indent=1) + "\n")
-        write_into_readme("score_many", render(known))
+        write_into(OWN_IMAGES, "score_many", render(known))
     print(summary(result))
 
 

@@ -26,8 +26,8 @@ from sqzoo import SqzooError
 from sqzoo.data import Dataset, cifar10
 from sqzoo.environment import environment
 from sqzoo.errors import ArgumentError
+from sqzoo.files import write_text
 from sqzoo.train import train
-from sqzoo.train.checkpoint import write_text
 
 RESULTS = Path(__file__).resolve().parent / "results"
 RECORDS = RESULTS / "figures" / "runs.json"
@@ -76,13 +76,17 @@ def search(
         chosen = suggest(trial)
         trial.set_user_attr("setting", chosen.name)
         best = 0.0
-        for length in sorted({1, 2, min(4, epochs), epochs}):  # a longer run goes on where the shorter one ended
-            run = folder / "runs" / chosen.name
-            result = train(chosen.recipe(0, length), *data, run, trunk=trunk, cache=cache, progress=False)
-            best = max(row["held_out"]["top1"] for row in result["log"])
-            trial.report(best, length)
-            if length < epochs and trial.should_prune():
-                raise optuna.TrialPruned
+
+        def report(row: dict[str, Any]) -> None:
+            nonlocal best
+            best = max(best, row["val"]["top1"])
+            if row["epoch"] in (1, 2, 4, epochs):
+                trial.report(best, row["epoch"])
+                if row["epoch"] < epochs and trial.should_prune():
+                    raise optuna.TrialPruned
+
+        run = folder / "runs" / chosen.name
+        train(chosen.recipe(0, epochs), *data, run, trunk=trunk, cache=cache, progress=False, on_epoch=report)
         return best
 
     while (spent := sum(t.last_step or 0 for t in study.get_trials(deepcopy=False) if t.state in SPENT)) < budget:
@@ -114,7 +118,7 @@ def compare(
     for seed in range(FRESH, FRESH + seeds):
         for name, chosen in both.items():
             run = folder / "compare" / chosen.run(seed)
-            result = train(chosen.recipe(seed, epochs), *data, run, **where)
+            result = train(chosen.recipe(seed, epochs), *data, run, log_test=True, **where)
             record(RECORDS, {run.name: result})
             found[name].append(result["test"]["top1"])
     p = stats.ttest_ind(found["joint"], found["one_factor"], alternative="greater").pvalue

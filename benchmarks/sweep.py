@@ -18,7 +18,7 @@ from records import record, recorded
 
 from sqzoo.data import Dataset
 from sqzoo.errors import BusyError
-from sqzoo.train import train_together
+from sqzoo.train import train
 
 HEARTBEAT = 15  # seconds; a pass whose process is silent for three is given to another
 
@@ -106,17 +106,19 @@ def _train(one: Pass, seeds: int, data: tuple[Dataset, Dataset], place: Place) -
     cache = place.cache if one.any.ordinary_trunk else place.folder / f"cache-{os.getpid()}"
     for seed in range(seeds):
         left = missing(one, seed, recorded(place.records)["runs"]).settings
-        if left:
-            results = train_together(
-                [s.recipe(seed, epochs, place.bfloat16) for s, epochs in left.items()],
+        for s, epochs in left.items():
+            result = train(
+                s.recipe(seed, epochs),
                 *data,
-                [place.folder / "runs" / s.run(seed) for s in left],
+                place.folder / "runs" / f"{s.run(seed)},epochs={epochs}",
                 trunk=place.trunk,
                 cache=cache,
                 device=place.device,
+                precision=s.precision(place.bfloat16),
+                log_test=True,
                 progress=place.progress,
             )
-            record(place.records, {s.run(seed): r for s, r in zip(left, results, strict=True)})
+            record(place.records, {s.run(seed): result})
     if not one.any.ordinary_trunk:
         shutil.rmtree(cache, ignore_errors=True)  # gigabytes that no other pass reads
     runs = recorded(place.records)["runs"]

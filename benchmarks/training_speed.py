@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from sqzoo import create_model
-from sqzoo.data import IMAGENET, Dataset, Preprocessing, cifar10
+from sqzoo.data import IMAGENET, Dataset, Normalise, cifar10
 from sqzoo.environment import environment
 from sqzoo.train.features import trunk_features
 
@@ -51,7 +51,7 @@ class TextbookImages(torch.utils.data.Dataset):  # type: ignore[type-arg]
 def head(trunk: str | None) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     """Return Sq-1 on the ImageNet trunk, its head drawn from seed 0, and the head's optimiser."""
     torch.manual_seed(0)
-    model = create_model("sq1", init="imagenet", trunk=trunk, drop_rate=0.0, logit_drop_rate=0.0)
+    model = create_model("sq1", init="imagenet", trunk=trunk, drop_rate=0.0, logit_drop_rate=0.0, upsample=(256, 224))
     model.features.requires_grad_(False)
     return model, torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=LR)
 
@@ -82,12 +82,15 @@ def cached(data: Dataset, orders: list[np.ndarray], trunk: str | None) -> tuple[
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     labels = torch.from_numpy(data.labels)
     began = time.perf_counter()
-    features = trunk_features(model.features, data.images, Preprocessing(), data.digest)  # type: ignore[arg-type]
+    model.eval()
+    images = torch.from_numpy(data.images)
+    features = trunk_features(model, images, Normalise(), data.digest)  # type: ignore[arg-type]
+    model.train()
     ready = time.perf_counter()
     for order in orders:
         for low in range(0, len(order), BATCH):
             part = order[low : low + BATCH]
-            step(model.forward_head(features.batch(part)), labels[torch.from_numpy(part)], optimizer)  # type: ignore[operator]
+            step(model.forward_head(features[part]), labels[torch.from_numpy(part)], optimizer)  # type: ignore[operator]
     return model, ready - began, time.perf_counter() - ready
 
 

@@ -4,7 +4,7 @@ Figures and tables come from recorded results and the manifest, commands from th
 """
 
 import csv
-import importlib.util
+import importlib
 import json
 import re
 import sys
@@ -16,35 +16,58 @@ import yaml
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from sqzoo.weights import read_manifest
-
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 FIGURES = RESULTS / "figures"
 CARDS = ROOT / "MODEL_CARDS"
-# Modules that are documented, in the order of a reader's steps; a name that is not there (yet) is left out.
+# Relative to docs/, so that GitHub shows them too; links to other files outside docs/ go to GitHub.
+ELSEWHERE = {
+    "../MODEL_CARDS/": "cards/",
+    "../benchmarks/results/figures/": "figures/",
+    "../benchmarks/results/claims.md": "https://github.com/org/sqzoo/blob/main/benchmarks/results/claims.md",
+    "../benchmarks/results/": "figures/",
+}
+# Modules that are documented, in the order of a reader's steps.
 MODULES = (
-    *("registry", "predict", "models", "data", "pictures", "train", "train.recipe", "train.recipes"),
-    *("train.evaluate", "report", "explain", "unsure", "export", "optimization", "tiny", "hub", "cache", "demo"),
+    *("registry", "predict", "models", "data", "pictures", "train", "train.recipes"),
+    *(
+        "train.own_images",
+        "evaluation",
+        "report",
+        "explain",
+        "unsure",
+        "export",
+        "optimization",
+        "tiny",
+        "hub",
+        "cache",
+        "demo",
+    ),
     *("weights", "errors"),
 )
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the cards and figures, which lie outside the site's folder."""
-    for source in (*sorted(CARDS.iterdir()), *sorted(FIGURES.glob("*.svg"))):
+    """Add the cards, figures and icon, which lie outside the site's folder."""
+    for source in (*sorted(CARDS.iterdir()), *sorted(RESULTS.glob("*.svg")), *sorted(FIGURES.glob("*.svg"))):
         name = f"{'cards' if source.parent == CARDS else 'figures'}/{source.name}"
         files.append(File.generated(config, name, abs_src_path=str(source)))
+    files.append(File.generated(config, "icon.svg", abs_src_path=str(ROOT / "sqzoo" / "demo" / "static" / "icon.svg")))
     return files
 
 
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Put the cards into the navigation."""
+    assert config.nav is not None
+    config.nav.append({"Model cards": [f"cards/{card.name}" for card in sorted(CARDS.glob("*.md"))]})
+    return config
+
+
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put in what a page asks for by {{ name }}."""
+    """Put in what a page asks for by {{ name }}; links into the repository become links into the site."""
+    for folder, name in ELSEWHERE.items():
+        markdown = markdown.replace(f"]({folder}", f"]({name}")
     return re.sub(r"^\{\{ (\w+) \}\}$", lambda m: globals()[m[1]](), markdown, flags=re.MULTILINE)
-
-
-def table2() -> str:
-    return _script("table2").render(_results("table2"))
 
 
 def demo() -> str:
@@ -70,16 +93,6 @@ def figures() -> str:
     return "\n".join(parts)
 
 
-def zoo() -> str:
-    rows = [["tag", "top-1, CIFAR-10 test", "parameters", "file", "input", "licence"]]
-    for entry in sorted(read_manifest().values(), key=lambda e: -e.metrics["test_top1"]):
-        name = f"[`{entry.tag}`](cards/{entry.tag}.md)" if (CARDS / f"{entry.tag}.md").is_file() else f"`{entry.tag}`"
-        size = f"{entry.size / 1e6:.2f} MB{'' if entry.holds == 'complete' else ' (' + entry.holds + ')'}"
-        top1, side = f"{entry.metrics['test_top1']:.2f} %", f"{entry.input_size[1]} px"
-        rows.append([name, top1, f"{entry.params:,}", size, side, entry.licence])
-    return _table(rows)
-
-
 def commands() -> str:
     from sqzoo.cli import app
 
@@ -100,8 +113,8 @@ def commands() -> str:
 
 
 def api() -> str:
-    there = [m for m in MODULES if importlib.util.find_spec(f"sqzoo.{m}")]
-    return "\n\n".join(f"## sqzoo.{m}\n\n::: sqzoo.{m}\n    options:\n      show_root_heading: false" for m in there)
+    parts = (f"## sqzoo.{m}\n\n::: sqzoo.{m}\n    options:\n      show_root_heading: false" for m in MODULES)
+    return "\n\n".join(parts)
 
 
 def _results(name: str) -> Any:

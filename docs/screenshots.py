@@ -1,8 +1,8 @@
 """The pictures in docs/images: the page in headless Chromium, the terminal by Rich.
 
-    python docs/screenshots.py [FOLDER]
+    python docs/screenshots.py [--terminals]
 
-Needs Chromium (apt-get install chromium chromium-driver). FOLDER is docs/images unless another is given.
+Needs Chromium (apt-get install chromium chromium-driver), but for --terminals, which makes those pictures alone.
 """
 
 import base64
@@ -16,16 +16,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.text import Text
-from selenium.webdriver.common.by import By
-
-from sqzoo.demo import Page, serve
 
 ROOT = Path(__file__).resolve().parent.parent
 CAT = ROOT / "examples" / "cat.jpg"
-sys.path.insert(0, str(ROOT / "tests"))
-
-from browser import chromium, open_page, text_of, until  # noqa: E402
-
+IMAGES = ROOT / "docs" / "images"
 # file: (width, height, colours)
 PAGES = {"page-light": (1100, 840, "light"), "page-dark": (1100, 840, "dark"), "page-phone": (390, 1250, "light")}
 # file: the words after `sqzoo`, in the repository's root
@@ -36,19 +30,30 @@ TERMINALS = {
 }
 
 
-def main(folder: Path) -> None:
-    """Write all pictures into the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
+def pages() -> None:
+    """Write the pictures of the page."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from browser import chromium
+
+    from sqzoo.demo import Page, serve
+
     with serve(Page(), port=0) as server, chromium() as driver:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         for name, (width, height, colours) in PAGES.items():
-            (folder / f"{name}.webp").write_bytes(_page(driver, server.server_port, width, height, colours))
+            (IMAGES / f"{name}.webp").write_bytes(_page(driver, server.server_port, width, height, colours))
         server.shutdown()
+
+
+def terminals() -> None:
+    """Write the pictures of the terminal."""
     for name, words in TERMINALS.items():
-        (folder / f"{name}.svg").write_text(_terminal(words), encoding="utf-8")
+        (IMAGES / f"{name}.svg").write_text(_terminal(words), encoding="utf-8")
 
 
 def _page(driver: Any, port: int, width: int, height: int, colours: str) -> bytes:
+    from browser import open_page, text_of, until
+    from selenium.webdriver.common.by import By
+
     size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     features = [{"name": "prefers-color-scheme", "value": colours}]
@@ -74,4 +79,6 @@ def _terminal(words: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "images")
+    terminals()
+    if "--terminals" not in sys.argv:
+        pages()

@@ -5,7 +5,7 @@ import io
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -279,6 +279,11 @@ def normalise(x: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) 
     x = x.to(torch.float32, memory_format=torch.channels_last).div_(255)
     # Whole rows of pixels at a time: by single pixels, of three values each, it takes four times as long.
     rows = x.permute(0, 2, 3, 1).view(-1, x.shape[3] * x.shape[1])
-    rows.sub_(torch.tensor(mean, dtype=x.dtype, device=x.device).repeat(x.shape[3]))
-    rows.div_(torch.tensor(std, dtype=x.dtype, device=x.device).repeat(x.shape[3]))
+    rows.sub_(_row(mean, x.shape[3], x.device)).div_(_row(std, x.shape[3], x.device))
     return x
+
+
+@lru_cache(maxsize=32)
+def _row(values: tuple[float, ...], width: int, device: torch.device) -> torch.Tensor:
+    """Return the constants of a row of pixels, put on the device once: in a training step a copy there would block."""
+    return torch.tensor(values, dtype=torch.float32).repeat(width).to(device)

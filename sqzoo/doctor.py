@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from packaging.requirements import Requirement
 
-from sqzoo.environment import environment
+from sqzoo.environment import bfloat16_is_fast, environment
 from sqzoo.errors import SqzooError, shown
 from sqzoo.files import environment_path
 
@@ -47,10 +47,6 @@ def _broken() -> list[str]:
 
 def _machine(facts: dict[str, Any]) -> dict[str, Any]:
     cpu = facts["cpu_capability"]
-    # Only these processors have instructions for it; others do bfloat16 by conversion, slower than float32.
-    fast = bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()) or bool(
-        getattr(torch.cpu, "_is_amx_tile_supported", bool)()
-    )
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
         devices.append("mps")
@@ -58,7 +54,7 @@ def _machine(facts: dict[str, Any]) -> dict[str, Any]:
         "system": f"{facts['system']}, {platform.release()}",
         "processor": facts["cpu"],
         "vector instructions": cpu,
-        "bfloat16": "fast" if fast else "slower than float32 on this processor",
+        "bfloat16": "fast" if bfloat16_is_fast("cpu") else "slower than float32 on this processor",
         "cores, threads": f"{facts['cores']}, {facts['threads']}",
         "torch build": f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU",
         "devices": ", ".join(["cpu", *devices]),

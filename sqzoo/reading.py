@@ -62,6 +62,7 @@ class ImageReader:
     @staticmethod
     def of(model: nn.Module) -> "ImageReader":
         """Return that of a model."""
+        model = getattr(model, "_orig_mod", model)  # behind torch.compile, which timm asks for its truth value
         config: dict[str, Any] = resolve_model_data_config(model)
         channels = getattr(model, "in_chans", config["input_size"][0])
         return ImageReader(config["input_size"][1], config["crop_pct"], config["interpolation"], channels)

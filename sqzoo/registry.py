@@ -6,12 +6,14 @@ from typing import Any, Literal
 import timm
 import torch
 import torch.nn as nn
+from safetensors.torch import load_file
 from timm.models import model_entrypoint
 
 from sqzoo import models as _models  # registers the architectures
-from sqzoo.errors import ArgumentError, UnknownArgumentError, UnknownModelError, did_you_mean
+from sqzoo.errors import ArgumentError, UnknownArgumentError, UnknownModelError, WeightsError, did_you_mean
+from sqzoo.hashing import file_sha256
 from sqzoo.models._build import source_cfg
-from sqzoo.weights import Entry, load_trunk, trunk_source
+from sqzoo.weights import Entry, get_weights, load_trunk, read_manifest, read_verified, trunk_source
 from sqzoo.weights.remote import Source, parse, read_config
 
 _CLASSES = {getattr(_models, name).__module__: getattr(_models, name) for name in _models.__all__}
@@ -155,6 +157,36 @@ def start_from_imagenet(model: nn.Module, architecture: str) -> None:
             f"(features.{other[0]} is not ImageNet's); leave init out."
         )
     model.features.load_state_dict({k: trunk[k] for k in own}, strict=True)  # type: ignore[union-attr]
+
+
+def start_sha256(file: str) -> str:
+    """Return the SHA-256 of what `start_from` takes, a tag or a file; raise `ArgumentError` if there is none."""
+    if file in read_manifest():
+        return get_weights(file).sha256
+    try:
+        return file_sha256(file)
+    except OSError as e:
+        raise ArgumentError(f"Cannot read start={file!r} ({e.strerror}); give a run's best.safetensors.") from e
+
+
+def start_from(model: nn.Module, file: str) -> None:
+    """Load the backbone of a weights tag or of an all-layers run's file, and the head where it fits the model."""
+    try:
+        tensors = read_verified(get_weights(file)) if file in read_manifest() else load_file(file)
+    except WeightsError:
+        raise
+    except Exception as e:  # whatever a foreign or damaged file makes safetensors raise
+        raise ArgumentError(f"start={file!r} is not a safetensors file ({e}); give a run's best.safetensors.") from e
+    own = model.state_dict()
+    fitting = {k: v for k, v in tensors.items() if k in own and v.shape == own[k].shape}
+    backbone = {k: v for k, v in fitting.items() if k.startswith("features.")}
+    missing = [k for k in own if k.startswith("features.") and k not in backbone]
+    if missing:
+        raise ArgumentError(
+            f"start={file!r} lacks {len(missing)} tensors of the backbone, {missing[0]} first; give the "
+            "best.safetensors of an all-layers run, or a tag stored as a complete file."
+        )
+    model.load_state_dict(own | (fitting if fitting.keys() == own.keys() else backbone), strict=True)
 
 
 def _is_ours(name: str) -> bool:

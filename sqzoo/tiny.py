@@ -17,12 +17,12 @@ from sqzoo.compress import compress
 from sqzoo.data import Dataset, hold_out
 from sqzoo.environment import environment
 from sqzoo.errors import ArgumentError, WeightsError, shown
+from sqzoo.evaluation import evaluate
 from sqzoo.files import read_json
 from sqzoo.hashing import tensors_sha256
 from sqzoo.models._base import ZooModel
 from sqzoo.registry import check_name, create_model
-from sqzoo.train.evaluate import evaluate
-from sqzoo.train.publish import add, entry_of, read_run
+from sqzoo.release import add, entry_of, read_run
 from sqzoo.weights import get_weights, load_trunk, trunk_source
 from sqzoo.weights.coding import decode
 
@@ -74,7 +74,6 @@ def make_tiny(
         for of in ((made.model, test_set), (made.model, train_set[apart]), (model, train_set[apart]))
     )
     recipe = {
-        "model_args": entry["recipe"]["model_args"],
         "parent": Path(parent).name,
         "parent_sha256": tensors_sha256(model.state_dict()),
         "size": size,
@@ -152,7 +151,7 @@ def _parent(name: str, tag: str, trunk: str | os.PathLike[str] | None) -> tuple[
         )
     result, tensors = read_run(name, architecture)
     about = entry_of(result, tag, name)
-    model: ZooModel = create_model(architecture, **result["recipe"]["model_args"]).eval()  # type: ignore[assignment]
+    model: ZooModel = create_model(architecture, **about["model_args"]).eval()  # type: ignore[assignment]
     if about["holds"] == "head":
         with trunk_source(trunk):
             own = model.state_dict()

@@ -222,8 +222,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run's folder: all layers of sq1, at 32 pixels, as they were drawn."""
     folder = tmp_path_factory.mktemp("runs") / "made-up"
     folder.mkdir()
-    plan = recipe("finetune", "sq1", sizes=((32, 1),))
-    data = {"train_digest": "a", "test_digest": "b", "epoch": 1, "held_out": None}
+    plan = recipe("ft_cifar10", "sq1", sizes=((32, 1),))
+    data = {"train_digest": "a", "test_digest": "b", "epoch": 1, "val": None, "upsample": [32, 32]}
+    data |= {"environment": {"commit": "c"}, "device": "cpu", "precision": "float32"}
     result = data | {"recipe": plan.to_json(), "test": {"loss": 2.5, "top1": 11.0, "images": 20}}
     (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
     torch.manual_seed(0)

@@ -27,7 +27,7 @@ from torchvision.datasets import CIFAR10 as TorchvisionCifar10
 
 from sqzoo.data import CIFAR10, IMAGENET, Dataset, Preprocessing, cifar10, hold_out, open_image
 from sqzoo.errors import ArgumentError, DataError
-from sqzoo.train.augment import augment, cutmix
+from sqzoo.train.augment import augment
 
 COMMIT = "0b2714987fa478483af9968de7c934580d0bb9a2"
 PINNED_TEST = "841389e6f2d64f28bf17310e430aebac20ec3ba611a3c5e231dc93c645ce84de"
@@ -509,7 +509,7 @@ def test_the_papers_view_is_the_default() -> None:
 
 def test_augment_by_nothing_is_the_identity() -> None:
     images = torch.from_numpy(pictures(32))
-    assert torch.equal(augment(images, 0, False), images)
+    assert torch.equal(augment(images, 0, False, 0), images)
 
 
 def test_augment_gives_windows_of_the_reflected_image() -> None:
@@ -521,12 +521,12 @@ def test_augment_gives_windows_of_the_reflected_image() -> None:
     }
     many = torch.from_numpy(image).repeat(1000, 1, 1, 1)
     torch.manual_seed(0)
-    shifted = augment(many, pad, False)
+    shifted = augment(many, pad, False, 0)
     assert shifted.dtype == torch.uint8 and shifted.shape == many.shape
     assert {windows[i.numpy().tobytes()] for i in shifted} == set(windows.values())  # every window, no other picture
 
     flipped = {np.frombuffer(w, np.uint8).reshape(image.shape)[:, ::-1].tobytes() for w in windows}
-    found = [i.numpy().tobytes() for i in augment(many, pad, True)]
+    found = [i.numpy().tobytes() for i in augment(many, pad, True, 0)]
     assert set(found) == set(windows) | flipped
     assert 430 < sum(f in flipped for f in found) < 570  # 4.4 standard deviations of a fair coin
 
@@ -534,7 +534,7 @@ def test_augment_gives_windows_of_the_reflected_image() -> None:
 def test_cutout_paints_a_square_in_the_mean_colour() -> None:
     images = torch.randint(0, 256, (50, 32, 32, 3), dtype=torch.uint8)
     torch.manual_seed(0)
-    whole = augment(images, 4, True)
+    whole = augment(images, 4, True, 0)
     torch.manual_seed(0)
     cut = augment(images, 4, True, 8)
     places = set()
@@ -547,21 +547,6 @@ def test_cutout_paints_a_square_in_the_mean_colour() -> None:
         assert torch.equal(before[rest], after[rest])
         places.add((row, column))
     assert len(places) > 30
-
-
-def test_cutmix_lays_a_rectangle_of_another_image_where_it_was() -> None:
-    torch.manual_seed(0)
-    images = torch.randint(0, 256, (1000, 32, 32, 3), dtype=torch.uint8)
-    mixed, others, taken = cutmix(images, 0.5)
-    assert sorted(others.tolist()) == list(range(1000))
-    assert 430 < (taken > 0).sum() < 570 and 0.4 < taken[taken > 0].mean() < 0.6  # any share alike: a half
-    for before, other, after, share in zip(images, images[others], mixed, taken.tolist(), strict=True):
-        if torch.equal(before, other):
-            continue
-        theirs = (after == other).all(-1)
-        rows, columns = (int(theirs.any(d).sum()) for d in (1, 0))
-        assert abs(rows * columns / 1024 - share) < 1e-6 and abs(rows - columns) <= 1  # whole and a square
-        assert torch.equal(after[~theirs], before[~theirs])
 
 
 # Pictures

@@ -1,54 +1,72 @@
-"""The README does what it says: its Python blocks run, and its table is the recorded one."""
+"""README.md does what it says, and its tables and those of docs/ are the recorded ones."""
 
-import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-from readme import shown
+import table2
+from readme import BLOCKS, shown, write_into
 
 import sqzoo
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PLACES = r"https://(?:github\.com/org/sqzoo/(?:blob|tree)|raw\.githubusercontent\.com/org/sqzoo)/main/([^)]+)"
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
+def test_it_is_short() -> None:
+    assert len(README.encode()) <= 8192
+
+
+def test_the_two_set_up_commands_stand_where_ci_takes_them_from() -> None:
+    first, second = (line for line in README.splitlines() if line.startswith("python3 -m venv"))
+    assert first.endswith("sqzoo predict examples/cat.jpg") and "-m pytest" in second
+
+
+def test_links_work_on_pypi_and_lead_to_files() -> None:
+    assert all(target.startswith("https://") for target in re.findall(r"\]\(([^)]+)\)", README))
+    paths = re.findall(PLACES, README)
+    assert len(paths) > 10
+    assert not [path for path in paths if not (ROOT / path).exists()]
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=range(len(PYTHON)))
 def test_python_block_runs(block: str, tmp_path: Path) -> None:
     own = os.environ | {"SQZOO_CACHE": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", block], cwd=ROOT, capture_output=True, text=True, env=own)
     assert done.returncode == 0, done.stderr
+    if block == PYTHON[0]:
+        assert done.stdout.startswith("[[Prediction(label='cat'"), done.stdout + done.stderr
 
 
-def test_first_block_sees_the_cat() -> None:
-    done = subprocess.run([sys.executable, "-c", BLOCKS[0]], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.startswith("[[Prediction(label='cat'"), done.stdout + done.stderr
+@pytest.mark.parametrize(("page", "name"), BLOCKS, ids=[f"{page.name}-{name}" for page, name in BLOCKS])
+def test_tables_are_the_recorded_ones(page: Path, name: str) -> None:
+    text = BLOCKS[page, name]()
+    assert text and shown(page, name) == text
 
 
-def _table2() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("table2", ROOT / "benchmarks" / "table2.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def test_every_marker_is_written_by_something() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    names = {(p, name) for p in pages for name in re.findall(r"^<!-- /(\w+) -->$", p.read_text(encoding="utf-8"), re.M)}
+    assert names == set(BLOCKS)
 
 
-def test_table_is_the_recorded_one() -> None:
-    table2 = _table2()
-    results = json.loads((ROOT / "benchmarks" / "results" / "table2.json").read_text(encoding="utf-8"))
-    shown = README.partition("<!-- table2 -->\n")[2].partition("\n<!-- /table2 -->")[0]
-    assert shown == table2.render(results)
-    assert results["verdicts"] == table2.verdicts(results)
+def test_a_block_is_replaced_and_nothing_else(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- a -->\nold\n<!-- /a -->\nafter\n", encoding="utf-8")
+    write_into(page, "a", "new\nlines")
+    assert page.read_text(encoding="utf-8") == "before\n<!-- a -->\nnew\nlines\n<!-- /a -->\nafter\n"
+    assert shown(page, "a") == "new\nlines"
 
 
 def test_table_and_manifest_agree() -> None:
     results = json.loads((ROOT / "benchmarks" / "results" / "table2.json").read_text(encoding="utf-8"))
+    assert results["verdicts"] == table2.verdicts(results)
     manifest = json.loads((ROOT / "sqzoo" / "weights" / "manifest.json").read_text(encoding="utf-8"))["weights"]
     assert sorted(results["tags"]) == sorted(e["tag"] for e in manifest)
     for entry in manifest:
@@ -57,16 +75,9 @@ def test_table_and_manifest_agree() -> None:
         assert (entry["metrics"]["test_top1"], entry["metrics"]["test_loss"]) == (row["top1"], row["loss"])
 
 
-@pytest.mark.parametrize("name", ["own_pictures", "score_many"])
-def test_what_benchmarks_write_is_the_recorded(name: str) -> None:
-    benchmark, results = importlib.import_module(name), ROOT / "benchmarks" / "results" / f"{name}.json"
-    known = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
-    assert shown(name) == benchmark.render(known)
-
-
 def test_a_tag_off_its_record_is_named() -> None:
     rows = {"a.b": {"top1": 90.0, "recorded_top1": 90.04}, "c.d": {"top1": 89.9, "recorded_top1": 90.0}}
-    assert _table2().drifted(rows) == ["c.d: measured 89.90 %, recorded 90.00 %"]
+    assert table2.drifted(rows) == ["c.d: measured 89.90 %, recorded 90.00 %"]
 
 
 def test_evaluating_a_tag_gives_its_record(trunks: Path, cifar10_root: Path) -> None:

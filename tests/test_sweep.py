@@ -19,9 +19,11 @@ import pytest
 from experiments import HEADS, Experiment, Pass, Setting, experiments, passes, setting
 from records import COLUMNS, outcomes, record, recorded
 from sweep import Place, _books, missing, run
-from test_train import TEST, TRAIN
 
 from sqzoo.train import train
+
+sys.path.insert(0, str(Path(__file__).parent / "train"))
+from test_loop import TEST, TRAIN
 
 ROOT = Path(__file__).parent.parent
 FIGURES = ROOT / "benchmarks" / "results" / "figures"
@@ -30,7 +32,7 @@ FIGURES = ROOT / "benchmarks" / "results" / "figures"
 def small(**changes: Any) -> Setting:
     """A setting of the sweeps' kind on 32-pixel images."""
     arguments = {"mid": changes.pop("mid", 8)}
-    fields = {"trunk": "frozen", "side": 32, "crop_pct": 1.0, "hold_out": 20, "select": "held_out", "log_test": True}
+    fields = {"layers": "head", "side": 32, "crop_pct": 1.0, "hold_out": 20, "select": "val"}
     fields |= {"batch_size": 16, "lr": 0.001, "model_args": arguments} | changes
     name = ",".join(["small", f"mid={arguments['mid']}", *(f"{k}={v}" for k, v in changes.items())])
     return Setting("sq1", name, json.dumps(fields))
@@ -41,7 +43,7 @@ def small(**changes: Any) -> Setting:
 
 def test_each_setting_is_trained_once_for_the_longest_that_asks() -> None:
     known = experiments()
-    assert list(known) == ["table1", "table3", *(f"fig{n}" for n in range(5, 12)), "bypass", "distillation"]
+    assert list(known) == ["table1", "table3", *(f"fig{n}" for n in range(5, 12)), "bypass"]
     plan = passes(list(known.values()))
     trained = [s for one in plan for s in one.settings]
     wanted = {s for e in known.values() for s in e.settings.values()}
@@ -58,7 +60,7 @@ def test_each_setting_is_trained_once_for_the_longest_that_asks() -> None:
 def test_bfloat16_is_for_those_that_gain_by_it() -> None:
     """Sq-1's head reads non-zeros, for which there is no bfloat16 product."""
     plain, half = [
-        [s.recipe(1, 2, wanted).precision for s in (setting("sq1", {}), setting("fire_next", {"add": True}))]
+        [s.precision(wanted) for s in (setting("sq1", {}), setting("fire_next", {"add": True}))]
         for wanted in (False, True)
     ]
     assert plain == ["float32", "float32"] and half == ["float32", "bfloat16"]
@@ -74,7 +76,6 @@ def test_bfloat16_is_for_those_that_gain_by_it() -> None:
         ("fig10", 6),
         ("fig11", 4),
         ("bypass", 3),
-        ("distillation", 2),
     ],
 )
 def test_the_papers_grids(name: str, count: int) -> None:
@@ -108,7 +109,7 @@ def logs(folder: Path) -> dict[str, Any]:
 
 SCRIPT = f"""
 import sys
-sys.path[:0] = [{str(ROOT / "tests")!r}, {str(ROOT / "benchmarks")!r}]
+sys.path[:0] = [{str(ROOT / "tests")!r}, {str(ROOT / "tests" / "train")!r}, {str(ROOT / "benchmarks")!r}]
 from pathlib import Path
 import sweep
 sweep.HEARTBEAT = 1
@@ -128,10 +129,10 @@ def test_runs_are_those_of_training_alone_and_are_not_repeated(tmp_path: Path, t
     for one in PLAN:
         assert not missing(one, 1, found).settings
         for s, epochs in one.settings.items():
-            alone = train(s.recipe(1, epochs), TRAIN, TEST, tmp_path / "alone" / s.name, trunk=trunks, progress=False)
+            run_folder = tmp_path / "alone" / s.name
+            alone = train(s.recipe(1, epochs), TRAIN, TEST, run_folder, trunk=trunks, log_test=True, progress=False)
             rows = [
-                [r["train_loss"], *(r[k][m] for k in ("held_out", "test") for m in ("loss", "top1"))]
-                for r in alone["log"]
+                [r["train_loss"], *(r[k][m] for k in ("val", "test") for m in ("loss", "top1"))] for r in alone["log"]
             ]
             assert found[f"{s.name},seed=1"]["log"] == [[round(v, 5) for v in row] for row in rows]
             assert found[f"{s.name},seed=1"]["recipe"] == s.recipe(1, epochs).to_json()
@@ -194,7 +195,7 @@ def test_features_of_an_odd_trunk_are_removed(tmp_path: Path, trunks: Path) -> N
 
 def result(tops: list[float], held: list[float]) -> dict[str, Any]:
     rows = [
-        {"train_loss": 1.0, "held_out": {"loss": 1.0, "top1": h}, "test": {"loss": 100 - t, "top1": t}}
+        {"train_loss": 1.0, "val": {"loss": 1.0, "top1": h}, "test": {"loss": 100 - t, "top1": t}}
         for t, h in zip(tops, held, strict=True)
     ]
     about = {"recipe": {}, "params": 7, "environment": {"cpu": "x"}, "training_seconds": 1.0}

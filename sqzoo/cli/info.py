@@ -38,7 +38,7 @@ def run(tag: _options.Tag, as_json: Annotated[bool, typer.Option("--json", help=
         ("multiply-adds", f"{facts['multiply_adds'] / 1e6:.1f} million an image of {entry.resolution} px"),
         (
             "images",
-            f"{entry.input_size[1]} px, enlarged to {entry.resolution}, mean {entry.mean}, deviation {entry.std}",
+            f"{entry.input_size[1]} px, enlarged to {entry.resolution}, mean {entry.mean}, std {entry.std}",
         ),
         *((name.replace("_", " "), value) for name, value in entry.metrics.items()),
         *((f"calibration: {name.replace('_', ' ')}", value) for name, value in entry.calibration.items()),

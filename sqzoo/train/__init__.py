@@ -1,8 +1,7 @@
 """Training: a recipe says what, the loop how; a run folder is what comes out."""
 
-from sqzoo.train.evaluate import Metrics, evaluate, logits, metrics
-from sqzoo.train.loop import train, train_together
-from sqzoo.train.recipe import Recipe
-from sqzoo.train.recipes import RECIPES, recipe
+from sqzoo.evaluation import Metrics, evaluate, logits, metrics
+from sqzoo.train.loop import train
+from sqzoo.train.recipes import RECIPES, Recipe, recipe
 
-__all__ = ["RECIPES", "Metrics", "Recipe", "evaluate", "logits", "metrics", "recipe", "train", "train_together"]
+__all__ = ["RECIPES", "Metrics", "Recipe", "evaluate", "logits", "metrics", "recipe", "train"]

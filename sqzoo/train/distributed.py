@@ -1,12 +1,11 @@
-"""Data-parallel training under torchrun: each process takes its part of every batch, the gradients are summed.
+"""Data-parallel training under torchrun: each process takes its shard of every batch, the gradients are summed.
 
-One flat sum of all gradients after the backward pass, three megabytes here, instead of DistributedDataParallel: the
-weights are then those of one process at the same global batch, up to the order of additions. Dropout draws its masks
-in each process by itself, so with it the two runs are alike in distribution only.
+One flat sum of all gradients, three megabytes here, instead of DistributedDataParallel: the weights are those of one
+process at the same batch up to the order of additions, but for dropout, which each process draws by itself.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -14,7 +13,7 @@ import torch.distributed as dist
 
 
 def rank() -> int:
-    """Return this process's number among those that torchrun started, 0 where there is one alone."""
+    """Return this process's number among torchrun's, 0 where there is one alone."""
     return int(os.environ["RANK"]) if "TORCHELASTIC_RUN_ID" in os.environ else 0
 
 
@@ -24,7 +23,7 @@ def processes() -> int:
 
 
 @contextmanager
-def joined(device: str) -> Iterator[str]:
+def init_process_group(device: str) -> Iterator[str]:
     """Join the processes that torchrun started, if it did; yield this process's device ("cuda" gets its number)."""
     if "TORCHELASTIC_RUN_ID" not in os.environ or dist.is_initialized():
         yield device
@@ -40,8 +39,8 @@ def joined(device: str) -> Iterator[str]:
 
 
 @contextmanager
-def first_alone() -> Iterator[None]:
-    """Let the process 0 go through the block before the others enter it; if it fails there, they end, silently."""
+def rank_zero_first() -> Iterator[None]:
+    """Run the block on rank 0 first; if it fails there, the other ranks exit quietly."""
     if processes() == 1:
         yield
         return
@@ -59,24 +58,13 @@ def first_alone() -> Iterator[None]:
         dist.broadcast(failed, 0)
 
 
-def part(count: int) -> slice:
+def shard(count: int) -> slice:
     """Return this process's part of a batch of `count` images; parts differ by one image at most."""
     return slice(count * rank() // processes(), count * (rank() + 1) // processes())
 
 
-def average_over_processes(tensors: Iterable[torch.Tensor]) -> None:
-    """Replace each tensor by its mean over the processes."""
-    tensors = list(tensors)
-    sum_over_processes(tensors)
-    for tensor in tensors:
-        tensor.div_(processes())
-
-
-def sum_over_processes(tensors: Iterable[torch.Tensor]) -> None:
+def sum_over_processes(tensors: list[torch.Tensor]) -> None:
     """Replace each tensor by its sum over the processes."""
-    tensors = list(tensors)
-    if processes() == 1 or not tensors:
-        return
     flat = torch.cat([t.reshape(-1) for t in tensors])
     dist.all_reduce(flat)
     for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):

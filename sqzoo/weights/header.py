@@ -38,7 +38,7 @@ def read_tensors(data: bytes, name: str, own: Mapping[str, torch.Tensor] | None 
     except SafetensorError as e:  # it reads the header by stricter rules in places, such as its metadata
         raise _damaged(name, e) from e
     # A sum is NaN or infinite if a term is, and takes a pass less than looking at each.
-    if odd := [k for k, t in tensors.items() if t.is_floating_point() and not bool(t.double().sum().isfinite())]:
+    if odd := [k for k, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]:
         raise WeightsError(
             f"{name} has NaN or infinity in {printable(odd[0])}, as a failed training leaves it; give other weights."
         )
