@@ -13,7 +13,7 @@ import numpy as np
 LARGEST = 1 << 26  # bytes of a batch: the published ones have 31 million
 _PIXELS = 3072
 _ARRAY = tuple(f"numpy{core}.multiarray _reconstruct" for core in (".core", "._core"))
-_NAMES = {*_ARRAY, "numpy ndarray", "numpy dtype", "_codecs encode"}
+_NAMES = {*_ARRAY, "numpy ndarray", "numpy dtype"}
 _CONSTANTS: dict[int, Any] = {ord("N"): None, 0x88: True, 0x89: False}
 _NUMBERS = {ord("K"): "<B", ord("M"): "<H", ord("J"): "<i"}
 _TEXTS = {ord("U"): "<B", ord("T"): "<i", ord("C"): "<B", ord("B"): "<I", ord("X"): "<I"}  # by the length's format
@@ -41,19 +41,10 @@ def read_batch(data: bytes) -> tuple[np.ndarray, np.ndarray]:
             raise ValueError(f"its data are no bytes in rows of {_PIXELS}")
         if not all(type(label) is int for label in labels) or type(labels) is not list:
             raise ValueError("its labels are no numbers")
-        images = np.frombuffer(_bytes(pixels), np.uint8).reshape(shape[0], 3, 32, 32).transpose(0, 2, 3, 1)
+        images = np.frombuffer(_plain(pixels, bytes), np.uint8).reshape(shape[0], 3, 32, 32).transpose(0, 2, 3, 1)
         return np.ascontiguousarray(images), np.array(labels, np.int64)
     except (LookupError, TypeError, OverflowError, AttributeError, RecursionError, struct.error, UnicodeError) as e:
         raise ValueError(f"its content is not that of a batch: {type(e).__name__}") from e
-
-
-def _bytes(value: Any) -> bytes:
-    """Return bytes; Python 3 writes them at protocol 2 as text to be encoded."""
-    if type(value) is _Made and value[0] == "_codecs encode" and value[1][1] in (b"latin1", b"latin-1"):
-        return bytes(value[1][0]).decode("utf-8").encode("latin-1")
-    if type(value) is not bytes:
-        raise ValueError("its data are no bytes")
-    return value
 
 
 def _follow(data: bytes) -> Any:

@@ -116,7 +116,6 @@ def opened(file: str | os.PathLike[str], least: int | None = None) -> Iterator[I
                     f"{_BUDGET >> 20} MB allowed: make it smaller"
                 )
             stack.enter_context(_budget.take(cost))
-            image.load()
             result = as_rgb(image)
         except FileNotFoundError as e:
             raise DataError(f"No such image: {os.fspath(file)!r}; check the name.") from e
@@ -134,6 +133,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: where its values are not of 8 or 16 bits.
     """
+    image.load()  # which turns a TIFF, and then its size is another
     if image.mode != "RGB" or image.has_transparency_data:
         result = Image.new("RGB", image.size)
         for top in range(0, image.height, _STRIP):  # or copies in several modes would take several times the memory
