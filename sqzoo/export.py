@@ -7,23 +7,20 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn as nn
 from safetensors.torch import load, save
 
-from sqzoo import __version__
 from sqzoo.backends import ExportModel, default_modes
+from sqzoo.deploy.metadata import metadata
 from sqzoo.errors import ArgumentError, ExportError, WeightsError, did_you_mean
 from sqzoo.extras import require
 from sqzoo.files import write_whole
 from sqzoo.graph import calibration_images, run_onnx, to_int8, to_onnx, traced
-from sqzoo.hashing import tensors_sha256
 from sqzoo.hub import save_pretrained
 from sqzoo.parity import INT8_TOLERANCE, Run, compare
-from sqzoo.weights import read_manifest, read_verified
 from sqzoo.weights.header import read_tensors
 from sqzoo.weights.reading import LARGEST, read_bytes
 
@@ -94,33 +91,6 @@ def _export(model: ExportModel, target: Path, format: str, calibration: np.ndarr
         return _write(target, to_int8(graph, data, images, about))
     compare(graph, run_onnx(data), [images[:1], images], format)
     return _write(target, data)
-
-
-def metadata(model: nn.Module) -> dict[str, str]:
-    """Return what a file should say about a model of `create_model`: strings, lists and numbers as JSON.
-
-    `tag` and what the manifest says about it are there only where the model's tensors are the tag's, not trained on.
-    """
-    config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    state = model.state_dict()
-    found: dict[str, Any] = {
-        "sqzoo": __version__,
-        "architecture": config["architecture"],
-        "labels": list(config.get("label_names") or ()),
-        "input_size": [model.in_chans, *config["input_size"][1:]],
-        **{key: config[key] for key in ("crop_pct", "interpolation", "mean", "std")},
-        "ood_threshold": getattr(model, "ood_threshold", None),
-        "weights_sha256": tensors_sha256(state),
-    }
-    entry = read_manifest().get(f"{config['architecture']}.{config.get('tag')}")
-    if entry:
-        own = read_verified(entry)
-        if all(k in state and torch.equal(state[k], v.to(state[k].dtype)) for k, v in own.items()):
-            found |= {"tag": entry.tag, "file_sha256": entry.sha256, "licence": entry.licence}
-            found |= {"provenance": entry.provenance, "test_top1": entry.metrics["test_top1"]}
-    if len(found["labels"]) != model.num_classes:
-        found["labels"] = []
-    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in found.items()}
 
 
 def read_int8(file: str | os.PathLike[str]) -> dict[str, torch.Tensor]:

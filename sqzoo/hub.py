@@ -15,6 +15,7 @@ import torch.nn as nn
 from safetensors.torch import save
 from timm.models._hub import save_config_for_hf  # private in timm, same place in all of 1.0
 
+from sqzoo.deploy.metadata import metadata
 from sqzoo.deploy.transformers_js import configurations, javascript_files, json_bytes
 from sqzoo.errors import ArgumentError, ExportError, MissingExtraError, WeightsError, shown, why
 from sqzoo.files import check_replaceable
@@ -276,8 +277,6 @@ def _check(model: nn.Module) -> ZooModel:
 
 
 def _transformers_js(model: nn.Module) -> dict[str, bytes]:
-    from sqzoo.export import metadata  # slow to import, and only this asks
-
     return javascript_files(model, metadata(model) | {"input": "float32 NCHW of any size, normalised"})
 
 

@@ -103,7 +103,7 @@ def test_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
         (["predict", str(tmp_path / "absent.jpg")], "No such image"),
         (["predict", str(CAT), "--model", "sq2"], "Did you mean 'sq1'?"),
         (["predict", str(CAT), "--top", "0"], "top_k must be"),
-        (["train", "sq1", "--recipe", "papper"], "Did you mean 'paper'?"),
+        (["train", "sq1", "--recipe", "paper_cifar"], "Did you mean 'paper_cifar10'?"),
         (["list", "resnet*"], "No model matches 'resnet*'"),
         (["train", "sq1", "--set", "lr"], "FIELD=JSON"),
         (["train", "sq1", "--set", "lrr=1"], "Did you mean 'lr'?"),

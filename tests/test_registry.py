@@ -375,8 +375,9 @@ print(torch.equal(before, torch.get_rng_state()))
 
 
 # From the bottom; a part may import those of lower rank. What is not named here stands between registry and cli.
-RANKS = {"errors": 0, "hashing": 0, "environment": 0, "weights": 1, "models": 2, "registry": 3, "__init__": 4}
-TOOLS, RANKS["cli"], RANKS["__main__"] = 5, 6, 7
+LOWEST = ("errors", "files", "hashing", "environment", "extras", "weights", "models", "registry", "__init__")
+RANKS = {part: rank for rank, part in enumerate(LOWEST)}
+TOOLS, RANKS["cli"], RANKS["__main__"] = 20, 21, 22
 
 
 def imported_parts(file: Path) -> set[str]:
