@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from sqzoo.data import NORMALISATIONS
-from sqzoo.errors import WeightsError
+from sqzoo.errors import WeightsError, shown, why
 from sqzoo.files import read_json, write_text, write_whole
 from sqzoo.registry import create_model
+from sqzoo.weights.header import read_tensors
+from sqzoo.weights.reading import LARGEST, read_bytes
 
 _LICENCE = "BSD-3-Clause"
 _PROVENANCE = (
@@ -34,7 +35,26 @@ def read_run(run: str | os.PathLike[str], architecture: str) -> tuple[dict[str, 
     model = result["recipe"]["model"]
     if model != architecture:
         raise WeightsError(f"{folder} holds a run of {model}, the tag is of {architecture}; correct one.")
-    return result, load_file(folder / "best.safetensors")
+    return result, best_weights(folder, result)
+
+
+def best_weights(folder: Path, result: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Read a finished run's weights, once their SHA-256 is the one that its result states.
+
+    Raises:
+        WeightsError: the file is missing, cut or changed.
+    """
+    file = folder / "best.safetensors"
+    try:
+        data = read_bytes(file, LARGEST)
+    except OSError as e:
+        raise WeightsError(f"Cannot read {shown(file)} ({why(e)}); delete {shown(folder)} and train again.") from e
+    if hashlib.sha256(data).hexdigest() != result.get("weights_sha256"):
+        raise WeightsError(
+            f"{shown(file)} is not what the run wrote: its SHA-256 is not the one in result.json; delete "
+            f"{shown(folder)} and train again."
+        )
+    return read_tensors(data, str(file))
 
 
 def entry_of(result: dict[str, Any], tag: str, source: str) -> dict[str, Any]:

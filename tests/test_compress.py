@@ -20,6 +20,7 @@ from sqzoo import hub
 from sqzoo.compress import Compressed, compress
 from sqzoo.data import Dataset, cifar10
 from sqzoo.errors import ArgumentError, SqzooError, WeightsError
+from sqzoo.hashing import file_sha256
 from sqzoo.models._base import ZooModel
 from sqzoo.models._blocks import GlobalPool
 from sqzoo.tiny import make_tiny
@@ -226,9 +227,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = {"train_digest": "a", "test_digest": "b", "epoch": 1, "val": None, "upsample": [32, 32]}
     data |= {"environment": {"commit": "c"}, "device": "cpu", "precision": "float32"}
     result = data | {"recipe": plan.to_json(), "test": {"loss": 2.5, "top1": 11.0, "images": 20}}
-    (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
     torch.manual_seed(0)
     save_file(sqzoo.create_model("sq1").state_dict(), folder / "best.safetensors")
+    result["weights_sha256"] = file_sha256(folder / "best.safetensors")
+    (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
     return folder
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 import sqzoo
 from sqzoo.errors import WeightsError
 from sqzoo.hashing import file_sha256
+from sqzoo.release import best_weights
 from sqzoo.train import recipe
 from sqzoo.weights import load_trunk
 
@@ -32,8 +33,9 @@ def _run(folder: Path, name: str, tensors: dict[str, torch.Tensor], side: int = 
         "test": {"loss": 0.5, "top1": 80.0, "images": 10_000},
         "val": None,
     }
-    (folder / "result.json").write_text(json.dumps(result))
     save_file(tensors, folder / "best.safetensors")
+    result["weights_sha256"] = file_sha256(folder / "best.safetensors")
+    (folder / "result.json").write_text(json.dumps(result))
     return folder
 
 
@@ -88,3 +90,18 @@ def test_unchanged_trunk_is_not_published(root: Path, trunks: Path, monkeypatch:
 def test_tag_of_another_model_is_refused(root: Path) -> None:
     with pytest.raises(WeightsError, match="run of sq1"):
         publish(_run(root / "a", "paper_cifar10", _state()), "fire_next.paper_test", root)
+
+
+def test_weights_that_are_not_the_runs_are_refused(tmp_path: Path) -> None:
+    run = _run(tmp_path / "run", "ft_cifar10", _state(), side=32)
+    result = json.loads((run / "result.json").read_text())
+    assert best_weights(run, result).keys() == _state().keys()
+    file, whole = run / "best.safetensors", (run / "best.safetensors").read_bytes()
+    for damaged in (whole[:-4] + bytes(4), whole[:100], None):
+        if damaged is None:
+            file.unlink()
+        else:
+            file.write_bytes(damaged)
+        with pytest.raises(WeightsError, match="best.safetensors.* train again") as caught:
+            best_weights(run, result)
+        assert "\n" not in str(caught.value)

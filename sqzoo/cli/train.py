@@ -98,7 +98,8 @@ def _own_images(model: str, data: str, folder: str | None, fields: dict[str, Any
     place = Path(folder or f"runs/{model}-{Path(data).resolve().name}-{fields.get('seed', 0)}")
     val = train_on_images(model, data, place, **options, **fields)["val"]
     print(f"{place}: {val['top1']:.1f} % of {val['images']} validation images right; report: {place}/report.html")
-    print(f"Use it: sqzoo predict --model {place} IMAGE")
+    named = place if len(place.parts) > 1 else f"./{place}"  # a bare name would be a tag's
+    print(f"Use it: sqzoo predict --model {named} IMAGE")
 
 
 def _cifar10(

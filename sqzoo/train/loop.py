@@ -25,6 +25,7 @@ from sqzoo.environment import check_device, environment, keep_freed_memory, pick
 from sqzoo.errors import ArgumentError
 from sqzoo.evaluation import exact_arithmetic, metrics
 from sqzoo.files import write_json, write_tensors
+from sqzoo.hashing import file_sha256
 from sqzoo.models._base import ZooModel
 from sqzoo.models.sparse import SparseMaps
 from sqzoo.models.upsample import Upsample
@@ -130,6 +131,7 @@ def train(
             ) from e
         if rank() == 0:
             write_tensors(folder / "best.safetensors", learner.averaged_weights, {"format": "pt"})
+            result["weights_sha256"] = file_sha256(folder / "best.safetensors")
             write_log(folder, state)  # once more, should the run have been killed between checkpoint and log
             write_json(folder / "result.json", result)
         return result

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from tqdm import tqdm
 
 from sqzoo.errors import ArgumentError, WeightsError
@@ -16,6 +15,7 @@ from sqzoo.files import read_json
 from sqzoo.own_model import write_model
 from sqzoo.pictures import Pictures, find_pictures, from_hub, read_pictures
 from sqzoo.registry import check_name
+from sqzoo.release import best_weights
 from sqzoo.train.checkpoint import run_lock
 from sqzoo.train.loop import initial_model, train
 from sqzoo.train.recipes import Recipe, recipe
@@ -82,7 +82,7 @@ def train_on_images(
         for name, plan in _plans(chosen, images, start or _start(folder, model, trunk), folder):
             stage = train(plan, images, None, folder / name, **options, progress=progress)
             trained = initial_model(plan, trunk)
-            trained.load_state_dict(trained.state_dict() | load_file(folder / name / "best.safetensors"), strict=True)
+            trained.load_state_dict(trained.state_dict() | best_weights(folder / name, stage), strict=True)
             result = write_model(folder, name, trained.to(device), stage, images, result)
         if not cache:
             shutil.rmtree(store, ignore_errors=True)

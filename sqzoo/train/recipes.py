@@ -18,16 +18,12 @@ class Recipe:
     start: str = "imagenet"  # torchvision's backbone; or a weights tag or file that has one, and a head where it fits
 
     # Images
-    sizes: tuple[tuple[int, int], ...] = (
-        (224, 20),
-    )  # (image size in pixels, epochs) in turn: small is fast, large good
+    sizes: tuple[tuple[int, int], ...] = ((224, 20),)  # (image size in pixels, epochs) in turn, small and fast first
     crop_pct: float = 0.875  # central part that is seen: 0.875 is the paper's resize to 256, crop to 224; 1.0 is all
     normalisation: str = "imagenet"  # the backbone's own; the paper does not say which, "cifar10" is the other choice
     flip: bool = False  # mirror half of the images
     pad: int = 0  # random crop: shift by up to so many pixels of the 32, edges reflected; 4 is usual
-    cutout: int = (
-        0  # side of the square of the 32 pixels that is painted over (DeVries and Taylor 2017): about +1 point
-    )
+    cutout: int = 0  # side of a square that is painted over (DeVries and Taylor 2017), of 32 pixels: about +1 point
 
     # Optimiser
     layers: Literal["head", "last", "all"] = "head"  # "head" on a frozen backbone: the paper; "last": its last layer
