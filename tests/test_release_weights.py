@@ -102,6 +102,6 @@ def test_weights_that_are_not_the_runs_are_refused(tmp_path: Path) -> None:
             file.unlink()
         else:
             file.write_bytes(damaged)
-        with pytest.raises(WeightsError, match="best.safetensors.* train again") as caught:
+        with pytest.raises(WeightsError, match=r"best\.safetensors.* train again") as caught:
             best_weights(run, result)
         assert "\n" not in str(caught.value)
