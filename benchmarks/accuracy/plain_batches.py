@@ -18,6 +18,7 @@ import torch
 from sqzoo import SqzooError, get_weights, list_models
 from sqzoo.data import CIFAR10, cifar10
 from sqzoo.environment import environment
+from sqzoo.files import write_json
 
 RESULT = Path(__file__).resolve().parents[1] / "results" / "accuracy" / "plain_batches.json"
 TOLERANCE = 0.05  # points of top-1
@@ -55,8 +56,7 @@ def main() -> int:
             f"{tag}: recorded {recorded:.2f} %, own mean and std {row['own']:.2f} %, CIFAR-10's {row['cifar10']:.2f} %"
         )
         rows[tag] = row | {"weights_sha256": get_weights(tag).sha256, "environment": about}
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps({"test_digest": data.digest, "tags": rows}, indent=1) + "\n", encoding="utf-8")
+        write_json(RESULT, {"test_digest": data.digest, "tags": rows})  # after each, so that a stop loses one alone
     return 1 if off else 0
 
 
