@@ -62,6 +62,15 @@ def tags() -> str:
     return re.sub(r"^\| `(.*?)`", r"| [`\1`](../MODEL_CARDS/\1.md)", zoo(), flags=re.MULTILINE)
 
 
+def plain_batches(record: dict[str, Any]) -> str:
+    """Return the table of results/accuracy/plain_batches.json."""
+    lines = ["| tag | recorded | plain batches, own mean and std | CIFAR-10's mean and std |", "|---|---|---|---|"]
+    for tag, row in record["tags"].items():
+        recorded = read_manifest()[tag].metrics["test_top1"]
+        lines.append(f"| `{tag}` | {recorded:.2f} % | {row['own']:.2f} % | {row['cifar10']:.2f} % |")
+    return "\n".join(lines)
+
+
 def optimize(record: dict[str, Any]) -> str:
     """Return the table of results/speed/optimize.json."""
     lines = ["| network, how | fastest run, ms | times torchvision's eager SqueezeNet 1.1 |", "|---|---|---|"]
@@ -123,6 +132,7 @@ BLOCKS: dict[tuple[Path, str], Callable[[], str]] = {
     (README, "zoo"): zoo,
     (README, "table2"): render("table2", "paper_rows"),
     (ZOO, "tags"): tags,
+    (ZOO, "plain_batches"): record("accuracy/plain_batches", plain_batches),
     (PAPER, "table2"): render("table2", "paper_rows"),
     (BENCHMARKS, "table2"): render("table2"),
     (BENCHMARKS, "pareto"): render("pareto"),
