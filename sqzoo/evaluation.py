@@ -8,6 +8,7 @@ import torch
 import torch.nn as nn
 
 from sqzoo.data import Dataset, Normalise
+from sqzoo.models._base import evaluation_mode
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,10 @@ def logits(model: nn.Module, data: Dataset, batch_size: int | None = None) -> to
     prepare = Normalise.of(model)
     device = next(model.parameters()).device
     size = batch_size or (8 if device.type == "cpu" else 512)
-    was_training = model.training
-    model.eval().to(memory_format=torch.channels_last)
-    try:
-        with torch.inference_mode(), exact_arithmetic():
-            starts = range(0, len(data), size)
-            found = [model(prepare(torch.from_numpy(data[i : i + size].images).to(device))) for i in starts]
-    finally:
-        model.train(was_training)
+    model.to(memory_format=torch.channels_last)
+    with evaluation_mode(model), torch.inference_mode(), exact_arithmetic():
+        starts = range(0, len(data), size)
+        found = [model(prepare(torch.from_numpy(data[i : i + size].images).to(device))) for i in starts]
     return torch.cat(found).cpu()
 
 
