@@ -17,18 +17,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from readme import BENCHMARKS, README, ZOO, tags, write_into, zoo
-from readme import PAPER as PAPER_PAGE
 
+from benchmarks import RESULTS, ROOT
 from sqzoo import SqzooError, create_model, get_weights, list_models
 from sqzoo.data import Dataset, cifar10
 from sqzoo.environment import environment
-from sqzoo.report import calibration, confusion
+from sqzoo.report.page import calibration, confusion
 from sqzoo.train import logits, metrics
 from sqzoo.weights import read_manifest
+from tools.readme import BENCHMARKS, README, ZOO, tags, write_into, zoo
+from tools.readme import PAPER as PAPER_PAGE
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 MANIFEST = ROOT / "sqzoo" / "weights" / "manifest.json"
 TOLERANCE = 0.05  # points of top-1
 

@@ -23,11 +23,11 @@ from datasets import Dataset, Features, Value, disable_progress_bars
 from PIL import Image
 
 from sqzoo import create_model, optimize
+from sqzoo.deploy.onnx_graph import pixels_side
+from sqzoo.deploy.optimize import Optimized
 from sqzoo.errors import DataError
-from sqzoo.graph import pixels_side
+from sqzoo.images.reader import ImageReader, label_names
 from sqzoo.images.walk import image_files
-from sqzoo.optimization import Optimized
-from sqzoo.reading import ImageReader, label_names
 
 BATCH = 16
 _KINDS = {"file": "string", "label": "string", "probability": "float32", "error": "string"}

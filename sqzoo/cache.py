@@ -17,15 +17,14 @@ from pathlib import Path
 import torch
 
 from sqzoo.errors import ArgumentError, SqzooError, WeightsError, did_you_mean, printable, shown, why
-from sqzoo.files import cache_folder
-from sqzoo.hashing import file_sha256
+from sqzoo.files import cache_folder, file_sha256
 from sqzoo.registry import list_models
-from sqzoo.weights.configuration import read_configuration
+from sqzoo.weights.config_json import read_configuration
 from sqzoo.weights.loading import read_verified
 from sqzoo.weights.manifest import read_manifest
-from sqzoo.weights.reading import CONFIG_LARGEST, read_bytes
 from sqzoo.weights.remote import CONFIG, WEIGHTS, is_undamaged
 from sqzoo.weights.trunks import TRUNKS, load_trunk
+from sqzoo.weights.untrusted import CONFIG_LARGEST, read_bytes
 
 folder = cache_folder
 _PACKED_LARGEST = 1 << 28  # bytes: the page's engine has 14 million

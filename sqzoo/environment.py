@@ -1,24 +1,33 @@
-"""What a recorded figure hangs on besides its seed and data: command, commit, versions, hardware, threads."""
+"""Everything a recorded figure depends on besides seed and data; this machine's devices; optional packages."""
 
 import ctypes
+import importlib
 import os
 import platform
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from sqzoo.errors import ArgumentError
+from sqzoo.errors import ArgumentError, MissingExtraError, printable
 
 _PACKAGES = ("torch", "torchvision", "timm", "safetensors", "huggingface_hub", "numpy", "pillow", "sqzoo")
+_EXTRAS = {  # by the name that is imported
+    **dict.fromkeys(("pyarrow", "scipy"), "train"),
+    **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "export"),
+    **dict.fromkeys(("optuna", "yaml"), "sweep"),
+    **{"matplotlib": "plot", "openvino": "openvino", "datasets": "datasets", "pillow_heif": "heic"},
+}
 
 
 def environment() -> dict[str, Any]:
     """Return the facts of this process as JSON-ready values; `commit` is None outside a git checkout."""
+    import torch
+
     return {
         "command": " ".join(["python", *map(_short, sys.orig_argv[1:])]),
         "commit": _commit(),
@@ -85,6 +94,8 @@ def cpu() -> str:
 
 def check_device(device: str) -> None:
     """Raise `ArgumentError` unless `device` names one that this machine has: cpu, cuda, cuda:N or mps."""
+    import torch
+
     try:
         asked = torch.device(device)
     except (RuntimeError, TypeError):
@@ -103,6 +114,8 @@ def bfloat16_is_fast(device: str) -> bool:
 
     Of CPUs these are the ones with instructions for it (AMX, AVX-512 BF16); others convert, and are slower.
     """
+    import torch
+
     if device.startswith("cuda"):
         return torch.cuda.is_bf16_supported(including_emulation=False)
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
@@ -133,3 +146,59 @@ def keep_freed_memory() -> None:
     mallopt(mmap_max, 0)
     mallopt(trim_threshold, 2**31 - 1)
     mallopt(top_pad, 512 << 20)
+
+
+def require(module: str, extra: str, purpose: str) -> Any:
+    """Import and return an optional module, with the telemetry of ONNX Runtime and OpenVINO switched off.
+
+    Everything in sqzoo that uses an optional package gets it here.
+
+    Args:
+        module: name of the module.
+        extra: the extra of sqzoo that installs it.
+        purpose: what needs it, the beginning of the error's sentence, such as "The format onnx".
+
+    Raises:
+        MissingExtraError: the module does not import; names the pip command.
+    """
+    try:
+        with _telemetry_off():
+            return importlib.import_module(module)
+    except ImportError as e:
+        package = module.partition(".")[0]
+        raise MissingExtraError(
+            f"{purpose} needs {package}, which does not import here ({type(e).__name__}); install it with: "
+            f"pip install 'sqzoo[{extra}]'."
+        ) from e
+
+
+@contextmanager
+def _telemetry_off() -> Iterator[None]:
+    """Import runtimes in here: both would write a device identifier into the home folder and report to their makers.
+
+    A runtime that the caller imported before, or a variable that the caller set, is left as it is.
+    """
+    # ONNX Runtime reads the variable as it is loaded; its disable_telemetry_events() comes too late.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    # OpenVINO asks a file in the home folder and CI=true, which other programs read too. But its reporting is a package
+    # of its own, without which it takes a stub, for the rest of the process.
+    reporting = sys.modules.get("openvino_telemetry")
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # imports of it raise ImportError
+    try:
+        yield
+    finally:
+        if reporting:
+            sys.modules["openvino_telemetry"] = reporting
+        else:
+            sys.modules.pop("openvino_telemetry", None)
+
+
+def missing_extra(error: ImportError) -> MissingExtraError | None:
+    """Return the error of an optional package that an import asked for; None where it is not one of ours."""
+    package = (error.name or "").partition(".")[0]
+    if package not in _EXTRAS:
+        return None
+    return MissingExtraError(
+        f"This needs {printable(package)}, which does not import here ({type(error).__name__}); install it with: "
+        f"pip install 'sqzoo[{_EXTRAS[package]}]'."
+    )

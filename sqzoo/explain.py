@@ -10,10 +10,10 @@ from PIL import Image
 
 from sqzoo.data import Normalise
 from sqzoo.errors import ArgumentError, did_you_mean
-from sqzoo.models._base import evaluation_mode
+from sqzoo.images.reader import ImageReader, Picture, as_pil, label_names
+from sqzoo.models.base import evaluation_mode
 from sqzoo.models.upsample import Upsample
 from sqzoo.predict import Prediction
-from sqzoo.reading import ImageReader, Picture, as_pil, label_names
 
 _STRENGTH = 0.65  # opacity of the hottest spot
 _COLOUR = (220, 30, 0)

@@ -13,16 +13,16 @@ import torch
 import torch.nn as nn
 from safetensors.torch import load, save
 
-from sqzoo.backends import ExportModel, default_modes
-from sqzoo.deploy.metadata import metadata
+from sqzoo.deploy.backends import ExportModel, default_modes
+from sqzoo.deploy.onnx_graph import calibration_images, run_onnx, to_int8, to_onnx, traced
+from sqzoo.deploy.parity import INT8_TOLERANCE, Run, compare
+from sqzoo.environment import require
 from sqzoo.errors import ArgumentError, ExportError, WeightsError, did_you_mean
-from sqzoo.extras import require
 from sqzoo.files import write_whole
-from sqzoo.graph import calibration_images, run_onnx, to_int8, to_onnx, traced
 from sqzoo.hub import save_pretrained
-from sqzoo.parity import INT8_TOLERANCE, Run, compare
 from sqzoo.weights.header import read_tensors
-from sqzoo.weights.reading import LARGEST, read_bytes
+from sqzoo.weights.metadata import metadata
+from sqzoo.weights.untrusted import LARGEST, read_bytes
 
 FORMATS = {
     "onnx": ".onnx",
@@ -53,11 +53,11 @@ def export(
     (N, side, side, 3) uint8 to `probabilities` (N, classes); the side is 32 where the model knows CIFAR-10's classes,
     with the upsampling in the graph, else that of the picture before the centre crop. The batch N is free in both.
     calibration: 128 or more training images for int8, uint8 (N, side, side, 3) as above; by default 320 of CIFAR-10's
-    training images, from where `sqzoo.data.cifar10` finds them. Test images are never used.
+    training images, from where `sqzoo.data.cifar.cifar10` finds them. Test images are never used.
 
     Labels, tag, input size, mean and std, the SHA-256 of the weights' tensors and their origin are in the metadata. The
     file appears whole, and only after its outputs were compared with PyTorch's, to the tolerances of
-    `sqzoo.parity`. Raises `ArgumentError`, `ExportError`, `DataError`, or `MissingExtraError` where a package is
+    `sqzoo.deploy.parity`. Raises `ArgumentError`, `ExportError`, `DataError`, or `MissingExtraError` where a package is
     not installed.
     """
     if format == "transformers-js":

@@ -5,6 +5,7 @@ The rules are in docs/security.md. Nothing here follows a link, waits for a pipe
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import secrets
@@ -220,3 +221,24 @@ def cache_folder() -> Path:
     """Return sqzoo's own folder in the user's cache: $SQZOO_CACHE, else $XDG_CACHE_HOME/sqzoo, else ~/.cache/sqzoo."""
     own = environment_path("SQZOO_CACHE")
     return own or (environment_path("XDG_CACHE_HOME") or expand("~/.cache", "The cache folder")) / "sqzoo"
+
+
+def file_sha256(file: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a regular file, read in blocks. Raises OSError, also for a pipe or device."""
+    digest = hashlib.sha256()
+    with open_regular(file) as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def tensors_sha256(tensors: "Mapping[str, torch.Tensor]") -> str:
+    """Return the SHA-256 over name, dtype, shape and bytes of the tensors, in the order of their names."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

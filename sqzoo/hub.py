@@ -15,18 +15,18 @@ import torch.nn as nn
 from safetensors.torch import save
 from timm.models._hub import save_config_for_hf  # private in timm, same place in all of 1.0
 
-from sqzoo.deploy.metadata import metadata
 from sqzoo.deploy.transformers_js import configurations, javascript_files, json_bytes
 from sqzoo.errors import ArgumentError, ExportError, MissingExtraError, WeightsError, shown, why
 from sqzoo.files import check_replaceable
-from sqzoo.models._base import ZooModel
+from sqzoo.images.reader import label_names
+from sqzoo.models.base import ZooModel
 from sqzoo.models.upsample import Upsample
-from sqzoo.reading import label_names
 from sqzoo.registry import create_model
-from sqzoo.weights.configuration import read_configuration
+from sqzoo.weights.config_json import read_configuration
 from sqzoo.weights.header import compare, declared
-from sqzoo.weights.reading import CONFIG_LARGEST, LARGEST, parse_json, read_bytes
+from sqzoo.weights.metadata import metadata
 from sqzoo.weights.remote import CONFIG, WEIGHTS, check_home, clean_token, reason
+from sqzoo.weights.untrusted import CONFIG_LARGEST, LARGEST, parse_json, read_bytes
 
 CARD = "README.md"
 _logger = logging.getLogger("sqzoo")

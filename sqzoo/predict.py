@@ -12,9 +12,9 @@ from PIL import Image
 
 from sqzoo.data import Normalise
 from sqzoo.errors import ArgumentError, DataError
-from sqzoo.models._base import evaluation_mode
-from sqzoo.reading import ImageReader, Picture, label_names, read_ahead
-from sqzoo.unsure import score
+from sqzoo.images.reader import ImageReader, Picture, label_names, read_ahead
+from sqzoo.models.base import evaluation_mode
+from sqzoo.uncertainty import score
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Prediction:
 class Answer:
     """What a model says of one picture: its classes, the likeliest first, or the error that kept it from reading it.
 
-    score: that of `sqzoo.unsure`, low for what is unlike the training pictures. unsure: it is below the threshold of
-    the weights, "none of the classes, perhaps"; None where the model has no threshold.
+    score: that of `sqzoo.uncertainty`, low for what is unlike the training pictures. unsure: it is below the
+    threshold of the weights, "none of the classes, perhaps"; None where the model has no threshold.
     """
 
     picture: Picture

@@ -11,8 +11,8 @@ from timm.models import model_entrypoint
 
 from sqzoo import models as _models  # registers the architectures
 from sqzoo.errors import ArgumentError, UnknownArgumentError, UnknownModelError, WeightsError, did_you_mean
-from sqzoo.hashing import file_sha256
-from sqzoo.models._build import source_cfg
+from sqzoo.files import file_sha256
+from sqzoo.models.build import source_cfg
 from sqzoo.weights import Entry, get_weights, load_trunk, read_manifest, read_verified, trunk_source
 from sqzoo.weights.remote import Source, parse, read_config
 

@@ -7,9 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support import CAT
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Before torch is imported: processes that share the cores and have a thread for each of them wait for one another.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from tests.support.hub import files as files  # fixtures for all: after the threads are set
+from tests.support.hub import model as model
+from tests.support.hub import server as server
 
 BESIDE = Path(__file__).parents[2] / "shared" / "data"
 
@@ -29,7 +35,7 @@ def trunks() -> Path:
 
 @pytest.fixture(scope="session")
 def cifar10_root() -> Path:
-    """Folder with CIFAR-10, as `sqzoo.data.cifar10` takes it."""
+    """Folder with CIFAR-10, as `sqzoo.data.cifar.cifar10` takes it."""
     return _folder("SQZOO_CIFAR10", "cifar10")
 
 
@@ -37,7 +43,7 @@ def cifar10_root() -> Path:
 def photo_squares() -> np.ndarray:
     """1,400 squares of a photo at 32 pixels: of noise a network is unsure, and int8's steps are large beside that."""
     draw = np.random.default_rng(0)
-    with Image.open(Path(__file__).parent.parent / "examples" / "cat.jpg") as photo:
+    with Image.open(CAT) as photo:
         squares = []
         for _ in range(1400):
             side = int(draw.integers(min(photo.size) // 3, min(photo.size) + 1))

@@ -8,7 +8,6 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import javascript
 import numpy as np
 import pytest
 import skimage
@@ -16,7 +15,6 @@ import sklearn
 import timm
 import torch
 import torch.nn as nn
-from browser import NoBrowser, chromium, open_page, text_of, until
 from PIL import Image, ImageOps
 from selenium.webdriver.common.by import By
 from transformers import AutoImageProcessor, AutoModelForImageClassification, TimmWrapperImageProcessor, pipeline
@@ -25,14 +23,15 @@ import sqzoo
 from sqzoo import hub
 from sqzoo.data import cifar10
 from sqzoo.demo import Page, serve
+from sqzoo.deploy.onnx_graph import run_onnx
 from sqzoo.errors import ArgumentError
 from sqzoo.export import export, run_openvino
-from sqzoo.graph import run_onnx
+from sqzoo.images.reader import ImageReader
 from sqzoo.predict import predict
-from sqzoo.reading import ImageReader
 from sqzoo.weights import CIFAR10_CLASSES
+from tests.support import ROOT, javascript
+from tests.support.browser import NoBrowser, chromium, open_page, text_of, until
 
-ROOT = Path(__file__).parent.parent
 TAG = "sq1.ft_cifar10"
 NEAR = 0.02  # of a probability, between any two doors
 SAME = 1e-3  # between doors that share timm's preparation

@@ -12,8 +12,7 @@ from sqzoo.cli import main
 from sqzoo.errors import ArgumentError, DataError
 from sqzoo.explain import explain
 from sqzoo.predict import predict
-
-CAT = Path(__file__).parent.parent / "examples" / "cat.jpg"
+from tests.support import CAT
 
 
 @pytest.mark.parametrize("name", ["squeezenet_cifar", "sq1", "fire_next"])

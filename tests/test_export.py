@@ -17,15 +17,15 @@ import torch.nn as nn
 import sqzoo
 from sqzoo.cli import main
 from sqzoo.data import Normalise
+from sqzoo.deploy.onnx_graph import FromPixels, run_onnx
+from sqzoo.deploy.parity import INT8_TOLERANCE, TOLERANCE, compare
 from sqzoo.errors import ArgumentError, ExportError, MissingExtraError, WeightsError
 from sqzoo.export import FORMATS, export, metadata, read_int8, run_openvino
-from sqzoo.graph import FromPixels, run_onnx
-from sqzoo.hashing import tensors_sha256
-from sqzoo.parity import INT8_TOLERANCE, TOLERANCE, compare
+from sqzoo.files import tensors_sha256
 from sqzoo.predict import predict
 from sqzoo.weights import CIFAR10_CLASSES, get_weights
+from tests.support import ROOT
 
-ROOT = Path(__file__).parent.parent
 SMALL = {"input_size": (3, 64, 64), "crop_pct": 1.0}
 
 

@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 import timm
 import torch
-from hub_server import HubServer
 from safetensors.torch import load_file, save
-from test_hub import REPO, cached_files, files, model, refused, same, server  # noqa: F401  # fixtures among them
 
 import sqzoo
 from sqzoo import cache, cli, hub
 from sqzoo.weights import load_trunk, remote
 from sqzoo.weights.remote import CONFIG, WEIGHTS
+from tests.support.hub import REPO, cached_files, refused, same
+from tests.support.hub_server import HubServer
 
 Files = dict[str, bytes]
 
@@ -54,7 +54,7 @@ def nothing_unpickled(tmp_path: Path) -> Any:
 
 
 @pytest.fixture()
-def folder(tmp_path: Path, files: Files) -> Path:  # noqa: F811
+def folder(tmp_path: Path, files: Files) -> Path:
     """A folder that save_pretrained wrote."""
     (tmp_path / "saved").mkdir()
     for name, content in files.items():
@@ -135,7 +135,7 @@ def test_a_configuration_of_two_meanings(edit: Callable[[str], bytes], folder: P
     refused(lambda: open_folder(folder), folder / CONFIG)
 
 
-def test_a_configuration_leads_nowhere_else(folder: Path, bomb: Path, model: torch.nn.Module) -> None:  # noqa: F811
+def test_a_configuration_leads_nowhere_else(folder: Path, bomb: Path, model: torch.nn.Module) -> None:
     """timm would go to these places, or take these layers for the first and the last."""
     lures = {"source": "hf-hub", "hf_hub_id": "evil/model", "hf_hub_filename": "bomb.pth", "file": str(bomb)}
     lures |= {"url": f"file://{bomb}", "state_dict": {"fc2.bias": [1]}, "custom_load": True}
@@ -165,8 +165,8 @@ def test_timms_ways_to_a_pickle_are_closed(folder: Path, bomb: Path) -> None:
 
 
 def test_timms_name_for_a_folder_or_the_hub_is_verified_too(
-    server: HubServer,  # noqa: F811
-    files: Files,  # noqa: F811
+    server: HubServer,
+    files: Files,
     folder: Path,
 ) -> None:
     data = bytearray(files[WEIGHTS])
@@ -240,14 +240,14 @@ def entry(**fields: Any) -> Callable[[dict[str, Any]], None]:
     ],
     ids=range(32),
 )
-def test_a_header_that_lies(edit: Callable[[dict[str, Any]], Any], folder: Path, files: Files) -> None:  # noqa: F811
+def test_a_header_that_lies(edit: Callable[[dict[str, Any]], Any], folder: Path, files: Files) -> None:
     """No hash is stated, so the header is all that stands between."""
     (folder / WEIGHTS).write_bytes(headed(files[WEIGHTS], edit))
     change(folder, sha256=None)
     refused(lambda: open_folder(folder), folder / WEIGHTS)
 
 
-def test_a_header_in_another_encoding(folder: Path, files: Files) -> None:  # noqa: F811
+def test_a_header_in_another_encoding(folder: Path, files: Files) -> None:
     change(folder, sha256=None)
     for encoding in ("utf-16", "utf-32"):
         (folder / WEIGHTS).write_bytes(headed(files[WEIGHTS], lambda h: None, encoding))
@@ -278,7 +278,7 @@ def test_files_that_never_end(kind: str, name: str, folder: Path) -> None:
     refused(lambda: open_folder(folder), folder / name)
 
 
-def test_links_in_a_folder_are_followed(folder: Path, tmp_path: Path, model: torch.nn.Module) -> None:  # noqa: F811
+def test_links_in_a_folder_are_followed(folder: Path, tmp_path: Path, model: torch.nn.Module) -> None:
     """As a snapshot of the client's cache has them."""
     (tmp_path / "links").mkdir()
     for name in (CONFIG, WEIGHTS):
@@ -291,7 +291,7 @@ def test_links_in_a_folder_are_followed(folder: Path, tmp_path: Path, model: tor
 @pytest.mark.parametrize(
     "revision", ["../../../../x", "a/../../../x", "/tmp/x", "..", "-x", "a b", "a\nb", "a\0b", "x" * 300]
 )
-def test_a_revision_cannot_leave_the_cache(revision: str, server: HubServer, tmp_path: Path) -> None:  # noqa: F811
+def test_a_revision_cannot_leave_the_cache(revision: str, server: HubServer, tmp_path: Path) -> None:
     for call in (
         lambda: sqzoo.create_model(f"hf-hub:{REPO}", revision=revision),
         lambda: sqzoo.create_model(f"hf-hub:{REPO}@{revision}"),
@@ -302,7 +302,7 @@ def test_a_revision_cannot_leave_the_cache(revision: str, server: HubServer, tmp
 
 
 @pytest.mark.parametrize("name", ["../../x", "..", "a/../../b", "/etc/x", "a\\..\\b", "", "a\0b", "a--b/c", "%2e%2e/x"])
-def test_a_repository_cannot_leave_the_cache(name: str, server: HubServer, tmp_path: Path) -> None:  # noqa: F811
+def test_a_repository_cannot_leave_the_cache(name: str, server: HubServer, tmp_path: Path) -> None:
     refused(lambda: sqzoo.create_model(f"hf-hub:{name}"), "ORG/NAME")
     refused(lambda: hub.push(sqzoo.create_model("sq1"), name or "/"), "ORG/NAME")
     assert cli.main(["cache", "--remove", name]) == (0 if name == "" else 2)  # an empty one lists
@@ -312,7 +312,7 @@ def test_a_repository_cannot_leave_the_cache(name: str, server: HubServer, tmp_p
 # Servers
 
 
-def test_a_file_too_large_is_not_downloaded(server: HubServer, files: Files, tmp_path: Path) -> None:  # noqa: F811
+def test_a_file_too_large_is_not_downloaded(server: HubServer, files: Files, tmp_path: Path) -> None:
     server.put(REPO, files | {WEIGHTS: bytes(20_000_000)})
     refused(lambda: sqzoo.create_model(f"hf-hub:{REPO}"), "20,000,000 bytes", "was not downloaded")
     assert not [path for method, path in server.requests if method == "GET" and WEIGHTS in path]
@@ -324,8 +324,8 @@ def test_a_file_too_large_is_not_downloaded(server: HubServer, files: Files, tmp
 @pytest.mark.parametrize("header", ["ETag", "X-Repo-Commit", "X-Linked-Etag"])
 def test_a_server_that_names_paths_for_hashes(
     header: str,
-    server: HubServer,  # noqa: F811
-    files: Files,  # noqa: F811
+    server: HubServer,
+    files: Files,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -357,9 +357,9 @@ def plant(tmp_path: Path, name: str, target: Path) -> Path:
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
 def test_a_planted_link_costs_no_file(
     name: str,
-    server: HubServer,  # noqa: F811
-    files: Files,  # noqa: F811
-    model: torch.nn.Module,  # noqa: F811
+    server: HubServer,
+    files: Files,
+    model: torch.nn.Module,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -379,8 +379,8 @@ def test_a_planted_link_costs_no_file(
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_the_cache_command_outlives_what_lies_in_it(
-    server: HubServer,  # noqa: F811
-    files: Files,  # noqa: F811
+    server: HubServer,
+    files: Files,
     tmp_path: Path,
 ) -> None:
     for number, content in enumerate([b"[" * 100_000, b"null", b"\xff", b"{}"]):
@@ -399,7 +399,7 @@ def test_the_cache_command_outlives_what_lies_in_it(
 # Between the check and the use
 
 
-def test_a_file_that_changes_as_it_is_read(folder: Path, files: Files, model: torch.nn.Module) -> None:  # noqa: F811
+def test_a_file_that_changes_as_it_is_read(folder: Path, files: Files, model: torch.nn.Module) -> None:
     """What was hashed is what is loaded: never the tensors of the other file, which changes place with ours."""
     ours, theirs = files[WEIGHTS], save({k: v + 1 for k, v in model.state_dict().items()})
     assert len(theirs) <= len(ours)

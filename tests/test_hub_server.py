@@ -16,7 +16,6 @@ import httpx2
 import huggingface_hub
 import numpy as np
 import pytest
-from hub_server import Fault, HubServer
 from huggingface_hub import CommitOperationDelete, HfApi, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -26,6 +25,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from safetensors.numpy import save
+
+from tests.support.hub_server import Fault, HubServer
 
 REPO, WEIGHTS, CARD = "org/name", "model.safetensors", b"---\nlicense: mit\ntags:\n- tiny\n---\n# A model\n"
 DATA = save({"w": np.arange(500_000, dtype=np.float32)})  # 2 MB

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import sqzoo
+from tests.support import ROOT
 
-ROOT = Path(__file__).parent.parent
 NAMES = ["alexnet_cifar", "fire_next", "sq1", "squeezenet_cifar"]
 
 

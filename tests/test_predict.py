@@ -19,12 +19,12 @@ from sqzoo import hub
 from sqzoo.cli import main
 from sqzoo.data import Normalise
 from sqzoo.errors import ArgumentError, DataError
+from sqzoo.images.reader import ImageReader, as_pil
 from sqzoo.images.walk import image_files
 from sqzoo.predict import classify, predict
-from sqzoo.reading import ImageReader, as_pil
 from sqzoo.weights import CIFAR10_CLASSES
+from tests.support import ROOT
 
-ROOT = Path(__file__).parent.parent
 CAT = ROOT / "examples" / "cat.jpg"
 
 

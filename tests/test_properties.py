@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from sqzoo.cifar_batch import read_batch
+from sqzoo.data.batches import read_batch
 from sqzoo.errors import DataError, SqzooError, printable
-from sqzoo.pictures import find_pictures
-from sqzoo.weights.configuration import read_configuration
+from sqzoo.own_images.folder import find_pictures
+from sqzoo.weights.config_json import read_configuration
 from sqzoo.weights.header import declared, read_tensors
 
 quick = settings(max_examples=150, deadline=None)

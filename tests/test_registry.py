@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from timm.models import adapt_input_conv
 from timm.models._hub import save_for_hf
-from update_golden import FILE as GOLDEN
-from update_golden import golden_logits
 
 import sqzoo
 from sqzoo.errors import ArgumentError, SqzooError, UnknownModelError, WeightsError
 from sqzoo.registry import start_from_imagenet
 from sqzoo.weights import read_verified, trunk_source
+from tools.golden import FILE as GOLDEN
+from tools.golden import golden_logits
 
 NAMES = sqzoo.list_models()
 TAGS = sqzoo.list_models(pretrained=True)
@@ -347,7 +346,7 @@ def test_golden_logits(tag: str, request: pytest.FixtureRequest, monkeypatch: py
     if sqzoo.get_weights(tag).holds == "head":
         monkeypatch.setenv("SQZOO_TRUNKS", str(request.getfixturevalue("trunks")))
     expected = json.loads(GOLDEN.read_text(encoding="utf-8"))
-    assert tag in expected, "run: python tests/update_golden.py"
+    assert tag in expected, "run: python tools/golden.py"
     torch.testing.assert_close(torch.tensor(golden_logits(tag)), torch.tensor(expected[tag]), rtol=0, atol=1e-4)
 
 
@@ -374,10 +373,13 @@ print(torch.equal(before, torch.get_rng_state()))
     assert run_python(code, tmp_path).strip() == "True"
 
 
-# From the bottom; a part may import those of lower rank. What is not named here stands between registry and cli.
-LOWEST = ("errors", "files", "hashing", "environment", "extras", "weights", "models", "registry", "__init__")
-RANKS = {part: rank for rank, part in enumerate(LOWEST)}
-TOOLS, RANKS["cli"], RANKS["__main__"] = 20, 21, 22
+# From the bottom: a part imports parts of lower levels only. docs/architecture.md shows the same list.
+LEVELS = (
+    *(("errors",), ("files",), ("environment", "uncertainty"), ("weights", "report"), ("models",), ("registry",)),
+    *(("__init__",), ("images",), ("data",), ("predict",), ("cache", "explain"), ("doctor", "deploy"), ("hub",)),
+    *(("export", "train"), ("compress", "demo", "own_images"), ("cli",), ("__main__",)),
+)
+RANKS = {part: rank for rank, level in enumerate(LEVELS) for part in level}
 
 
 def imported_parts(file: Path) -> set[str]:
@@ -392,7 +394,7 @@ def imported_parts(file: Path) -> set[str]:
         else:
             continue
         for package, part, *_ in (name.split(".") for name in names):
-            if package == "sqzoo":
+            if package == "sqzoo" and part != "__version__":
                 known = (PACKAGE / part).is_dir() or (PACKAGE / f"{part}.py").is_file()
                 parts.add(part if part and known else "__init__")
     return parts
@@ -403,10 +405,8 @@ def test_imports_go_one_way() -> None:
     for file in PACKAGE.rglob("*.py"):
         part = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
         graph.setdefault(part, set()).update(imported_parts(file) - {part})
-    assert {"models", "registry", "cli", "data"} <= graph.keys()
+    assert graph.keys() == RANKS.keys()
     assert graph["models"] >= {"errors", "weights"}
     for part, imported in graph.items():
-        rank = RANKS.get(part, TOOLS)
-        wrong = {i for i in imported if RANKS.get(i, TOOLS) > rank or (RANKS.get(i, TOOLS) == rank != TOOLS)}
+        wrong = {i for i in imported if RANKS[i] >= RANKS[part]}
         assert not wrong, f"sqzoo.{part} must not import {wrong}"
-    TopologicalSorter(graph).prepare()  # raises CycleError

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.support import ROOT
+
 OPT_OUTS = ("CI", "TF_BUILD", "JENKINS_URL", "ORT_DISABLE_TELEMETRY")
 
 # Another machine, be it a name server, is reached by connect, or by sendto without one before it.
@@ -19,6 +20,7 @@ socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"", ("127.0.0.1", 9))
 RUNTIMES = """
 import warnings
 import torch, sqzoo
+from tests.support import ROOT
 from sqzoo.export import export
 warnings.simplefilter("error")
 model = sqzoo.create_model("sq1")

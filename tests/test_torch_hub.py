@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from github_server import LIMITED, GitHubServer
 
 import sqzoo
-from sqzoo.hashing import tensors_sha256
+from sqzoo.files import tensors_sha256
+from tests.support import ROOT
+from tests.support.github_server import LIMITED, GitHubServer
 
-ROOT = Path(__file__).parent.parent
 NAMES = ["alexnet_cifar", "fire_next", "sq1", "squeezenet_cifar"]
 Run = Callable[..., dict[str, Any]]
 
@@ -98,8 +98,8 @@ for trust in ("check", None, True):
     hub.load("org/sqzoo", "fire_next", trust_repo=trust, force_reload=trust is None, skip_validation=True)
 found["again"] = error(lambda: hub.load("org/sqzoo", "sq1", trust_repo=False))
 model = hub.load("org/sqzoo", "sq1", pretrained=True)
-import sqzoo.hashing
-found["digest"] = sqzoo.hashing.tensors_sha256(model.state_dict())
+import sqzoo.files
+found["digest"] = sqzoo.files.tensors_sha256(model.state_dict())
 found["list"] = hub.list("org/sqzoo")
 found["help"] = hub.help("org/sqzoo", "sq1")
 found["file"] = sqzoo.__file__

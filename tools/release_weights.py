@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
+from sqzoo.compress.release import add, entry_of, read_run, write_record
 from sqzoo.errors import SqzooError, WeightsError
-from sqzoo.release import add, entry_of, read_run, write_record
 from sqzoo.weights import load_trunk
 
 

@@ -10,17 +10,17 @@ import argparse
 import fnmatch
 import json
 import sys
-from pathlib import Path
 
 import timm
 import torch
 
+from benchmarks import RESULTS
 from sqzoo import SqzooError, get_weights, list_models
 from sqzoo.data import CIFAR10, cifar10
 from sqzoo.environment import environment
 from sqzoo.files import write_json
 
-RESULT = Path(__file__).resolve().parents[1] / "results" / "accuracy" / "plain_batches.json"
+RESULT = RESULTS / "accuracy" / "plain_batches.json"
 TOLERANCE = 0.05  # points of top-1
 
 

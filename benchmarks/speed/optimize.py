@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,13 +23,13 @@ import torch
 import torchvision
 
 import sqzoo
-from sqzoo.backends import ExportModel
-from sqzoo.environment import environment, package_version
-from sqzoo.extras import require
+from benchmarks import RESULTS
+from sqzoo.deploy.backends import ExportModel
+from sqzoo.deploy.optimize import EXACT
+from sqzoo.environment import environment, package_version, require
 from sqzoo.files import write_whole
-from sqzoo.optimization import EXACT
 
-RESULT = Path(__file__).resolve().parents[1] / "results" / "speed" / "optimize.json"
+RESULT = RESULTS / "speed" / "optimize.json"
 NETWORKS = ("sq1.ft_cifar10", "sq1")
 BASE = "torchvision squeezenet1_1, 224, eager"
 EAGER_TARGET, RUNTIME_TARGET = 4.0, 0.95

@@ -13,8 +13,8 @@ from typing import Annotated
 
 import typer
 
+from sqzoo.environment import missing_extra
 from sqzoo.errors import SqzooError, printable, shown, why
-from sqzoo.extras import missing_extra
 
 _LONGEST = 3000  # characters of a sentence
 

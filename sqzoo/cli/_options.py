@@ -53,7 +53,7 @@ def network(model: str, trunk: str | None, backend: str | None = None, batch_siz
     found = create_model(model_name(model), pretrained=True, trunk=trunk)
     if backend is None:
         return found
-    from sqzoo.optimization import optimize
+    from sqzoo.deploy.optimize import optimize
 
     return optimize(found, backend, batch_size)
 

@@ -33,8 +33,8 @@ def run(
     """
     import sys
 
+    from sqzoo.compress.make_tag import make_tiny
     from sqzoo.data import cifar10
-    from sqzoo.tiny import make_tiny
 
     made = make_tiny(
         parent,

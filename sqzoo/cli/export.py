@@ -44,9 +44,9 @@ def run(
     sqzoo export sq1 runs/sq1 --format transformers-js
     ```
     """
+    from sqzoo.deploy.onnx_graph import calibration_images
     from sqzoo.errors import shown
     from sqzoo.export import FORMATS, export
-    from sqzoo.graph import calibration_images
     from sqzoo.registry import create_model, model_name
 
     source = model_name(model)

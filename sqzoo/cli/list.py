@@ -94,7 +94,7 @@ def _milliseconds(tags: list[str]) -> dict[str, float]:
     """Return the time of an image for each tag; weights do not matter for it, so none are needed."""
     import torch
 
-    from sqzoo.optimization import optimize
+    from sqzoo.deploy.optimize import optimize
     from sqzoo.registry import create_model
     from sqzoo.weights import get_weights
 

@@ -61,8 +61,8 @@ def run(
     files = _files(images)
     from tqdm import tqdm
 
+    from sqzoo.images.reader import label_names
     from sqzoo.predict import classify
-    from sqzoo.reading import label_names
 
     network = _options.network(model, trunk, backend, batch_size)
     if top is None:

@@ -34,7 +34,7 @@ def run(
     from sqzoo.errors import shown
     from sqzoo.files import write_whole
     from sqzoo.registry import create_model
-    from sqzoo.report import report
+    from sqzoo.report.page import report
     from sqzoo.train import logits
     from sqzoo.weights import CIFAR10_CLASSES, get_weights
 

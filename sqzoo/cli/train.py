@@ -69,8 +69,7 @@ def run(
     ```
     """
     from sqzoo.data import holds_cifar10
-    from sqzoo.environment import check_device
-    from sqzoo.extras import require
+    from sqzoo.environment import check_device, require
 
     require("scipy", "train", "Training")
     check_device(device)
@@ -93,7 +92,7 @@ def run(
 
 
 def _own_images(model: str, data: str, folder: str | None, fields: dict[str, Any], options: dict[str, Any]) -> None:
-    from sqzoo.train.own_images import train_on_images
+    from sqzoo.own_images.training import train_on_images
 
     place = Path(folder or f"runs/{model}-{Path(data).resolve().name}-{fields.get('seed', 0)}")
     val = train_on_images(model, data, place, **options, **fields)["val"]

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sqzoo.demo.graph import page_model
-from sqzoo.demo.runtime import runtime_files
-from sqzoo.extras import require
+from sqzoo.demo.engine import runtime_files
+from sqzoo.demo.models import page_model
+from sqzoo.environment import require
 from sqzoo.registry import list_models
 from sqzoo.weights import get_weights
 

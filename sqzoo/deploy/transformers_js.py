@@ -9,10 +9,10 @@ import torch
 import torch.nn as nn
 
 from sqzoo.data import Preprocessing
+from sqzoo.deploy.onnx_graph import frozen_copy, run_onnx, to_onnx
+from sqzoo.deploy.parity import INT8_TOLERANCE, compare
+from sqzoo.environment import require
 from sqzoo.errors import ArgumentError
-from sqzoo.extras import require
-from sqzoo.graph import frozen_copy, run_onnx, to_onnx
-from sqzoo.parity import INT8_TOLERANCE, compare
 
 MODEL, QUANTIZED, PROCESSOR = "onnx/model.onnx", "onnx/model_quantized.onnx", "preprocessor_config.json"
 # transformers.js picks a class by this name, from a list that timm's is not on; all it means there is one ONNX graph

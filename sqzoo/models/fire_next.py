@@ -7,10 +7,10 @@ import torch.nn as nn
 from timm.models import register_model
 
 from sqzoo.errors import ArgumentError
-from sqzoo.models._arguments import count, rate
-from sqzoo.models._base import ZooModel
-from sqzoo.models._blocks import GlobalPool, SqNxtBlock, squeeze_trunk
-from sqzoo.models._build import build, configs
+from sqzoo.models.arguments import count, rate
+from sqzoo.models.base import ZooModel
+from sqzoo.models.blocks import GlobalPool, SqNxtBlock, squeeze_trunk
+from sqzoo.models.build import build, configs
 
 __all__ = ["FireNext"]
 

@@ -1,6 +1,6 @@
 """Training: a recipe says what, the loop how; a run folder is what comes out."""
 
-from sqzoo.evaluation import Metrics, evaluate, logits, metrics
+from sqzoo.train.evaluation import Metrics, evaluate, logits, metrics
 from sqzoo.train.loop import train
 from sqzoo.train.recipes import RECIPES, Recipe, recipe
 

@@ -13,9 +13,10 @@ from filelock import FileLock, Timeout
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from sqzoo.errors import ArgumentError, BusyError, DataError
-from sqzoo.files import claim_folder, read_json, write_json, write_tensors, write_text
-from sqzoo.hashing import tensors_sha256
+from sqzoo.errors import ArgumentError, BusyError, DataError, WeightsError, shown, why
+from sqzoo.files import claim_folder, read_json, tensors_sha256, write_json, write_tensors, write_text
+from sqzoo.weights.header import read_tensors
+from sqzoo.weights.untrusted import LARGEST, read_bytes
 
 
 @dataclass
@@ -102,3 +103,22 @@ def restore(folder: Path) -> tuple[Progress, dict[str, torch.Tensor]]:
 
 def _seal(run: str, tensors: dict[str, torch.Tensor]) -> str:
     return hashlib.sha256(f"{run}\n{tensors_sha256(tensors)}".encode()).hexdigest()
+
+
+def best_weights(folder: Path, result: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Read a finished run's weights, once their SHA-256 is the one that its result states.
+
+    Raises:
+        WeightsError: the file is missing, cut or changed.
+    """
+    file = folder / "best.safetensors"
+    try:
+        data = read_bytes(file, LARGEST)
+    except OSError as e:
+        raise WeightsError(f"Cannot read {shown(file)} ({why(e)}); delete {shown(folder)} and train again.") from e
+    if hashlib.sha256(data).hexdigest() != result.get("weights_sha256"):
+        raise WeightsError(
+            f"{shown(file)} is not what the run wrote: its SHA-256 is not the one in result.json; delete "
+            f"{shown(folder)} and train again."
+        )
+    return read_tensors(data, str(file))

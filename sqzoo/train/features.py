@@ -15,9 +15,8 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 
 from sqzoo.data import Normalise
-from sqzoo.files import write_tensors
-from sqzoo.hashing import tensors_sha256
-from sqzoo.models._base import ZooModel
+from sqzoo.files import tensors_sha256, write_tensors
+from sqzoo.models.base import ZooModel
 from sqzoo.models.sparse import SparseFeatures, sparse_shard
 
 _CPU_CHUNK, _GPU_CHUNK = 8, 256  # images per forward pass: 8 at 224 pixels stay in a CPU's cache

@@ -23,19 +23,18 @@ from tqdm import tqdm
 from sqzoo.data import NORMALISATIONS, Dataset, Normalise
 from sqzoo.environment import check_device, environment, keep_freed_memory, pick_precision
 from sqzoo.errors import ArgumentError
-from sqzoo.evaluation import exact_arithmetic, metrics
-from sqzoo.files import write_json, write_tensors
-from sqzoo.hashing import file_sha256
-from sqzoo.models._base import ZooModel
+from sqzoo.files import file_sha256, write_json, write_tensors
+from sqzoo.models.base import ZooModel
 from sqzoo.models.sparse import SparseMaps
 from sqzoo.models.upsample import Upsample
-from sqzoo.muon import Muon
 from sqzoo.registry import create_model, start_from, start_sha256
 from sqzoo.train.augment import augment
 from sqzoo.train.batch_norm import fold_batch_norm, insert_batch_norm
 from sqzoo.train.checkpoint import Progress, open_run, restore, run_lock, save, write_log
 from sqzoo.train.distributed import init_process_group, processes, rank, rank_zero_first, shard, sum_over_processes
+from sqzoo.train.evaluation import exact_arithmetic, metrics
 from sqzoo.train.features import trunk_features
+from sqzoo.train.muon import Muon
 from sqzoo.train.recipes import Recipe
 from sqzoo.weights import load_trunk
 

@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from sqzoo.errors import WeightsError, printable
-from sqzoo.weights.reading import parse_json
+from sqzoo.weights.untrusted import parse_json
 
 _DTYPES = {
     "F64": torch.float64,

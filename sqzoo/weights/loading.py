@@ -9,12 +9,12 @@ import torch.nn as nn
 from timm.models import adapt_input_conv
 
 from sqzoo.errors import WeightsError
-from sqzoo.weights.coding import decode
+from sqzoo.weights.coded import decode
 from sqzoo.weights.header import compare, read_tensors
 from sqzoo.weights.manifest import Entry, organisation
-from sqzoo.weights.reading import read_bytes
 from sqzoo.weights.remote import Source, fetch
 from sqzoo.weights.trunks import load_trunk
+from sqzoo.weights.untrusted import read_bytes
 
 _logger = logging.getLogger("sqzoo")
 

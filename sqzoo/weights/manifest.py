@@ -22,8 +22,8 @@ class Entry:
     `sha256` that of the whole file; `metrics` names the result file of each figure. The file lies in the package or,
     where `hub` is given, in the organisation's Hub repository of that name at the commit `commit`.
     `model_args` are the constructor's arguments that rebuild the network, its enlargement and temperature among them.
-    `ood_threshold` is that of `sqzoo.unsure`, and `calibration` says how it and the temperature were found; without
-    training images held out to find them on there are none.
+    `ood_threshold` is that of `sqzoo.uncertainty`, and `calibration` says how it and the temperature were found;
+    without training images held out to find them on there are none.
     """
 
     tag: str

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from sqzoo.errors import ArgumentError, WeightsError, printable, shown, why
-from sqzoo.weights.configuration import read_configuration
+from sqzoo.weights.config_json import read_configuration
 from sqzoo.weights.header import LONGEST, read_tensors
-from sqzoo.weights.reading import CONFIG_LARGEST, LARGEST, read_bytes
+from sqzoo.weights.untrusted import CONFIG_LARGEST, LARGEST, read_bytes
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _REVISION = re.compile(r"\w[\w.+/-]{0,199}")

@@ -13,9 +13,8 @@ import torch
 from safetensors.torch import load
 
 from sqzoo.errors import ArgumentError, WeightsError, did_you_mean
-from sqzoo.files import environment_path, expand
-from sqzoo.hashing import tensors_sha256
-from sqzoo.weights.reading import LARGEST, read_bytes
+from sqzoo.files import environment_path, expand, tensors_sha256
+from sqzoo.weights.untrusted import LARGEST, read_bytes
 
 _FOLDER_VARIABLE = "SQZOO_TRUNKS"
 _LINEAR = {

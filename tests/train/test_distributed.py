@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_loop import TEST, TRAIN, TRAINED
 
 from sqzoo.train import Recipe, train
+from tests.support.runs import TEST, TRAIN, TRAINED
 
 # Fire-Next has no dropout, whose masks each process draws by itself. 80 images in batches of 27 leave one of 26 for
 # the end, and a hold-out of 19 a batch of a single image, of which one process has none.
 PLAN = replace(TRAINED, model="fire_next", batch_size=27, ema=0.9, label_smoothing=0.1)
 SCRIPT = """
 import json, sys
-from test_loop import TEST, TRAIN
+from tests.support.runs import TEST, TRAIN
 from sqzoo.errors import SqzooError
 from sqzoo.train import Recipe, train
 try:
@@ -36,7 +36,7 @@ def alone(plan: Recipe, folder: Path, trunks: Path) -> dict[str, Any]:
 
 def torchrun(plan: Recipe, folder: Path, trunks: Path) -> subprocess.CompletedProcess[str]:
     script = folder.parent / "script.py"
-    script.write_text(f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n{SCRIPT}")
+    script.write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     recipe = json.dumps(plan.to_json())
     return subprocess.run([*command, recipe, str(folder), str(trunks)], capture_output=True, text=True, timeout=300)

@@ -24,7 +24,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sqzoo.data import Dataset, _row
+from sqzoo.data import Dataset
+from sqzoo.data.preprocessing import _row
 from sqzoo.train import loop, recipe
 from sqzoo.train.recipes import Recipe
 
@@ -44,7 +45,7 @@ WHOLE = "int64 int32 int16 int8 uint8"
 ANY = f"{FLOATS} {WHOLE} bool"
 TYPES = {
     **dict.fromkeys(("_foreach_add_", "_foreach_copy_", "_foreach_mul", "_foreach_mul_"), ANY),
-    **dict.fromkeys(("_foreach_lerp", "_foreach_lerp_", "_fused_adamw_", "linalg_vector_norm"), FLOATS),
+    **dict.fromkeys(("_foreach_lerp_", "lerp", "lerp_", "_fused_adamw_", "linalg_vector_norm"), FLOATS),
     **dict.fromkeys(("_to_copy", "to", "clone", "cat", "index", "where", "flip", "new_zeros", "zeros", "flatten"), ANY),
     **dict.fromkeys(("abs", "add", "sub", "sub_", "rsub", "mul", "div", "neg"), f"{FLOATS} {WHOLE}"),
     **dict.fromkeys(("eq", "lt", "masked_fill_", "sum"), ANY),
@@ -196,7 +197,7 @@ def test_a_step_of_ft_stays_within_its_budget(measured: dict[str, Any], trunks: 
     assert ft["launches"]["ema"] == {"_foreach_lerp_": 1}
     assert ft["launches"]["step"]["_fused_adamw_"] == ft["groups"] == 2
     assert launches["forward"] + backward_launches(trunks) <= 250
-    assert launches["batch"] <= 45 and launches["step"] <= 250, launches
+    assert launches["batch"] <= 45 and launches["step"] <= 40, launches
 
 
 def test_every_operation_has_a_kernel_for_its_types(measured: dict[str, Any]) -> None:

@@ -130,21 +130,20 @@ def test_damaged_cache_is_built_again(tmp_path: Path) -> None:
         assert model.calls == 0
 
 
-SCRIPT = f"""
+SCRIPT = """
 import sys, time
-sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
-from sqzoo.hashing import tensors_sha256
-from test_features import Small, dense, sparse
+from sqzoo.files import tensors_sha256
+from tests.train.test_features import Small, dense, sparse
 
 folder, seconds, name = Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
 model = Small()
-model.features.register_forward_hook(lambda *_: (time.sleep(seconds), (folder / f"began-{{name}}").touch()) and None)
-(folder / f"ready-{{name}}").touch()
+model.features.register_forward_hook(lambda *_: (time.sleep(seconds), (folder / f"began-{name}").touch()) and None)
+(folder / f"ready-{name}").touch()
 while not (folder / "go").exists():
     time.sleep(0.01)
 features = sparse(model, folder / "cache")
-print(model.calls, tensors_sha256({{"": dense(features)}}))
+print(model.calls, tensors_sha256({"": dense(features)}))
 """
 
 

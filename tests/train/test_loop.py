@@ -28,30 +28,7 @@ from sqzoo.train import Recipe, evaluate, loop, train
 from sqzoo.train.batch_norm import fold_batch_norm, insert_batch_norm
 from sqzoo.train.checkpoint import run_lock
 from sqzoo.weights import load_trunk
-
-FROZEN = Recipe("sq1", sizes=((32, 3),), crop_pct=1.0, hold_out=20, select="val", batch_size=16)
-# At 32 pixels the last map is a single point: 64 lets the 3x3 convolutions of the last layers learn at their edges.
-ALL: dict[str, Any] = {
-    "layers": "all",
-    "crop_pct": 1.0,
-    "schedule": "cosine",
-    "weight_decay": 0.05,
-    "flip": True,
-    "pad": 4,
-}
-TRAINED = Recipe("sq1", sizes=((32, 1), (64, 2)), hold_out=20, select="val", batch_size=16, lr=5e-4, **ALL)
-
-
-def coloured(count: int, seed: int) -> Dataset:
-    """Noise around a colour for each of ten classes, which can be learnt."""
-    colours = np.random.default_rng(99).integers(40, 216, (10, 1, 1, 3))
-    rng = np.random.default_rng(seed)
-    labels = rng.permutation(np.arange(count) % 10)
-    noise = rng.integers(-40, 41, (count, 32, 32, 3))
-    return Dataset((colours[labels] + noise).astype(np.uint8), labels)
-
-
-TRAIN, TEST = coloured(100, 1), coloured(40, 2)
+from tests.support.runs import FROZEN, TEST, TRAIN, TRAINED, coloured
 
 
 def resized(model: nn.Module, plan: Recipe) -> nn.Module:
@@ -326,12 +303,11 @@ KILLED = {
 }
 PRECISION = {"bfloat16": "bfloat16"}
 
-SCRIPT = f"""
+SCRIPT = """
 import os, signal, sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
 import torch
-from test_loop import KILLED, PRECISION, run
+from tests.train.test_loop import KILLED, PRECISION, run
 
 name, folder, trunks, steps = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
 step = torch.optim.AdamW.step

@@ -2,9 +2,13 @@
 
 import torch
 
-from sqzoo.muon import Muon, orthogonal
+from sqzoo.train.muon import Muon, Packing
 
 SHAPES = ((64, 3, 3, 3), (16, 64, 1, 1), (16, 128, 1, 1), (64, 16, 1, 1), (64, 16, 3, 3), (48, 384, 1, 1))
+
+
+def orthogonal(weights: list[torch.Tensor]) -> list[torch.Tensor]:
+    return Packing(weights).orthogonal(torch.cat([w.flatten() for w in weights]))
 
 
 def test_updates_are_nearly_orthogonal_and_of_the_same_size() -> None:
@@ -48,3 +52,18 @@ def test_a_step_is_momentum_decay_and_the_orthogonal_update() -> None:
         before = before * (1 - 0.1 * 0.5) - 0.1 * update
         optimizer.step()
         torch.testing.assert_close(p.detach(), before)
+
+
+def test_weights_in_another_memory_order_get_the_same_updates() -> None:
+    torch.manual_seed(3)
+    weights = [torch.nn.Parameter(torch.randn(shape)) for shape in SHAPES]
+    others = [torch.nn.Parameter(w.detach().clone(memory_format=torch.channels_last)) for w in weights]
+    optimizers = Muon(weights, lr=0.1, weight_decay=0.1), Muon(others, lr=0.1, weight_decay=0.1)
+    for _ in range(2):
+        for w, o in zip(weights, others, strict=True):
+            w.grad = torch.randn_like(w)
+            o.grad = w.grad.clone()  # of the first's memory order
+        for optimizer in optimizers:
+            optimizer.step()
+    for w, o in zip(weights, others, strict=True):
+        torch.testing.assert_close(o.detach(), w.detach(), rtol=1e-4, atol=1e-5)

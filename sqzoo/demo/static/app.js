@@ -39,7 +39,7 @@ async function run(made, model, pixels) {
   return { ...judged(logits.data, model), maps: maps.data, size: maps.dims.slice(2), network };
 }
 
-/** Probabilities, and whether they are those of none of the classes: sqzoo.unsure's score. */
+/** Probabilities, and whether they are those of none of the classes: sqzoo.uncertainty's score. */
 function judged(logits, { threshold = -Infinity }) {
   const largest = Math.max(...logits);
   const powers = Array.from(logits, (logit) => Math.exp(logit - largest));

@@ -1,0 +1,116 @@
+"""A finished run as a weights tag: its file, manifest entry and record, put into a checkout together."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sqzoo.data import NORMALISATIONS
+from sqzoo.errors import WeightsError
+from sqzoo.files import read_json, write_text, write_whole
+from sqzoo.registry import create_model
+from sqzoo.train.checkpoint import best_weights
+
+_LICENCE = "BSD-3-Clause"
+_PROVENANCE = (
+    "Trained by sqzoo on CIFAR-10 from torchvision's {trunk} (ImageNet-1k), whose licence is BSD-3-Clause; ImageNet's "
+    "own terms ask for non-commercial research use."
+)
+
+
+def read_run(run: str | os.PathLike[str], architecture: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Read a finished run's result and best weights.
+
+    Raises:
+        WeightsError: the folder holds no finished run, or one of another architecture.
+    """
+    folder = Path(run)
+    if not (folder / "result.json").is_file():
+        raise WeightsError(f"{folder} holds no finished run; give a folder that `sqzoo train` wrote to its end.")
+    result = read_json(folder / "result.json")
+    model = result["recipe"]["model"]
+    if model != architecture:
+        raise WeightsError(f"{folder} holds a run of {model}, the tag is of {architecture}; correct one.")
+    return result, best_weights(folder, result)
+
+
+def entry_of(result: dict[str, Any], tag: str, source: str) -> dict[str, Any]:
+    """Return the manifest's entry of a run's weights, but for what `add` reads off the file.
+
+    Args:
+        result: of `sqzoo.train.train`.
+        tag: its part behind the dot is the recipe's name.
+        source: where the record will lie, from the checkout's root.
+    """
+    plan = result["recipe"]
+    architecture, _, name = tag.partition(".")
+    trunk = "alexnet" if architecture == "alexnet_cifar" else "squeezenet1_1"
+    mean, std = NORMALISATIONS[plan["normalisation"]]
+    upsample = result["upsample"]
+    if upsample and upsample[0] == upsample[1]:
+        upsample = upsample[0]
+    model_args = plan["model_args"] | {"upsample": upsample}
+    made = {"name": name, "commit": result["environment"]["commit"]}
+    return {
+        "dtype": "float32",
+        "holds": "complete" if plan["layers"] == "all" else "head",
+        "trunk": trunk,
+        "num_classes": 10,
+        "input_size": [3, 32, 32],
+        "crop_pct": 1.0,
+        "mean": mean,
+        "std": std,
+        "interpolation": "bilinear",
+        "params": sum(p.numel() for p in create_model(architecture, device="meta", **model_args).parameters()),
+        "licence": _LICENCE,
+        "provenance": _PROVENANCE.format(trunk=trunk),
+        "model_args": model_args,
+        "recipe": made | {k: result[k] for k in ("device", "precision")} | plan,
+        "metrics": {
+            "test_top1": result["test"]["top1"],
+            "test_loss": result["test"]["loss"],
+            "epoch": result["epoch"],
+            "selected_on": plan["select"],
+            "source": source,
+        },
+        "data": {"train_digest": result["train_digest"], "test_digest": result["test_digest"]},
+    }
+
+
+def add(root: Path, entry: dict[str, Any], data: bytes, record: dict[str, Any]) -> None:
+    """Put a weights file, its record and, last, its entry into the package of the checkout `root`."""
+    weights, tag = root / "sqzoo" / "weights", record["tag"]
+    file = weights / f"{tag}.safetensors"
+    write_whole(file, data)
+    about = {"tag": tag, "file": file.name, "sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+    manifest = weights / "manifest.json"
+    entries = [e for e in json.loads(manifest.read_text(encoding="utf-8"))["weights"] if e["tag"] != tag]
+    write_record(root, entry, record)
+    entries = sorted([*entries, about | entry], key=_place)
+    write_text(manifest, json.dumps({"weights": entries}, indent=1) + "\n")  # last: it makes the rest count
+
+
+def _place(entry: dict[str, Any]) -> tuple[str, bool, bool, int, str]:
+    """Order the manifest: an architecture's default is first, the complete and uncoded file of the largest size.
+
+    An architecture without such a file has as its default the next best.
+    """
+    upsample = entry["model_args"]["upsample"]
+    size = upsample if isinstance(upsample, int) else upsample[-1]
+    return (
+        entry["tag"].partition(".")[0],
+        entry["holds"] != "complete",
+        entry.get("stored") == "coded",
+        -size,
+        entry["tag"],
+    )
+
+
+def write_record(root: Path, entry: dict[str, Any], record: dict[str, Any]) -> None:
+    """Write a run's record where its entry says."""
+    file = root / entry["metrics"]["source"]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, json.dumps(record, indent=1) + "\n")

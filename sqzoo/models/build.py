@@ -1,0 +1,249 @@
+"""The one builder behind all entry points: timm's, with verified and strict loading of our own weights."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn as nn
+from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs
+
+from sqzoo.errors import ArgumentError, SqzooError, UnknownArgumentError, WeightsError, did_you_mean
+from sqzoo.models.base import ZooModel
+from sqzoo.models.upsample import tuned_input
+from sqzoo.weights import CIFAR10_CLASSES, Entry, fit, get_weights, load_state, read_manifest, read_verified, tags
+from sqzoo.weights.header import read_tensors
+from sqzoo.weights.remote import CONFIG, Source, parse, read_config, read_weights
+from sqzoo.weights.untrusted import LARGEST, printable, read_bytes
+
+# What timm's builder itself takes; anything else must be an argument of the model.
+_TIMM_ARGUMENTS = {"features_only", "out_indices", "feature_cls", "cache_dir", "pretrained_model_args"}
+_OF_THE_CLASSES = ("upsample", "temperature")  # arguments that belong to what a head was trained on
+_AS_THEY_COME = tuned_input((256, 224))  # of a model that is not trained: the paper's resize and centre crop
+_SOURCES = ("file", "url", "hf_hub_id", "state_dict")
+_FIRST_CONV = "features.0"
+
+
+def configs(cls: type[ZooModel], architecture: str) -> Any:
+    """Return timm's `default_cfgs` of an architecture, made from the manifest: one for each of its tags."""
+    base: dict[str, Any] = {
+        "num_classes": 10,
+        "input_size": (3, 224, 224),
+        "pool_size": _pool_size(cls, (3, 224, 224), {}),
+        "crop_pct": 0.875,  # with 224 this is the paper's resize to 256 and centre crop
+        "interpolation": "bilinear",
+        "first_conv": _FIRST_CONV,
+        "classifier": cls.classifier_name,
+        "label_names": CIFAR10_CLASSES,
+        "paper_name": "COMP 551 MiniProject 4 (Flores, Pinto, McGowan, 2019)",
+    }
+    result: dict[str, dict[str, Any]] = {}
+    for tag in tags(architecture):
+        entry = get_weights(tag)
+        result[tag] = base | {
+            "file": str(entry.path),
+            "input_size": entry.input_size,
+            "pool_size": _pool_size(cls, entry.input_size, entry.model_args),
+            "crop_pct": entry.crop_pct,
+            "interpolation": entry.interpolation,
+            "mean": entry.mean,
+            "std": entry.std,
+            "num_classes": entry.num_classes,
+            "license": entry.licence,
+        }
+    return generate_default_cfgs(result or {architecture: base})
+
+
+def build(
+    cls: type[ZooModel],
+    architecture: str,
+    pretrained: bool,
+    *,
+    pretrained_cfg: Any = None,
+    pretrained_cfg_overlay: dict[str, Any] | None = None,
+    **args: Any,
+) -> nn.Module:
+    """Build a model, with the weights of a tag where `pretrained`, which puts it in evaluation mode.
+
+    Another number of classes than the weights', label names of the caller's own, or features alone make a new model:
+    what belongs to the old classes (their names, enlargement and temperature) is gone, and its configuration asks for
+    images of the resolution that the trunk was trained at.
+
+    Args:
+        cls: the architecture's class, whose constructor takes `args`.
+        architecture: its name in the registry.
+        pretrained: whether to load weights.
+        pretrained_cfg: a tag (a string: ours, from the manifest) or a timm configuration (the caller's own file or Hub
+            repository, which we read, as safetensors, and compare with the model).
+        pretrained_cfg_overlay: fields that replace those of the configuration.
+        args: the constructor's arguments, and those of timm's builder.
+
+    Raises:
+        SqzooError: an argument or the weights are not what they must be.
+    """
+    if not isinstance(pretrained, bool):
+        raise ArgumentError(
+            f"pretrained must be True or False, not {pretrained!r}; name weights by their tag, as in "
+            f"create_model('{architecture}.TAG', pretrained=True)."
+        )
+    known = [*inspect.signature(cls).parameters]
+    for name in args.keys() - set(known) - _TIMM_ARGUMENTS:
+        raise UnknownArgumentError(
+            f"{architecture} has no argument {name!r}.{did_you_mean(name, known)} It takes: {', '.join(known)}."
+        )
+    overlay = pretrained_cfg_overlay or {}
+    theirs = any(overlay.get(key) for key in _SOURCES)
+    ours = pretrained and not theirs and (pretrained_cfg is None or isinstance(pretrained_cfg, str))
+    default = pretrained_cfg is None and not pretrained
+    stated: dict[str, Any] = args.get("pretrained_model_args") or {}
+    factory: Callable[..., nn.Module] = cls
+    if ours or isinstance(pretrained_cfg, str):
+        entry = get_weights(f"{architecture}.{pretrained_cfg}" if pretrained_cfg else architecture)
+        stated = {"num_classes": entry.num_classes} | entry.model_args
+        if ours:
+            factory = _loading_factory(cls, entry)
+    if pretrained and not ours:
+        pretrained_cfg, overlay, found = _read_theirs(cls, pretrained_cfg, overlay, args.get("cache_dir"))
+        stated = stated or found
+    args, changes = _settle(args, stated, overlay.get("label_names"))
+    if not stated and default and "upsample" not in args:
+        changes = _AS_THEY_COME
+    model: nn.Module = build_model_with_cfg(
+        factory,
+        architecture,
+        pretrained and not ours,
+        pretrained_cfg=pretrained_cfg,
+        pretrained_cfg_overlay=overlay,
+        pretrained_filter_fn=complete_or_raise,
+        # A fresh dict each time, since timm changes it; all stages, since its default expects five.
+        feature_cfg={"out_indices": tuple(range(len(cls.taps))), "flatten_sequential": True},
+        **args,
+    )
+    config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    if changes is not None:
+        if changes:
+            changes = changes | {"pool_size": _pool_size(cls, changes["input_size"], {})}
+        config.update(changes | {"label_names": overlay.get("label_names")})
+    if not pretrained:
+        return model
+    config.pop("state_dict", None)  # or it would stay in memory
+    return model.eval()
+
+
+def _settle(
+    args: dict[str, Any], stated: dict[str, Any], labels: Any = None
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return the constructor's arguments, and what changes in the configuration where this becomes a new model.
+
+    Args:
+        args: what the caller gave; it wins.
+        stated: num_classes and the other arguments that the weights were made with; empty where there are none.
+        labels: class names of the caller's own.
+    """
+    # Without classes (0) it is the same network less its last layer, and takes the same images.
+    same = args.get("num_classes") in (None, 0, stated.get("num_classes", len(CIFAR10_CLASSES)))
+    if same and not args.get("features_only") and not labels:
+        return stated | args, None
+    given = {k: v for k, v in args.items() if k not in _OF_THE_CLASSES or v != stated.get(k)}
+    kept = {k: v for k, v in stated.items() if k not in _OF_THE_CLASSES}
+    enlarged = "upsample" not in given and stated.get("upsample")
+    return kept | given, tuned_input(stated["upsample"]) if enlarged else {}
+
+
+def source_cfg(cls: type[ZooModel], source: Source, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return timm's configuration of a model on the Hub or in a folder, its tensors, verified, as `state_dict`.
+
+    `config` is what `read_config` gave. Raises `WeightsError` where it describes no model of this class.
+    """
+    built = {"num_classes": config["num_classes"]} | config["model_args"]
+    known = inspect.signature(cls).parameters.keys() - {"device", "dtype"}
+    try:
+        if unknown := sorted(built.keys() - known):
+            raise ValueError(f"{cls.__name__} has no argument {unknown[0]!r}")
+        if built["num_classes"] != config["num_classes"]:
+            raise ValueError(f"it says {config['num_classes']} and {built['num_classes']} for num_classes")
+        own = cls(device="meta", **built).state_dict()  # type: ignore[call-arg]
+    except (SqzooError, ValueError, TypeError, RuntimeError, OverflowError) as e:
+        raise WeightsError(
+            f"{source.where}/{CONFIG} describes no model of ours ({printable(e)}); name what sqzoo or timm saved."
+        ) from e
+    layers = {"first_conv": _FIRST_CONV, "classifier": cls.classifier_name}
+    about = {"num_classes": config["num_classes"], "architecture": config["architecture"]}
+    return config["pretrained_cfg"] | layers | about | {"state_dict": read_weights(source, config, own)}
+
+
+def _read_theirs(
+    cls: type[ZooModel], cfg: Any, overlay: dict[str, Any], cache_dir: str | Path | None
+) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """Return timm's configuration and overlay with the tensors in place of the file or repository that holds them.
+
+    The third is what these weights' model was made with, as far as it is stated.
+
+    timm's own reader would take a pickle, too, and the header of any file at its word.
+    """
+    given = cfg.to_dict() if isinstance(cfg, PretrainedCfg) else dict(cfg) if isinstance(cfg, Mapping) else {}
+    if any(overlay.get(key) for key in _SOURCES):
+        given = overlay
+    file, where = given.get("file"), given.get("hf_hub_id")
+    source = None
+    if given.get("source") == "local-dir":
+        source = Source(str(file), folder=True)
+    elif given.get("source") == "hf-hub" or (where and not file and not given.get("state_dict")):
+        source = parse(f"hf-hub:{where}", cache_dir=None if cache_dir is None else str(cache_dir))
+    if source:
+        config, source = read_config(source)
+        stated = {"num_classes": config["num_classes"]} | config["model_args"]
+        return source_cfg(cls, source, config), {k: v for k, v in overlay.items() if k not in _SOURCES}, stated
+    if given.get("state_dict"):
+        return cfg, overlay, {}
+    if not file:
+        raise WeightsError(
+            f"Weights are not read from {given.get('url') or 'nowhere'}; download the safetensors file and give it as "
+            "file, or name a tag."
+        )
+    packaged = next((e for e in read_manifest().values() if str(e.path) == str(file)), None)
+    try:
+        tensors = read_verified(packaged) if packaged else read_tensors(read_bytes(Path(file), LARGEST), str(file))
+    except OSError as e:
+        raise WeightsError(f"Cannot read {file} ({e.strerror}); name a safetensors file.") from e
+    stated = {"num_classes": packaged.num_classes} | packaged.model_args if packaged else {}
+    return cfg, overlay | {"file": None, "state_dict": tensors}, stated
+
+
+def complete_or_raise(state: dict[str, torch.Tensor], model: ZooModel) -> dict[str, torch.Tensor]:
+    """Load the caller's weights strictly, but for a head of another size that was asked for; return them for timm.
+
+    timm loads them once more, but drops all strictness where the number of classes differs or features are asked for:
+    it would leave a missing or misnamed trunk random.
+    """
+    fit(model, state, "The weights file", model.classifier_name, _FIRST_CONV)
+    head = f"{model.classifier_name}.weight"
+    stated = model.pretrained_cfg["num_classes"]
+    found = state[head].shape[0] if head in state else 0
+    if model.num_classes == stated != found:
+        raise WeightsError(
+            f"The weights file has {found} classes in {head}, its configuration states {stated}; correct num_classes "
+            "in pretrained_cfg, or give the file that belongs to it."
+        )
+    return state
+
+
+def _loading_factory(cls: type[ZooModel], entry: Entry) -> Callable[..., nn.Module]:
+    """Return a constructor that also loads the tag, before timm may wrap the model for features."""
+
+    def construct(**args: Any) -> nn.Module:
+        model = cls(**args)
+        fit(model, load_state(entry, model.state_dict()), entry.tag, cls.classifier_name, _FIRST_CONV)
+        if args.get("temperature") == entry.model_args.get("temperature") and model.num_classes == entry.num_classes:
+            model.ood_threshold = entry.ood_threshold  # which was found at that temperature
+        return model
+
+    return construct
+
+
+def _pool_size(cls: type[ZooModel], input_size: tuple[int, ...], args: dict[str, Any]) -> tuple[int, int]:
+    """Height and width of the trunk's last map; unpadded and ceiling pools make it other than side / 16."""
+    model = cls(device="meta", **args)  # type: ignore[call-arg]
+    height, width = model.forward_features(torch.empty(1, *input_size, device="meta")).shape[2:]
+    return height, width

@@ -1,0 +1,35 @@
+"""Each weights tag has a card, it is what its records say, and its example runs."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from sqzoo.weights import read_manifest
+from tests.support import ROOT
+
+COMPLETE = [tag for tag, entry in read_manifest().items() if entry.holds == "complete"]
+
+
+def test_cards_are_what_the_records_say() -> None:
+    done = subprocess.run([sys.executable, "tools/model_cards.py", "--check"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {f.stem for f in (ROOT / "MODEL_CARDS").glob("*.md")} == read_manifest().keys()
+
+
+@pytest.mark.parametrize("tag", COMPLETE)
+def test_example_runs(tag: str) -> None:
+    card = (ROOT / "MODEL_CARDS" / f"{tag}.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", block], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "'cat'" in done.stdout
+
+
+def test_no_published_file_names_a_folder_of_a_private_machine() -> None:
+    folders = (ROOT / name for name in ("benchmarks", "MODEL_CARDS", "sqzoo", "docs"))
+    files = [f for folder in folders for f in folder.rglob("*") if f.suffix in (".json", ".md", ".csv", ".yaml")]
+    assert len(files) > 50
+    private = re.compile(r"[\"'\s=]/(root|home|tmp|work|Users)/[A-Za-z0-9]")
+    assert [str(f.relative_to(ROOT)) for f in files if private.search(f.read_text(encoding="utf-8"))] == []

@@ -1,0 +1,149 @@
+"""Generated tables in README.md and docs/, each between a pair of markers.
+
+    python tools/readme.py
+
+Writes all of them anew from the manifest and the recorded results; measures nothing. Each benchmark writes its own.
+"""
+
+import importlib
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks import RESULTS, ROOT
+from sqzoo.weights import Entry, read_manifest
+
+README = ROOT / "README.md"
+BENCHMARKS = ROOT / "docs" / "benchmarks.md"
+OWN_IMAGES = ROOT / "docs" / "pictures.md"
+PAPER = ROOT / "docs" / "paper.md"
+ZOO = ROOT / "docs" / "zoo.md"
+
+
+def shown(page: Path, name: str) -> str:
+    """Return what stands between a page's markers `<!-- name -->` and `<!-- /name -->`."""
+    text = page.read_text(encoding="utf-8")
+    return text.partition(f"<!-- {name} -->\n")[2].partition(f"\n<!-- /{name} -->")[0]
+
+
+def write_into(page: Path, name: str, text: str) -> None:
+    """Replace what stands between a page's markers."""
+    before, marker, rest = page.read_text(encoding="utf-8").partition(f"<!-- {name} -->\n")
+    if not marker:
+        raise SystemExit(f"{page.relative_to(ROOT)} has no marker <!-- {name} -->.")
+    after = rest[rest.index(f"<!-- /{name} -->") :]
+    page.write_text(before + marker + text + "\n" + after, encoding="utf-8")
+
+
+def by_accuracy() -> list[Entry]:
+    """Return the manifest's tags, the most accurate first."""
+    return sorted(read_manifest().values(), key=lambda e: -e.metrics["test_top1"])
+
+
+def file_size(entry: Entry) -> str:
+    """Return the size of a tag's file in MB, and that it holds the head alone where it does."""
+    return f"{entry.size / 1e6:.2f} MB{' (head)' if entry.holds == 'head' else ''}"
+
+
+def zoo() -> str:
+    """Return the table of weights tags."""
+    lines = ["| tag | top-1, % | parameters | file | network sees |", "|---|---|---|---|---|"]
+    for e in by_accuracy():
+        cells = [f"`{e.tag}`", f"{e.metrics['test_top1']:.2f}", f"{e.params:,}", file_size(e), f"{e.resolution} px"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def tags() -> str:
+    """Return the same table with links to the model cards, for docs/zoo.md."""
+    return re.sub(r"^\| `(.*?)`", r"| [`\1`](../MODEL_CARDS/\1.md)", zoo(), flags=re.MULTILINE)
+
+
+def plain_batches(record: dict[str, Any]) -> str:
+    """Return the table of results/accuracy/plain_batches.json."""
+    lines = ["| tag | recorded | plain batches, own mean and std | CIFAR-10's mean and std |", "|---|---|---|---|"]
+    for tag, row in record["tags"].items():
+        recorded = read_manifest()[tag].metrics["test_top1"]
+        lines.append(f"| `{tag}` | {recorded:.2f} % | {row['own']:.2f} % | {row['cifar10']:.2f} % |")
+    return "\n".join(lines)
+
+
+def optimize(record: dict[str, Any]) -> str:
+    """Return the table of results/speed/optimize.json."""
+    lines = ["| network, how | fastest run, ms | times torchvision's eager SqueezeNet 1.1 |", "|---|---|---|"]
+    base, *names = record["milliseconds"]
+    for name in (base, *names):
+        ms = record["milliseconds"][name]
+        lines.append(f"| {name} | {ms:.2f} | {record['milliseconds'][base] / ms:.1f} |")
+    chosen = "; ".join(f"{name}: {how['optimize']}" for name, how in record["chosen"].items())
+    load = " to ".join(f"{value:.1f}" for value in record["load_average"])
+    machine = f"Machine: {_machine(record['environment'])}, load average {load} from other programs"
+    return "\n".join([*lines, "", f"`optimize` chose {chosen}. {machine}."])
+
+
+def reading(record: dict[str, Any]) -> str:
+    """Return the table of results/speed/image_reading.json."""
+    lines = ["| network | images | network alone, images/s | from files | ratio |", "|---|---|---|---|---|"]
+    for name, run in record.items():
+        for kind, row in run["pictures_a_second"].items():
+            lines.append(f"| {name} | {kind} | {row['network']:.0f} | {row['from files']:.0f} | {row['ratio']:.2f} |")
+    return "\n".join([*lines, "", f"Machine: {_machine(next(iter(record.values()))['environment'])}."])
+
+
+def codecs(record: dict[str, Any]) -> str:
+    """Return the table of results/size/codecs.json."""
+    lines = ["| tag | codec | bytes | decoding, ms |", "|---|---|---|---|"]
+    for tag, row in record["tags"].items():
+        for name, codec in row["codecs"].items():
+            lines.append(f"| `{tag}` | {name} | {codec['bytes']:,} | {codec.get('decode_ms', '-')} |")
+    loads = ", ".join(f"`{tag}` {row['load_ms']:.0f} ms" for tag, row in record["tags"].items())
+    sizes = {e.tag: e.size for e in by_accuracy()}
+    former = [f"`{tag}`" for tag, row in record["tags"].items() if row["file_bytes"] != sizes.get(tag)]
+    note = f" Measured with earlier weights: {', '.join(former)}." if former else ""
+    machine = _machine(record["environment"])
+    return "\n".join([*lines, "", f"Loading a tag, checks included: {loads}. Machine: {machine}.{note}"])
+
+
+def _machine(environment: dict[str, Any]) -> str:
+    return f"{environment['cpu']}, {environment['cores']} cores, torch {environment['versions']['torch']}"
+
+
+def render(module: str, function: str = "render") -> Callable[[], str]:
+    """Return a function that renders results/FOLDER/MODULE.json by a function of the benchmark of that name."""
+
+    def rendered() -> str:
+        file = RESULTS / f"{module}.json"
+        known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        result: str = getattr(importlib.import_module(f"benchmarks.{module.replace('/', '.')}"), function)(known)
+        return result
+
+    return rendered
+
+
+def record(name: str, function: Callable[[dict[str, Any]], str]) -> Callable[[], str]:
+    """Return a function that renders results/NAME.json by `function`."""
+    return lambda: function(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))
+
+
+BLOCKS: dict[tuple[Path, str], Callable[[], str]] = {
+    (README, "zoo"): zoo,
+    (README, "table2"): render("table2", "paper_rows"),
+    (ZOO, "tags"): tags,
+    (ZOO, "plain_batches"): record("accuracy/plain_batches", plain_batches),
+    (PAPER, "table2"): render("table2", "paper_rows"),
+    (BENCHMARKS, "table2"): render("table2"),
+    (BENCHMARKS, "pareto"): render("size/pareto"),
+    (BENCHMARKS, "latency"): render("speed/latency"),
+    (BENCHMARKS, "optimize"): record("speed/optimize", optimize),
+    (BENCHMARKS, "reading"): record("speed/image_reading", reading),
+    (BENCHMARKS, "codecs"): record("size/codecs", codecs),
+    (OWN_IMAGES, "own_pictures"): render("accuracy/own_images"),
+    (OWN_IMAGES, "score_many"): render("speed/score_many"),
+}
+
+
+if __name__ == "__main__":
+    for (page, name), text in BLOCKS.items():
+        write_into(page, name, text())
