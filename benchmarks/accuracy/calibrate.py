@@ -27,7 +27,7 @@ from scipy.stats import mannwhitneyu
 from benchmarks import RESULTS, ROOT
 from benchmarks.accuracy.outside import sets
 from sqzoo import create_model, get_weights, list_models
-from sqzoo.data import Normalise, cifar10, hold_out
+from sqzoo.data import Normalise, cifar10
 from sqzoo.environment import environment
 from sqzoo.files import write_text
 from sqzoo.images.reader import ImageReader
@@ -149,7 +149,7 @@ def main() -> int:
             print(f"{tag}: its recipe held no training images out, it stays uncalibrated", file=sys.stderr)
             continue
         model = create_model(tag, pretrained=True, temperature=1.0, trunk=arguments.trunk)
-        rest, held = hold_out(train.labels, count)
+        rest, held = train.split(count)
         known = rest[:: len(rest) // KNOWN][:KNOWN]
         images = {"held out": train.images[held], "test": test.images, "known": train.images[known]}
         read = ImageReader.of(model)

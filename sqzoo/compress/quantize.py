@@ -21,7 +21,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from safetensors.torch import load, save
 
-from sqzoo.data import Dataset, Preprocessing
+from sqzoo.data import Dataset, Normalise
 from sqzoo.errors import ArgumentError
 from sqzoo.models.base import ZooModel
 from sqzoo.weights.coded import Coded, decode, encode, shortest
@@ -136,9 +136,9 @@ def _behind_trunk(model: ZooModel, data: Dataset) -> Batches:
 
 
 def _batches(model: ZooModel, data: Dataset) -> Iterator[torch.Tensor]:
-    prepare = Preprocessing.of(model.pretrained_cfg)
+    normalise = Normalise.of(model)
     for i in range(0, len(data), _BATCH):
-        yield model.upsample(prepare(data.images[i : i + _BATCH]))
+        yield model.upsample(normalise(data.images[i : i + _BATCH]))
 
 
 def _advance(stage: Callable[[torch.Tensor], torch.Tensor], batches: Batches) -> None:
