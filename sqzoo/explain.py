@@ -10,7 +10,7 @@ from PIL import Image
 
 from sqzoo.data import Normalise
 from sqzoo.errors import ArgumentError, did_you_mean
-from sqzoo.images.reader import ImageReader, Picture, as_pil, label_names
+from sqzoo.images.reader import ImageInput, ImageReader, as_pil, label_names
 from sqzoo.models.base import evaluation_mode
 from sqzoo.models.upsample import Upsample
 from sqzoo.predict import Prediction
@@ -32,7 +32,7 @@ class Explanation:
     overlay: Image.Image
 
 
-def explain(model: nn.Module, picture: Picture, label: str | None = None) -> Explanation:
+def explain(model: nn.Module, picture: ImageInput, label: str | None = None) -> Explanation:
     """Return what in a picture speaks for a class: the likeliest, or the one named `label`.
 
     Arguments as in `sqzoo.predict.predict`, for a model that `create_model` made. Raises `DataError` for a file that is

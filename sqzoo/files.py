@@ -36,7 +36,7 @@ def is_system_name(name: str) -> bool:
 
 
 @contextmanager
-def whole_file(file: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def atomic_file(file: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open a temporary file that takes the place of `file` once the block ends without an error; make its folder.
 
     The temporary file lies in the same folder, has a random name and is made exclusively, so that no planted link is
@@ -70,15 +70,15 @@ def temporary_beside(file: Path) -> Path:
     return file.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
 
 
-def write_whole(file: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file that appears whole or not at all; see `whole_file`. Raises OSError."""
-    with whole_file(file) as stream:
+def write_bytes(file: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file that appears whole or not at all; see `atomic_file`. Raises OSError."""
+    with atomic_file(file) as stream:
         stream.write(data)
 
 
 def write_text(file: str | os.PathLike[str], text: str) -> None:
     """Write a text file that appears whole or not at all, as UTF-8. Raises OSError."""
-    write_whole(file, text.encode())
+    write_bytes(file, text.encode())
 
 
 def write_json(file: str | os.PathLike[str], value: Any) -> None:
@@ -101,7 +101,7 @@ def write_tensors(
     """Write a safetensors file that appears whole or not at all. Raises OSError."""
     from safetensors.torch import save  # which imports torch
 
-    write_whole(file, save({k: v.contiguous() for k, v in tensors.items()}, metadata))
+    write_bytes(file, save({k: v.contiguous() for k, v in tensors.items()}, metadata))
 
 
 def check_replaceable(file: Path) -> None:

@@ -22,8 +22,8 @@ from sqzoo.images.reader import label_names
 from sqzoo.models.base import ZooModel
 from sqzoo.models.upsample import Upsample
 from sqzoo.registry import create_model
-from sqzoo.weights.config_json import read_configuration
-from sqzoo.weights.header import compare, declared
+from sqzoo.weights.config_json import parse_config
+from sqzoo.weights.header import check_matches, parse_header
 from sqzoo.weights.metadata import metadata
 from sqzoo.weights.remote import CONFIG, WEIGHTS, check_home, clean_token, reason
 from sqzoo.weights.untrusted import CONFIG_LARGEST, LARGEST, parse_json, read_bytes
@@ -236,7 +236,7 @@ def _check_rebuilds(model: ZooModel, config: Mapping[str, Any], tensors: Mapping
     """Raise `ArgumentError` unless the configuration's arguments build a network that these tensors fit."""
     built = {"num_classes": config["num_classes"]} | (config.get("model_args") or {})
     try:
-        compare(tensors, type(model)(device="meta", **built).state_dict(), "It")  # type: ignore[call-arg]
+        check_matches(tensors, type(model)(device="meta", **built).state_dict(), "It")  # type: ignore[call-arg]
     except WeightsError as e:
         raise ArgumentError(
             "The model cannot be built again from its arguments: its layers were pruned, parametrised or replaced; "
@@ -259,9 +259,9 @@ def _check_ours(folder: Path, own: Mapping[str, torch.Tensor], others: Sequence[
             if place.parent.is_symlink() and place.parent != folder:
                 ours = False  # it leads elsewhere
             elif name == CONFIG and configured:
-                read_configuration(read_bytes(place, CONFIG_LARGEST), CONFIG)
+                parse_config(read_bytes(place, CONFIG_LARGEST), CONFIG)
             elif name == WEIGHTS and not ours:
-                ours = set(declared(read_bytes(place, LARGEST), WEIGHTS)) == set(own)
+                ours = set(parse_header(read_bytes(place, LARGEST), WEIGHTS)) == set(own)
         except WeightsError:
             ours = False
         if not ours:

@@ -12,9 +12,9 @@ from PIL import Image
 
 from sqzoo.data import Normalise
 from sqzoo.errors import ArgumentError, DataError
-from sqzoo.images.reader import ImageReader, Picture, label_names, read_ahead
+from sqzoo.images.reader import ImageInput, ImageReader, label_names, read_ahead
 from sqzoo.models.base import evaluation_mode
-from sqzoo.uncertainty import score
+from sqzoo.uncertainty import ood_score
 
 
 @dataclass(frozen=True)
@@ -27,23 +27,23 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Classification:
     """What a model says of one picture: its classes, the likeliest first, or the error that kept it from reading it.
 
     score: that of `sqzoo.uncertainty`, low for what is unlike the training pictures. unsure: it is below the
     threshold of the weights, "none of the classes, perhaps"; None where the model has no threshold.
     """
 
-    picture: Picture
+    image: ImageInput
     predictions: list[Prediction]
-    score: float | None = None
-    unsure: bool | None = None
+    ood_score: float | None = None
+    abstain: bool | None = None
     error: DataError | None = None
 
 
 def predict(
     model: nn.Module,
-    images: Picture | Iterable[Picture],
+    images: ImageInput | Iterable[ImageInput],
     *,
     top_k: int = 1,
     batch_size: int = 16,
@@ -78,13 +78,13 @@ def predict(
 
 def classify(
     model: nn.Module,
-    images: Picture | Iterable[Picture],
+    images: ImageInput | Iterable[ImageInput],
     *,
     top_k: int = 1,
     batch_size: int = 16,
     readers: int | None = None,
-) -> Iterator[Answer]:
-    """Yield an `Answer` for each image, in order; a file that is no picture becomes an answer with its error.
+) -> Iterator[Classification]:
+    """Yield an `Classification` for each image, in order; a file that is no picture becomes an answer with its error.
 
     Arguments as in `predict`. `readers` threads (default: one a core) decode ahead of the network by two batches, so
     that any number of images takes the same memory: `images` may be a generator.
@@ -101,11 +101,11 @@ def classify(
 def _answers(
     model: nn.Module,
     normalise: Normalise,
-    pictures: Iterator[tuple[Picture, np.ndarray | DataError]],
+    pictures: Iterator[tuple[ImageInput, np.ndarray | DataError]],
     labels: list[str],
     top_k: int,
     batch_size: int,
-) -> Iterator[Answer]:
+) -> Iterator[Classification]:
     weight, threshold = next(model.parameters()), getattr(model, "ood_threshold", None)
     while batch := list(islice(pictures, batch_size)):
         squares = [square for _, square in batch if not isinstance(square, DataError)]
@@ -115,18 +115,18 @@ def _answers(
                 inputs = normalise(np.stack(squares)).to(weight.device, weight.dtype)
                 # float32 rounds the largest to 1 where the score still tells: what is left to the others counts.
                 probabilities = model(inputs).cpu().double().softmax(1)  # not every device has float64
-                top, scores = probabilities.topk(top_k), score(probabilities)
+                top, scores = probabilities.topk(top_k), ood_score(probabilities)
             found = zip(top.values.tolist(), top.indices.tolist(), scores.tolist(), strict=True)
         for picture, square in batch:
             if isinstance(square, DataError):
-                yield Answer(picture, [], error=square)
+                yield Classification(picture, [], error=square)
             else:
                 values, indices, value = next(found)
                 predictions = [Prediction(labels[i], i, v) for v, i in zip(values, indices, strict=True)]
-                yield Answer(picture, predictions, value, None if threshold is None else value < threshold)
+                yield Classification(picture, predictions, value, None if threshold is None else value < threshold)
 
 
-def _each(images: Picture | Iterable[Picture]) -> Iterable[Picture]:
+def _each(images: ImageInput | Iterable[ImageInput]) -> Iterable[ImageInput]:
     single = isinstance(images, str | os.PathLike | Image.Image)
     if isinstance(images, np.ndarray | torch.Tensor):
         single = images.ndim == 3

@@ -14,7 +14,7 @@ from sqzoo.errors import ArgumentError, UnknownArgumentError, UnknownModelError,
 from sqzoo.files import file_sha256
 from sqzoo.models.build import source_cfg
 from sqzoo.weights import Entry, get_weights, load_trunk, read_manifest, read_verified, trunk_source
-from sqzoo.weights.remote import Source, parse, read_config
+from sqzoo.weights.remote import Source, parse_source, read_config
 
 _CLASSES = {getattr(_models, name).__module__: getattr(_models, name) for name in _models.__all__}
 
@@ -66,7 +66,7 @@ def create_model(
             "checkpoint_path is not taken; save_pretrained the model and name its folder as local-dir:FOLDER."
         )
     options = {"revision": revision, "token": token, "force_download": force_download}
-    source = parse(name, cache_dir=None if cache_dir is None else str(cache_dir), **options)
+    source = parse_source(name, cache_dir=None if cache_dir is None else str(cache_dir), **options)
     if source:
         return _from_source(source, num_classes, in_chans, model_args)
     check_name(name)

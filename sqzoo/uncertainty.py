@@ -10,11 +10,11 @@ import torch.nn.functional as F
 
 from sqzoo.errors import ArgumentError
 
-KEPT = 0.95  # of held-out images are above the threshold
+TPR = 0.95  # of held-out images are above the threshold
 _POWER = 0.1  # the paper's: small probabilities of the other classes count nearly as much as large ones
 
 
-def score(probabilities: torch.Tensor) -> torch.Tensor:
+def ood_score(probabilities: torch.Tensor) -> torch.Tensor:
     """Return (N,) scores of probabilities (N, classes): 0 where one class is certain, the lower the more even they are.
 
     A picture that is none of the classes leaves a trace in the probabilities of several, whichever the largest is.
@@ -44,12 +44,13 @@ def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
     return 1 / inverse.item()
 
 
-def threshold(scores: torch.Tensor, kept: float = KEPT) -> float:
-    """Return the score that the share `kept` of held-out images reaches."""
-    return torch.quantile(scores.double(), 1 - kept).item()
+def ood_threshold(scores: torch.Tensor, tpr: float = TPR) -> float:
+    """Return the score that the share `tpr` of held-out images reaches."""
+    return torch.quantile(scores.double(), 1 - tpr).item()
 
 
 def calibrate(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
     """Return {"temperature", "threshold"} for a model's `calibration` from its logits of held-out images."""
     temperature = fit_temperature(logits, labels)
-    return {"temperature": temperature, "threshold": threshold(score((logits.double() / temperature).softmax(1)))}
+    scores = ood_score((logits.double() / temperature).softmax(1))
+    return {"temperature": temperature, "threshold": ood_threshold(scores)}

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from sqzoo.errors import ArgumentError, SqzooError, printable, shown
-from sqzoo.files import cache_folder, claim_folder, is_claimed, open_regular, remove_claimed, whole_file, write_whole
+from sqzoo.files import atomic_file, cache_folder, claim_folder, is_claimed, open_regular, remove_claimed, write_bytes
 
 
 def test_a_file_takes_the_place_of_a_regular_one_and_of_nothing_else(tmp_path: Path) -> None:
-    write_whole(tmp_path / "new" / "a", b"1")
-    write_whole(tmp_path / "new" / "a", b"2")
+    write_bytes(tmp_path / "new" / "a", b"1")
+    write_bytes(tmp_path / "new" / "a", b"2")
     assert (tmp_path / "new" / "a").read_bytes() == b"2"
     assert os.listdir(tmp_path / "new") == ["a"]
     precious = tmp_path / "precious"
@@ -25,7 +25,7 @@ def test_a_file_takes_the_place_of_a_regular_one_and_of_nothing_else(tmp_path: P
     for name in ("link", "dangling", "pipe", "folder"):
         before = (tmp_path / name).lstat()
         with pytest.raises(OSError):
-            write_whole(tmp_path / name, b"other")
+            write_bytes(tmp_path / name, b"other")
         assert (tmp_path / name).lstat() == before
     assert precious.read_bytes() == b"mine" and not (tmp_path / "nowhere").exists()
     assert not list(tmp_path.glob(".writing-*"))
@@ -33,18 +33,18 @@ def test_a_file_takes_the_place_of_a_regular_one_and_of_nothing_else(tmp_path: P
 
 def test_a_file_has_the_usual_rights(tmp_path: Path) -> None:
     (tmp_path / "usual").write_bytes(b"")
-    write_whole(tmp_path / "a", b"")
+    write_bytes(tmp_path / "a", b"")
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
 def test_a_name_as_long_as_names_may_be(tmp_path: Path) -> None:
-    write_whole(tmp_path / ("x" * 255), b"1")
+    write_bytes(tmp_path / ("x" * 255), b"1")
     assert (tmp_path / ("x" * 255)).read_bytes() == b"1"
 
 
 def test_a_block_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    write_whole(tmp_path / "a", b"old")
-    with pytest.raises(RuntimeError), whole_file(tmp_path / "a") as stream:
+    write_bytes(tmp_path / "a", b"old")
+    with pytest.raises(RuntimeError), atomic_file(tmp_path / "a") as stream:
         stream.write(b"new")
         raise RuntimeError
     assert (tmp_path / "a").read_bytes() == b"old" and os.listdir(tmp_path) == ["a"]
@@ -52,7 +52,7 @@ def test_a_block_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
 def test_many_writers_at_once(tmp_path: Path) -> None:
     data = [bytes([i]) * 100_000 for i in range(16)]
-    threads = [threading.Thread(target=write_whole, args=(tmp_path / "a", d)) for d in data]
+    threads = [threading.Thread(target=write_bytes, args=(tmp_path / "a", d)) for d in data]
     for t in threads:
         t.start()
     for t in threads:
@@ -137,4 +137,4 @@ def test_a_write_protected_file_stays(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"mine")
     (tmp_path / "a").chmod(stat.S_IRUSR)
     with pytest.raises(PermissionError):
-        write_whole(tmp_path / "a", b"other")
+        write_bytes(tmp_path / "a", b"other")

@@ -18,8 +18,8 @@ from safetensors.torch import save
 from sqzoo.data.batches import read_batch
 from sqzoo.errors import DataError, SqzooError, printable
 from sqzoo.own_images.folder import find_pictures
-from sqzoo.weights.config_json import read_configuration
-from sqzoo.weights.header import declared, read_tensors
+from sqzoo.weights.config_json import parse_config
+from sqzoo.weights.header import parse_header, read_tensors
 
 quick = settings(max_examples=150, deadline=None)
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
@@ -47,7 +47,7 @@ def test_configurations(top: dict[str, Any], fields: dict[str, Any]) -> None:
     if "pretrained_cfg" not in top:
         config = config | {"pretrained_cfg": CONFIG["pretrained_cfg"] | fields}
     try:
-        found = read_configuration(json.dumps(config).encode(), "config.json")
+        found = parse_config(json.dumps(config).encode(), "config.json")
     except SqzooError as e:
         one_sentence(e)
         return
@@ -59,7 +59,7 @@ def test_configurations(top: dict[str, Any], fields: dict[str, Any]) -> None:
 
 
 def test_the_configuration_that_is_varied_is_taken() -> None:
-    assert read_configuration(json.dumps(CONFIG).encode(), "x")["num_classes"] == 4
+    assert parse_config(json.dumps(CONFIG).encode(), "x")["num_classes"] == 4
 
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.zeros(3, dtype=torch.int64)}
@@ -71,7 +71,7 @@ def test_headers(header: dict[str, Any], rest: bytes) -> None:
     text = json.dumps(header).encode()
     for data in (len(text).to_bytes(8, "little") + text + rest, rest, save(TENSORS)[: len(rest)]):
         try:
-            declared(data, "x.safetensors")
+            parse_header(data, "x.safetensors")
         except SqzooError as e:
             one_sentence(e)
 

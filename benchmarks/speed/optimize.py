@@ -27,7 +27,7 @@ from benchmarks import RESULTS
 from sqzoo.deploy.backends import ExportModel
 from sqzoo.deploy.optimize import EXACT
 from sqzoo.environment import environment, package_version, require
-from sqzoo.files import write_whole
+from sqzoo.files import write_bytes
 
 RESULT = RESULTS / "speed" / "optimize.json"
 NETWORKS = ("sq1.ft_cifar10", "sq1")
@@ -129,7 +129,7 @@ def main() -> None:
         "ratios": found,
     }
     RESULT.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(RESULT, (json.dumps(record, indent=1) + "\n").encode())
+    write_bytes(RESULT, (json.dumps(record, indent=1) + "\n").encode())
     for name, value in milliseconds.items():
         print(f"{value:8.3f} ms  {name}")
     for name, values in found.items():

@@ -18,7 +18,7 @@ from sqzoo.data import cifar10
 from sqzoo.deploy.parity import INT8_TOLERANCE, Run, compare
 from sqzoo.environment import require
 from sqzoo.errors import ArgumentError, why
-from sqzoo.images.reader import knows_cifar10
+from sqzoo.images.reader import has_cifar10_classes
 from sqzoo.models.upsample import SOURCE_SIZE, Upsample
 
 OPSET = 18
@@ -106,7 +106,7 @@ def calibration_images(
             f"int8 is for models of 3 input channels, not {net.in_chans}; use another format or backend."
         )
     if given is None:
-        if not knows_cifar10(net) or side != SOURCE_SIZE:
+        if not has_cifar10_classes(net) or side != SOURCE_SIZE:
             raise ArgumentError(
                 f"int8 for a model with {net.num_classes} classes that are not CIFAR-10's needs calibration= images of "
                 f"its own: training images, uint8 (N, {side}, {side}, 3)."

@@ -20,15 +20,15 @@ from sqzoo.errors import ArgumentError, DataError
 from sqzoo.images.opener import as_rgb, open_image, opened
 from sqzoo.weights import CIFAR10_CLASSES
 
-Picture = str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor
+ImageInput = str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor
 
-OWN_PICTURES = "own_pictures"  # the `tag` of a model that was trained on a folder of someone's pictures
+OWN_IMAGES_TAG = "own_pictures"  # the `tag` of a model that was trained on a folder of someone's pictures
 # A JPEG is decoded at a half, quarter or eighth of its size where that leaves twice the wanted size, and this many
 # pixels: photos of a phone three times as fast, and those of ordinary size as every other reader decodes them.
 _LEAST = 512
 
 
-def knows_cifar10(model: nn.Module) -> bool:
+def has_cifar10_classes(model: nn.Module) -> bool:
     """Whether a model's classes are CIFAR-10's."""
     config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     return tuple(config.get("label_names") or ()) == CIFAR10_CLASSES
@@ -67,7 +67,7 @@ class ImageReader:
         channels = getattr(model, "in_chans", config["input_size"][0])
         return ImageReader(config["input_size"][1], config["crop_pct"], config["interpolation"], channels)
 
-    def __call__(self, picture: Picture) -> np.ndarray:
+    def __call__(self, picture: ImageInput) -> np.ndarray:
         """Read it. Raises `DataError` for a file that is no picture and `ArgumentError` for anything else."""
         if isinstance(picture, str | os.PathLike):
             with opened(picture, self._least) as image:  # made small while its part of the memory budget is held
@@ -88,15 +88,15 @@ def label_names(model: nn.Module) -> list[str]:
 
 
 def read_ahead(
-    pictures: Iterable[Picture], read: Callable[[Picture], np.ndarray], ahead: int, readers: int | None = None
-) -> Iterator[tuple[Picture, np.ndarray | DataError]]:
+    pictures: Iterable[ImageInput], read: Callable[[ImageInput], np.ndarray], ahead: int, readers: int | None = None
+) -> Iterator[tuple[ImageInput, np.ndarray | DataError]]:
     """Yield each picture with what `read` made of it, or why it could not, in order.
 
     `readers` threads (default: one a core) keep at most `ahead` pictures read or being read: Pillow lets go of the
     interpreter as it decodes, so that they work beside the network. `pictures` is asked for no more than that.
     """
     source = iter(pictures)
-    waiting: deque[tuple[Picture, Future[np.ndarray]]] = deque()
+    waiting: deque[tuple[ImageInput, Future[np.ndarray]]] = deque()
     pool = ThreadPoolExecutor(readers or os.cpu_count(), "sqzoo-read")
     try:
         while True:
@@ -116,7 +116,7 @@ def read_ahead(
         pool.shutdown(cancel_futures=True)
 
 
-def as_pil(picture: Picture, least: int | None = None) -> Image.Image:
+def as_pil(picture: ImageInput, least: int | None = None) -> Image.Image:
     """Return any picture as RGB, the same for a file and for the image that `PIL.Image.open` makes of it.
 
     Args:

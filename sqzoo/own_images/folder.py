@@ -22,7 +22,7 @@ from timm.utils.misc import natural_key
 from sqzoo.data import Dataset
 from sqzoo.environment import require
 from sqzoo.errors import ArgumentError, DataError, printable, shown, why
-from sqzoo.files import TEMPORARY, open_regular, whole_file, write_whole
+from sqzoo.files import TEMPORARY, atomic_file, open_regular, write_bytes
 from sqzoo.images.opener import formats
 from sqzoo.images.reader import ImageReader, read_ahead
 from sqzoo.images.walk import AGAIN, DEEP, OURS, is_ignored, is_image_name, is_ours, walk
@@ -370,14 +370,14 @@ def _noted(notes: Path, pixels: Path, names: list[str], side: int) -> dict[str, 
 def _decode(found: Found, side: int, pixels: Path, notes: Path, progress: Callable[[int, int], Any]) -> None:
     unreadable: dict[str, str] = {}
     squares = read_ahead(found.files, ImageReader(side), ahead=64)
-    with whole_file(pixels) as stream:
+    with atomic_file(pixels) as stream:
         for done, (file, (_, square)) in enumerate(zip(found.files, squares, strict=True), 1):
             if isinstance(square, DataError):
                 unreadable[_shown(file, found.folder)] = str(square)
             else:
                 stream.write(square.tobytes())
             progress(done, len(found.files))
-    write_whole(notes, json.dumps(unreadable).encode())
+    write_bytes(notes, json.dumps(unreadable).encode())
 
 
 def _hold_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:

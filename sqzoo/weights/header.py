@@ -30,9 +30,9 @@ def read_tensors(data: bytes, name: str, own: Mapping[str, torch.Tensor] | None 
 
     Raises `WeightsError`, which calls the file `name`.
     """
-    found = declared(data, name)
+    found = parse_header(data, name)
     if own is not None:
-        compare(found, own, name)
+        check_matches(found, own, name)
     try:
         tensors = load(data)
     except SafetensorError as e:  # it reads the header by stricter rules in places, such as its metadata
@@ -45,7 +45,7 @@ def read_tensors(data: bytes, name: str, own: Mapping[str, torch.Tensor] | None 
     return tensors
 
 
-def declared(data: bytes, name: str) -> dict[str, torch.Tensor]:
+def parse_header(data: bytes, name: str) -> dict[str, torch.Tensor]:
     """Return the tensors that a file's bytes declare, on the meta device: shapes and dtypes, no memory.
 
     Raises `WeightsError` unless the header is well formed and its tensors cover the rest of the file exactly, once.
@@ -90,7 +90,7 @@ def _span(entry: Mapping[str, Any]) -> tuple[int, int]:
     return start, stop
 
 
-def compare(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], name: str) -> None:
+def check_matches(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], name: str) -> None:
     """Raise `WeightsError` unless two state dicts have the same names and shapes, and dtypes of the same kind."""
     missing, extra = [k for k in own if k not in state], sorted(state.keys() - own.keys())
     if missing or extra:
