@@ -22,10 +22,10 @@ from timm.utils.misc import natural_key
 from sqzoo.data import Dataset
 from sqzoo.environment import require
 from sqzoo.errors import ArgumentError, DataError, printable, shown, why
-from sqzoo.files import TEMPORARY, atomic_file, open_regular, write_bytes
+from sqzoo.files import TEMPORARY, atomic_file, is_claimed, open_regular, write_bytes
 from sqzoo.images.opener import formats
 from sqzoo.images.reader import ImageReader, read_ahead
-from sqzoo.images.walk import AGAIN, DEEP, OURS, is_ignored, is_image_name, is_ours, walk
+from sqzoo.images.walk import AGAIN, DEEP, OURS, is_ignored, is_image_name, walk
 
 _HELD_OUT_NAMES = ("val", "valid", "validation", "test")  # the first that is there
 # Parts of data sets of other layouts (YOLO, Pascal VOC, COCO), and of this one: never what a picture shows.
@@ -197,7 +197,7 @@ def _check_classes(root: Path, parts: list[Path], classes: tuple[str, ...], left
 
 def _folders(folder: Path) -> list[Path]:
     names = sorted(os.listdir(folder))
-    return [d for n in names if not is_ignored(n) and os.path.isdir(d := folder / n) and not is_ours(d)]
+    return [d for n in names if not is_ignored(n) and os.path.isdir(d := folder / n) and not is_claimed(d)]
 
 
 def _shown(path: Path, root: Path) -> str:
