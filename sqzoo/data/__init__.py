@@ -1,4 +1,4 @@
-"""CIFAR-10 as uint8 arrays, and what turns uint8 images into a network's input."""
+"""Read CIFAR-10 as uint8 arrays, and normalise images for a network."""
 
 from sqzoo.data.cifar import Split, cifar10, holds_cifar10
 from sqzoo.data.dataset import Dataset
