@@ -40,7 +40,7 @@ def test_the_temperature_that_was_put_in_is_found(temperature: float) -> None:
 
 def test_a_temperature_needs_mistakes() -> None:
     for logits in (torch.zeros(0, 10), torch.eye(10)):
-        with pytest.raises(ArgumentError, match="needs held-out images, some called wrongly"):
+        with pytest.raises(ArgumentError, match="needs validation images, some of them misclassified"):
             fit_temperature(logits, torch.arange(len(logits)))
 
 
