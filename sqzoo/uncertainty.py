@@ -38,7 +38,9 @@ def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
         ArgumentError: nothing can be fitted: there are no images, or no errors among them.
     """
     if not len(labels) or bool((logits.argmax(1) == labels).all()):
-        raise ArgumentError(f"a temperature needs validation images, some of them misclassified, not {len(labels)} all right.")
+        raise ArgumentError(
+            f"a temperature needs validation images, some of them misclassified, not {len(labels)} all right."
+        )
     # The loss is convex in the inverse temperature, so L-BFGS finds its one minimum.
     inverse = torch.ones((), dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([inverse], max_iter=100, line_search_fn="strong_wolfe")
