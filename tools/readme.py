@@ -111,8 +111,8 @@ def training_speed(record: dict[str, Any]) -> str:
     """Return the sentence on results/speed/training_speed.json."""
     hours = {name: s / 3600 for name, s in record["seconds_for_50_epochs_of_50000"].items()}
     return (
-        f"Fifty epochs of Sq-1's head on all 50,000 images take {hours['cached'] * 60:.0f} minutes, features included; the "
-        f"the textbook loop, which runs the backbone in each epoch, takes {hours['textbook']:.1f} hours: "
+        f"Fifty epochs of Sq-1's head on 50,000 images take {hours['cached'] * 60:.0f} minutes, features included; the "
+        f"textbook loop, which runs the backbone in each epoch, takes {hours['textbook']:.1f} hours: "
         f"{record['ratio']:.0f} times as long. Machine: {_machine(record['environment'])}; measured on "
         f"{record['images']:,} images, multiplied up."
     )
