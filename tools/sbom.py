@@ -2,10 +2,10 @@
 
     python tools/sbom.py [--check]
 
-Writes tools/sbom.cdx.json, which the wheel carries (PEP 770); with --check writes nothing and exits with 1 where it would
-change. The file is committed, and a dependency's licence is kept once it is there: it is read from the installed package
-only where the dependency is new, so that no build and no check depends on what is installed. Delete the file to read all
-of them again.
+Writes tools/sbom.cdx.json, which the wheel carries (PEP 770); with --check writes nothing and exits with 1 where it
+would change. The file is committed, and a dependency's licence is kept once it is there: it is read from the
+installed package only where the dependency is new, so that no build and no check depends on what is installed. Delete
+the file to read all of them again.
 """
 
 import argparse
