@@ -17,10 +17,10 @@ from sqzoo.errors import ArgumentError, MissingExtraError, printable
 
 _PACKAGES = ("torch", "torchvision", "timm", "safetensors", "huggingface_hub", "numpy", "pillow", "sqzoo")
 _EXTRAS = {  # by the name that is imported
-    **dict.fromkeys(("pyarrow", "scipy"), "train"),
+    **dict.fromkeys(("matplotlib", "pyarrow", "scipy"), "train"),
     **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "export"),
     **dict.fromkeys(("optuna", "yaml"), "sweep"),
-    **{"matplotlib": "plot", "openvino": "openvino", "datasets": "datasets", "pillow_heif": "heic"},
+    **{"openvino": "openvino", "datasets": "datasets", "pillow_heif": "heic"},
 }
 
 
