@@ -9,9 +9,12 @@ import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+from sqzoo.files import open_regular
+
 # Bytes: CIFAR-10 in row groups of 100, as the Hub has pictures, has 2.2 million; pyarrow may take 230 times as many.
-_FOOTER_LARGEST = 9 << 18
+_FOOTER_LARGEST, _FOOTER_SMALL, _FOOTER_PART = 9 << 18, 1 << 18, 32  # at most; of any file; else a 32nd of the file
 _LIST_LARGEST = 10_000  # entries, which pyarrow makes room for before it reads them
+_SMALL = 1 << 28  # bytes that any data set may unpack to
 _HEADER_LARGEST = 1 << 15  # bytes: it may hold the least and the greatest value of its page
 _DICTIONARY_LARGEST = 1 << 22  # bytes: each row may be the whole of it; writers stop at a megabyte
 # By number: plain, dictionary, run length, bit-packed, differences of numbers, bytes apart. Texts by their differences
@@ -41,8 +44,9 @@ def open_checked(stream: BinaryIO, *, unpacked: int, pages: int, values: int) ->
     size = stream.seek(0, os.SEEK_END)
     stream.seek(max(0, size - 8))
     footer = int.from_bytes(stream.read(4), "little")
-    if footer > _FOOTER_LARGEST:
-        raise ValueError(f"a footer of {footer:,} bytes, at most {_FOOTER_LARGEST:,} are read")
+    largest = min(_FOOTER_LARGEST, max(_FOOTER_SMALL, size // _FOOTER_PART))
+    if footer > largest:
+        raise ValueError(f"a footer of {footer:,} bytes, at most {largest:,} are read")
     file = pq.ParquetFile(stream, pre_buffer=False, thrift_container_size_limit=_LIST_LARGEST)
     facts = file.metadata
     if _OLD.match(facts.created_by or ""):
@@ -60,6 +64,17 @@ def open_checked(stream: BinaryIO, *, unpacked: int, pages: int, values: int) ->
                     raise ValueError("its pages are too many, or unpack to more than is read")
                 _check(header, values)
     return file
+
+
+def check_downloaded(file: str | os.PathLike[str]) -> None:
+    """Raise ValueError for a parquet file, one of a data set of any size, that unpacks to far more than it holds.
+
+    Pictures are compressed already, so that an honest one hardly unpacks to twice its size. Other files pass.
+    """
+    with open_regular(file) as stream:
+        if stream.read(4) == b"PAR1":
+            size = os.fstat(stream.fileno()).st_size
+            open_checked(stream, unpacked=_SMALL + 4 * size, pages=100_000, values=1 << 24)
 
 
 def _check(header: _Struct, values: int) -> None:
