@@ -11,6 +11,7 @@ from PIL import Image
 from sqzoo.data.batches import LARGEST as BATCH_LARGEST
 from sqzoo.data.batches import read_batch
 from sqzoo.data.dataset import Dataset
+from sqzoo.data.parquet import open_checked
 from sqzoo.errors import ArgumentError, DataError, printable
 from sqzoo.files import environment_path, file_sha256, open_regular
 
@@ -22,7 +23,10 @@ _HUB_SHA256 = {
 }
 _COUNTS = {"train": 50_000, "test": 10_000}
 _SIDE = 32
-_PARQUET_LARGEST = 1 << 28  # bytes: the training images take 120 MB
+_PARQUET_LARGEST = 1 << 28  # bytes, of a file and of what it unpacks to: the training images take 120 MB
+_PAGES = 4000  # in a file, and columns of row groups: the Hub's way, in row groups of 100 images, has 3,000
+_ROWS = 100  # read at a time
+_IMAGE_LARGEST = 1 << 16  # bytes of a PNG on average: one of 32x32 takes at most some 6,000
 Split = Literal["train", "test"]
 
 
@@ -77,7 +81,7 @@ def _from_folder(folder: Path, split: Split) -> Dataset:
 
 def _read_parquet(files: list[Path], split: Split) -> Dataset:
     try:
-        import pyarrow.parquet as pq
+        import pyarrow.parquet  # noqa: F401
     except ImportError as e:
         raise DataError("Reading parquet needs pyarrow; install it with: pip install 'sqzoo[train]'.") from e
     images: list[np.ndarray] = []
@@ -87,13 +91,15 @@ def _read_parquet(files: list[Path], split: Split) -> Dataset:
             with open_regular(file) as stream:
                 if os.fstat(stream.fileno()).st_size > _PARQUET_LARGEST:
                     raise ValueError("it is larger than CIFAR-10")
-                table = pq.ParquetFile(stream)
-                about = table.metadata
-                groups = [about.row_group(i) for i in range(about.num_row_groups)]
-                unpacked = sum(g.column(c).total_uncompressed_size for g in groups for c in range(about.num_columns))
-                if len(labels) + about.num_rows > _COUNTS[split] or unpacked > _PARQUET_LARGEST:
-                    raise ValueError(f"{about.num_rows:,} rows of {unpacked:,} bytes, more than CIFAR-10 has")
-                for batch in table.iter_batches(100, columns=["img", "label"]):
+                table = open_checked(stream, unpacked=_PARQUET_LARGEST, pages=_PAGES, values=_COUNTS["train"])
+                facts = table.metadata
+                if any(facts.schema.column(i).max_repetition_level for i in range(facts.num_columns)):
+                    raise ValueError("a column holds lists")  # of which one row may be as long as it likes
+                if len(labels) + facts.num_rows > _COUNTS[split]:
+                    raise ValueError(f"{facts.num_rows:,} rows, more than CIFAR-10 has")
+                for batch in table.iter_batches(_ROWS, columns=["img", "label"]):
+                    if batch.nbytes > _ROWS * _IMAGE_LARGEST:  # all of one dictionary's entry, say
+                        raise ValueError(f"rows of {batch.nbytes // _ROWS:,} bytes")
                     images += [_tiny_picture(b) for b in batch["img"].field("bytes").to_pylist()]
                     labels += batch["label"].to_pylist()
         except Exception as e:  # pyarrow, Pillow and numpy each have their own errors for damaged or foreign files
