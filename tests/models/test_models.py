@@ -222,7 +222,9 @@ def test_default_dropout(name: str, rates: list[float]) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_drop_rate(name: str) -> None:
     model = make(name, drop_rate=0.5)
-    assert {m.p for m in model.modules() if isinstance(m, nn.Dropout)} - {0.5} == ({0.0, 0.1} if name == "sq1" else set())
+    assert {m.p for m in model.modules() if isinstance(m, nn.Dropout)} - {0.5} == (
+        {0.0, 0.1} if name == "sq1" else set()
+    )
     x = images(8)
     still, _ = seen_by(model, AFTER_DROPOUT[name], x)
     dropped, _ = seen_by(model.train(), AFTER_DROPOUT[name], x)
