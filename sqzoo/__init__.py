@@ -27,7 +27,7 @@ if TYPE_CHECKING or not _is_command():
 def __getattr__(name: str) -> Any:
     # What few users need comes when it is asked for; for the command line all does, or `sqzoo --help` would wait for
     # torch.
-    places = {"optimize": "optimization", "get_weights": "weights"} | dict.fromkeys(
+    places = {"optimize": "deploy.optimize", "get_weights": "weights"} | dict.fromkeys(
         ("create_model", "list_models"), "registry"
     )
     if name not in places:

@@ -20,6 +20,7 @@ from sqzoo.errors import DataError, SqzooError, printable
 from sqzoo.own_images.folder import find_pictures
 from sqzoo.weights.config_json import read_configuration
 from sqzoo.weights.header import declared, read_tensors
+from tests.support.sentences import assert_one_sentence
 
 quick = settings(max_examples=150, deadline=None)
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
@@ -35,11 +36,6 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def one_sentence(error: BaseException) -> None:
-    message = str(error)
-    assert message.isprintable() and len(message) < 2000 and message.endswith("."), message
-
-
 @quick
 @given(st.dictionaries(st.sampled_from([*CONFIG, "other"]), JSON), st.dictionaries(st.sampled_from(FIELDS), JSON))
 def test_configurations(top: dict[str, Any], fields: dict[str, Any]) -> None:
@@ -49,7 +45,7 @@ def test_configurations(top: dict[str, Any], fields: dict[str, Any]) -> None:
     try:
         found = read_configuration(json.dumps(config).encode(), "config.json")
     except SqzooError as e:
-        one_sentence(e)
+        assert_one_sentence(e)
         return
     about = found["pretrained_cfg"]
     if "input_size" in about and "crop_pct" in about:
@@ -73,7 +69,7 @@ def test_headers(header: dict[str, Any], rest: bytes) -> None:
         try:
             declared(data, "x.safetensors")
         except SqzooError as e:
-            one_sentence(e)
+            assert_one_sentence(e)
 
 
 @quick
@@ -84,7 +80,7 @@ def test_changed_tensor_files(place: int, other: bytes) -> None:
     try:
         found = read_tensors(data, "x.safetensors", TENSORS)
     except SqzooError as e:
-        one_sentence(e)
+        assert_one_sentence(e)
     else:
         assert {k: v.shape for k, v in found.items()} == {k: v.shape for k, v in TENSORS.items()}
         assert all(t.double().isfinite().all() for t in found.values())
@@ -169,7 +165,7 @@ def test_trees_of_folders(tree: dict[str, dict[str, bool]]) -> None:
         try:
             found = find_pictures(folder)
         except DataError as e:
-            one_sentence(e)
+            assert_one_sentence(e)
             return
         real = [f.resolve() for f in found.files]
         assert len(real) == len(set(real)) and set(found.labels) == set(range(len(found.classes)))

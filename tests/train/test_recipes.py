@@ -10,6 +10,7 @@ import pytest
 from sqzoo.errors import ArgumentError, UnknownModelError
 from sqzoo.train import RECIPES, Recipe, recipe
 from sqzoo.weights import get_weights, read_manifest
+from tests.support.sentences import assert_one_sentence
 
 MADE = ("name", "commit", "device", "precision", "note")  # what an entry says besides the recipe's fields
 # Tags that earlier code made, until they are made anew: the entry's note says how, and its commit can re-run it.
@@ -90,8 +91,7 @@ def test_the_manifest_names_the_recipe_of_each_tag(tag: str) -> None:
 def test_recipes_that_cannot_be_meant_are_refused(changes: dict[str, Any], part: str) -> None:
     with pytest.raises(ArgumentError) as caught:
         Recipe("sq1", **changes)
-    message = str(caught.value)
-    assert part in message and "\n" not in message and message.endswith(".")
+    assert_one_sentence(caught.value, part)
 
 
 def test_unknown_recipe_model_and_field_suggest_the_nearest() -> None:
