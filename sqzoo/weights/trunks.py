@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from sqzoo.errors import ArgumentError, WeightsError, did_you_mean, shown, why
 from sqzoo.files import environment_path, expand, open_regular, tensors_sha256
-from sqzoo.weights.header import read_wanted
 
 if TYPE_CHECKING:
     import torch
@@ -154,6 +153,7 @@ def _hub_file(trunk: Trunk) -> Path:
 
 def _read(file: Path, linear: bool) -> dict[str, torch.Tensor]:
     """Return a file's `features.*` tensors and, if asked, AlexNet's linear layers; the rest is not read."""
+    from sqzoo.weights.header import read_wanted
     from sqzoo.weights.torch_zip import read_torch_zip
 
     def wanted(name: str) -> bool:
