@@ -24,6 +24,7 @@ from sqzoo.images.walk import image_files
 from sqzoo.predict import classify, predict
 from sqzoo.weights import CIFAR10_CLASSES
 from tests.support import ROOT
+from tests.support.sentences import assert_one_sentence
 
 CAT = ROOT / "examples" / "cat.jpg"
 
@@ -89,7 +90,7 @@ def test_wrong_input_is_one_clear_sentence(model: torch.nn.Module, tmp_path: Pat
     ):
         with pytest.raises(error, match=words) as caught:
             predict(model, bad)
-        assert "\n" not in str(caught.value)
+        assert_one_sentence(caught.value)
     with pytest.raises(ArgumentError, match="top_k must be a whole number from 1 to 10, not 11"):
         predict(model, CAT, top_k=11)
 

@@ -11,18 +11,22 @@ from PIL import Image
 from sqzoo.data.batches import LARGEST as BATCH_LARGEST
 from sqzoo.data.batches import read_batch
 from sqzoo.data.dataset import Dataset
+from sqzoo.data.parquet import open_checked
 from sqzoo.errors import ArgumentError, DataError, describe
 from sqzoo.files import environment_path, file_sha256, open_regular
 
 _FOLDER_VARIABLE = "SQZOO_CIFAR10"
-_HUB_REPO, _HUB_COMMIT = "uoft-cs/cifar10", "0b2714987fa478483af9968de7c934580d0bb9a2"
+HUB_REPO, HUB_COMMIT = "uoft-cs/cifar10", "0b2714987fa478483af9968de7c934580d0bb9a2"
 _HUB_SHA256 = {
     "train": "8428b53a88a11ac374111006708df51469e315a22ac6d66470afd9c78d2ae883",
     "test": "841389e6f2d64f28bf17310e430aebac20ec3ba611a3c5e231dc93c645ce84de",
 }
 _COUNTS = {"train": 50_000, "test": 10_000}
-_SIZE = 32  # pixels
-_PARQUET_LARGEST = 1 << 28  # bytes: the training images take 120 MB
+_SIZE = 32
+_PARQUET_LARGEST = 1 << 28  # bytes, of a file and of what it unpacks to: the training images take 120 MB
+_PAGES = 4000  # in a file, and columns of row groups: the Hub's way, in row groups of 100 images, has 3,000
+_ROWS = 100  # read at a time
+_IMAGE_LARGEST = 1 << 16  # bytes of a PNG on average: one of 32x32 takes at most some 6,000
 Split = Literal["train", "test"]
 
 
@@ -48,7 +52,7 @@ def cifar10(split: Split, root: str | os.PathLike[str] | None = None) -> Dataset
     if not complete or classes.tolist() != list(range(10)) or len(set(per_class)) != 1:
         counts = dict(zip(classes[:11].tolist(), per_class[:11].tolist(), strict=True))
         raise DataError(
-            f"{source or _HUB_REPO} does not hold CIFAR-10's {split} split: expected {count} images of 32x32 in ten "
+            f"{source or HUB_REPO} does not hold CIFAR-10's {split} split: expected {count} images of 32x32 in ten "
             f"equal classes, found an array {list(data.images.shape)} with these counts of labels: {counts}; fetch it "
             "again."
         )
@@ -81,7 +85,7 @@ def _from_folder(folder: Path, split: Split) -> Dataset:
 
 def _read_parquet(files: list[Path], split: Split) -> Dataset:
     try:
-        import pyarrow.parquet as pq
+        import pyarrow.parquet  # noqa: F401
     except ImportError as e:
         raise DataError("Reading parquet needs pyarrow; install it with: pip install 'sqzoo[train]'.") from e
     images: list[np.ndarray] = []
@@ -92,13 +96,15 @@ def _read_parquet(files: list[Path], split: Split) -> Dataset:
             with open_regular(file) as stream:
                 if os.fstat(stream.fileno()).st_size > _PARQUET_LARGEST:
                     raise ValueError("it is larger than CIFAR-10")
-                table = pq.ParquetFile(stream)
-                header = table.metadata
-                groups = [header.row_group(i) for i in range(header.num_row_groups)]
-                unpacked = sum(g.column(c).total_uncompressed_size for g in groups for c in range(header.num_columns))
-                if len(labels) + header.num_rows > _COUNTS[split] or unpacked > _PARQUET_LARGEST:
-                    raise ValueError(f"{header.num_rows:,} rows of {unpacked:,} bytes, more than CIFAR-10 has")
-                for batch in table.iter_batches(100, columns=["img", "label"]):
+                table = open_checked(stream, unpacked=_PARQUET_LARGEST, pages=_PAGES, values=_COUNTS["train"])
+                facts = table.metadata
+                if any(facts.schema.column(i).max_repetition_level for i in range(facts.num_columns)):
+                    raise ValueError("a column holds lists")  # of which one row may be as long as it likes
+                if len(labels) + facts.num_rows > _COUNTS[split]:
+                    raise ValueError(f"{facts.num_rows:,} rows, more than CIFAR-10 has")
+                for batch in table.iter_batches(_ROWS, columns=["img", "label"]):
+                    if batch.nbytes > _ROWS * _IMAGE_LARGEST:  # all of one dictionary's entry, say
+                        raise ValueError(f"rows of {batch.nbytes // _ROWS:,} bytes")
                     images += [_decode(b) for b in batch["img"].field("bytes").to_pylist()]
                     labels += batch["label"].to_pylist()
         return Dataset(np.stack(images), np.array(labels, np.int64))
@@ -123,17 +129,17 @@ def _hub_file(split: Split) -> Path:
     name = f"plain_text/{split}-00000-of-00001.parquet"
     for again in (False, True):  # a damaged file in the Hub's cache is downloaded once more
         try:
-            file = hf_hub_download(_HUB_REPO, name, repo_type="dataset", revision=_HUB_COMMIT, force_download=again)
+            file = hf_hub_download(HUB_REPO, name, repo_type="dataset", revision=HUB_COMMIT, force_download=again)
         except Exception as e:  # network, authorisation and cache errors of huggingface_hub
             raise DataError(
-                f"Could not get {name} of {_HUB_REPO} from the Hub ({type(e).__name__}); connect to the network, or "
+                f"Could not get {name} of {HUB_REPO} from the Hub ({type(e).__name__}); connect to the network, or "
                 f"name a folder that has it in {_FOLDER_VARIABLE}."
             ) from e
         sha256 = file_sha256(file)
         if sha256 == _HUB_SHA256[split]:
             return Path(file)
     raise DataError(
-        f"{file}, downloaded twice from {_HUB_REPO} on the Hub, has SHA-256 {sha256}, expected {_HUB_SHA256[split]}; "
+        f"{file}, downloaded twice from {HUB_REPO} on the Hub, has SHA-256 {sha256}, expected {_HUB_SHA256[split]}; "
         f"look for what changes files on the way, or name a folder that has the right one in {_FOLDER_VARIABLE}."
     )
 

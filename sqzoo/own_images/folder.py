@@ -20,6 +20,7 @@ from PIL import Image
 from timm.utils.misc import natural_key
 
 from sqzoo.data import Dataset
+from sqzoo.data.parquet import check_downloaded
 from sqzoo.environment import require
 from sqzoo.errors import ArgumentError, DataError, printable, shown, why
 from sqzoo.files import TEMPORARY, atomic_file, is_claimed, open_regular, write_bytes
@@ -217,6 +218,7 @@ def from_hub(name: str, store: str | os.PathLike[str]) -> Path:
         return folder
     datasets = require("datasets", "datasets", f"No folder {name!r}; fetching a data set of that name")
     where, _, revision = name.partition("@")
+    _check_parquet(name, where, revision or None, datasets)
     try:
         splits = datasets.load_dataset(where, revision=revision or None)
     except Exception as e:  # whatever network, files and client raise
@@ -240,6 +242,20 @@ def from_hub(name: str, store: str | os.PathLike[str]) -> Path:
     if skipped:
         _logger.warning("%d rows of %s have no picture or no label, and were left out.", skipped, name)
     return folder
+
+
+def _check_parquet(name: str, where: str, revision: str | None, datasets: Any) -> None:
+    """Raise DataError for a data set with parquet files that would fill the memory; fetch them."""
+    try:
+        files = datasets.load_dataset_builder(where, revision=revision).config.data_files or {}
+        fetched = datasets.DownloadManager().download(dict(files))
+    except Exception:  # `load_dataset` has the same, and its error is told
+        return
+    for file in (file for some in fetched.values() for file in some):
+        try:
+            check_downloaded(file)
+        except (OSError, ValueError) as e:
+            raise DataError(f"{name} has a file that is not read ({why(e)}); name another data set.") from e
 
 
 def _write_split(name: str, data: Any, place: Path, datasets: Any) -> int:

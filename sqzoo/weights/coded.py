@@ -1,4 +1,4 @@
-"""CodedTensor weights: shared values and entropy-coded indices in a safetensors file, decoded exactly as it loads.
+"""Coded weights: shared values and entropy-coded indices in a safetensors file, decoded exactly as it loads.
 
 Each coded tensor has a codebook of at most 256 float16 values, zero among them, and an index into it for every weight
 (weight sharing; Han, Mao and Dally, "Deep Compression", 2016). The file holds three tensors for all of them, and the

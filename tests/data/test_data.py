@@ -28,6 +28,7 @@ from sqzoo.data import CIFAR10, IMAGENET, Dataset, Normalise, cifar10
 from sqzoo.errors import ArgumentError, DataError
 from sqzoo.images.opener import open_image
 from sqzoo.train.augment import augment
+from tests.support.sentences import assert_one_sentence
 
 COMMIT = "0b2714987fa478483af9968de7c934580d0bb9a2"
 PINNED_TEST = "841389e6f2d64f28bf17310e430aebac20ec3ba611a3c5e231dc93c645ce84de"
@@ -47,14 +48,6 @@ def write_parquet(file: Path, pictures: list[bytes | None], labels: list[int | N
     file.parent.mkdir(parents=True, exist_ok=True)
     img = [{"bytes": b, "path": f"{i}.png"} for i, b in enumerate(pictures)]
     pq.write_table(pa.table({"img": img, "label": pa.array(labels, pa.int64())}), file)
-
-
-def assert_one_sentence(error: BaseException, *parts: object) -> None:
-    message = str(error)
-    assert "\n" not in message and message.endswith("."), message
-    assert len(message) < 700, message
-    for part in parts:
-        assert str(part) in message
 
 
 # Parquet

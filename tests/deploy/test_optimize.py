@@ -27,6 +27,7 @@ from sqzoo.errors import ArgumentError, MissingExtraError
 from sqzoo.models.upsample import Upsample
 from sqzoo.predict import predict
 from tests.support import ROOT
+from tests.support.sentences import assert_one_sentence
 
 SIDE = 32
 
@@ -291,7 +292,7 @@ def test_mistakes_are_one_clear_sentence(model: nn.Module, pictures: Dataset, mo
     ):
         with pytest.raises(ArgumentError, match=words) as caught:
             optimize(model, *args, **options)
-        assert "\n" not in str(caught.value)
+        assert_one_sentence(caught.value)
     with pytest.raises(ArgumentError, match="Linear was not created by create_model"):
         optimize(nn.Linear(2, 2))
     fast = optimize(model, "pytorch")

@@ -18,7 +18,7 @@ from PIL import Image
 from sqzoo import create_model
 from sqzoo.cli import main
 from sqzoo.data import Normalise, holds_cifar10
-from sqzoo.errors import ArgumentError, SqzooError
+from sqzoo.errors import ArgumentError
 from sqzoo.images.opener import open_image
 from sqzoo.own_images.folder import Pictures, find_pictures, from_hub, read_pictures
 from sqzoo.own_images.training import train_on_images
@@ -26,6 +26,7 @@ from sqzoo.predict import predict
 from sqzoo.train import Recipe, train
 from sqzoo.weights import CIFAR10_CLASSES
 from tests.support.hub_server import HubServer
+from tests.support.sentences import refused
 
 COLOURS = {"blue": (40, 60, 200), "green": (50, 180, 60), "red": (200, 50, 40)}
 START = "sq1.ft_cifar10"  # embedded: needs no file of the ImageNet trunk
@@ -54,16 +55,6 @@ def photos(tmp_path: Path) -> Path:
 
 def read(folder: Path, side: int = 32, **arguments: Any) -> Pictures:
     return read_pictures(find_pictures(folder), side, folder.parent / "store", **arguments)
-
-
-def refused(call: Callable[[], Any], *parts: object) -> None:
-    """The call ends in one sentence that has the parts."""
-    with pytest.raises(SqzooError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message and message.endswith(".") and len(message) < 600, message
-    for part in parts:
-        assert str(part) in message, message
 
 
 # What is found

@@ -29,6 +29,7 @@ from sqzoo.train.batch_norm import fold_batch_norm, insert_batch_norm
 from sqzoo.train.checkpoint import run_lock
 from sqzoo.weights import load_trunk
 from tests.support.runs import FROZEN, TEST, TRAIN, TRAINED, coloured
+from tests.support.sentences import assert_one_sentence
 
 
 def resized(model: nn.Module, plan: Recipe) -> nn.Module:
@@ -42,13 +43,6 @@ def run(plan: Recipe, folder: Path, trunks: Path, **changes: Any) -> dict[str, A
     arguments: dict[str, Any] = {"train_set": TRAIN, "test_set": TEST, "trunk": trunks, "progress": False}
     arguments["precision"] = "float32"
     return train(plan, run=folder, **(arguments | changes))
-
-
-def assert_one_sentence(error: BaseException, *parts: object) -> None:
-    message = str(error)
-    assert "\n" not in message and message.endswith(".") and len(message) < 700, message
-    for part in parts:
-        assert str(part) in message, message
 
 
 @pytest.fixture()
