@@ -1,7 +1,7 @@
-"""Open a parquet file only once its footer and the headers of its pages show that it does not unpack to gigabytes.
+"""Open parquet files only after their footer and page headers show that they do not unpack to gigabytes.
 
-A page's header states how much memory its content takes, whatever the footer says, and pyarrow allocates that much. The
-headers are in Thrift's compact protocol (https://parquet.apache.org/docs/file-format/).
+pyarrow allocates what a page's header states, whatever the footer says. The headers are in Thrift's compact protocol
+(https://parquet.apache.org/docs/file-format/).
 """
 
 import os
@@ -11,33 +11,33 @@ from typing import Any, BinaryIO
 
 from sqzoo.files import open_regular
 
-# Bytes: CIFAR-10 in row groups of 100, as the Hub has pictures, has 2.2 million; pyarrow may take 230 times as many.
-_FOOTER_LARGEST, _FOOTER_SMALL, _FOOTER_PART = 9 << 18, 1 << 18, 32  # at most; of any file; else a 32nd of the file
-_LIST_LARGEST = 10_000  # entries, which pyarrow makes room for before it reads them
+# Bytes: CIFAR-10 in row groups of 100, as on the Hub, has 2.2 million; pyarrow may allocate 230 times as many.
+_FOOTER_LARGEST, _FOOTER_SMALL, _FOOTER_PART = 9 << 18, 1 << 18, 32  # a 32nd of the file, but 256 kB to 2.25 MB
+_LIST_LARGEST = 10_000  # entries, which pyarrow allocates before it reads them
 _SMALL = 1 << 28  # bytes that any data set may unpack to
-_HEADER_LARGEST = 1 << 15  # bytes: it may hold the least and the greatest value of its page
+_HEADER_LARGEST = 1 << 15  # bytes: it may hold the smallest and the largest value of its page
 _DICTIONARY_LARGEST = 1 << 22  # bytes: each row may be the whole of it; writers stop at a megabyte
-# By number: plain, dictionary, run length, bit-packed, differences of numbers, bytes apart. Texts by their differences
-# (6, 7) unpack to more than the header states.
+# Plain, dictionary, RLE, bit-packed, delta of integers, byte stream split; not the deltas of byte arrays (6, 7), which
+# unpack to more than the header states.
 _ENCODINGS = {0, 2, 3, 4, 5, 8, 9}
 _DICTIONARY = 2  # kind of page
-_DETAILS = {0: 5, _DICTIONARY: 7, 3: 8}  # where the header's details are, by kind of page: data, dictionary, data v2
-# Writers before it understate the length of a column, and pyarrow then reads on behind it.
+_DETAILS = {0: 5, _DICTIONARY: 7, 3: 8}  # field of the details, by kind of page: data, dictionary, data v2
+# Older writers understate the length of a column, and pyarrow then reads past it.
 _OLD = re.compile(r"parquet-mr(?! version (1\.([89]|\d\d)|[2-9])\b)", re.IGNORECASE)
 _Struct = dict[int, Any]
 
 
 def open_checked(stream: BinaryIO, *, unpacked: int, pages: int, values: int) -> Any:
-    """Return the `pyarrow.parquet.ParquetFile` of a file, once its pages are found to be within bounds.
+    """Open a `pyarrow.parquet.ParquetFile` after checking its pages against bounds.
 
     Args:
         stream: the file.
-        unpacked: most bytes that its pages may take together.
+        unpacked: most bytes of all pages together, unpacked.
         pages: most pages and columns of row groups.
         values: most values in a page.
 
     Raises:
-        ValueError: the file states more, or is damaged; pyarrow has more errors for the latter.
+        ValueError: the file exceeds a bound or is damaged; the latter may raise pyarrow's errors, too.
     """
     import pyarrow.parquet as pq
 
@@ -48,28 +48,28 @@ def open_checked(stream: BinaryIO, *, unpacked: int, pages: int, values: int) ->
     if footer > largest:
         raise ValueError(f"a footer of {footer:,} bytes, at most {largest:,} are read")
     file = pq.ParquetFile(stream, pre_buffer=False, thrift_container_size_limit=_LIST_LARGEST)
-    facts = file.metadata
-    if _OLD.match(facts.created_by or ""):
+    header = file.metadata
+    if _OLD.match(header.created_by or ""):
         raise ValueError("its writer is too old")
-    for group in range(facts.num_row_groups):
-        for column in range(facts.num_columns):
-            chunk = facts.row_group(group).column(column)
+    for group in range(header.num_row_groups):
+        for column in range(header.num_columns):
+            chunk = header.row_group(group).column(column)
             start = chunk.data_page_offset
             if chunk.has_dictionary_page and 0 < chunk.dictionary_page_offset < start:
                 start = chunk.dictionary_page_offset
             pages -= 1
-            for header in _headers(stream, start, min(size, start + chunk.total_compressed_size)):
-                pages, unpacked = pages - 1, unpacked - header[2]
+            for page in _headers(stream, start, min(size, start + chunk.total_compressed_size)):
+                pages, unpacked = pages - 1, unpacked - page[2]
                 if min(pages, unpacked) < 0:
                     raise ValueError("its pages are too many, or unpack to more than is read")
-                _check(header, values)
+                _check(page, values)
     return file
 
 
 def check_downloaded(file: str | os.PathLike[str]) -> None:
-    """Raise ValueError for a parquet file, one of a data set of any size, that unpacks to far more than it holds.
+    """Raise ValueError for a parquet file that unpacks to far more than its size; other files pass.
 
-    Pictures are compressed already, so that an honest one hardly unpacks to twice its size. Other files pass.
+    Images are compressed already, so an honest file hardly unpacks to twice its size.
     """
     with open_regular(file) as stream:
         if stream.read(4) == b"PAR1":
@@ -89,13 +89,13 @@ def _check(header: _Struct, values: int) -> None:
 
 
 def _headers(stream: BinaryIO, place: int, stop: int) -> Iterator[_Struct]:
-    """Yield the headers of the pages between two places of a file."""
+    """Yield the page headers between two offsets of a file."""
     while place < stop:
         stream.seek(place)
         try:
             header, length = _struct(stream.read(_HEADER_LARGEST), 0)
             if not all(type(header[n]) is int and header[n] >= 0 for n in (1, 2, 3)):
-                raise ValueError("its sizes are no numbers")
+                raise ValueError("its sizes are no integers")
             if header[1] in _DETAILS and type(header[_DETAILS[header[1]]]) is not dict:
                 raise ValueError("its details are missing")
         except (ValueError, LookupError, RecursionError) as e:
@@ -105,7 +105,7 @@ def _headers(stream: BinaryIO, place: int, stop: int) -> Iterator[_Struct]:
 
 
 def _struct(data: bytes, at: int) -> tuple[_Struct, int]:
-    """Return a structure, its values by their fields' numbers, and where it ends."""
+    """Parse a Thrift struct: its values by field number, and the offset of its end."""
     fields: _Struct = {}
     number = 0
     while head := data[at]:
@@ -115,7 +115,7 @@ def _struct(data: bytes, at: int) -> tuple[_Struct, int]:
             number += delta
         else:
             number, at = _integer(data, at)
-        if number in fields or kind not in range(1, 13) or kind in (9, 10, 11):  # lists and maps are in no header
+        if number in fields or kind not in range(1, 13) or kind in (9, 10, 11):  # no header has lists or maps
             raise ValueError(f"field {number} of kind {kind}")
         if kind in (1, 2):
             fields[number] = kind == 1
@@ -146,4 +146,4 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         if data[at - 1] < 128:
             return value, at
         if shift > 63:
-            raise ValueError("a number without end")
+            raise ValueError("an integer without end")

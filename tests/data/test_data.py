@@ -287,7 +287,7 @@ def test_a_pickle_that_is_no_array_is_not_executed(
     with pytest.raises(DataError) as caught:
         cifar10("test", tmp_path)
     assert not marker.exists()
-    assert_one_sentence(caught.value, tmp_path / "test_batch", "no array" if protocol == 2 else "protocol 2")
+    assert_one_sentence(caught.value, tmp_path / "test_batch", "asks for" if protocol == 2 else "protocol 2")
 
 
 def test_damaged_batches_are_refused(batches: Path, tmp_path: Path) -> None:
