@@ -28,6 +28,7 @@ SYSTEM_NAMES = {
     *("system volume information", "found.000"),
 }
 _MARKER = ".sqzoo-"
+_JSON_LARGEST = 1 << 26  # bytes: a result that names 100,000 files left out has some 10 million
 
 
 def is_system_name(name: str) -> bool:
@@ -90,6 +91,8 @@ def read_json(file: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a JSON object from a regular file; raise `DataError` where there is none, or it is damaged."""
     try:
         with open_regular(file) as stream:
+            if os.fstat(stream.fileno()).st_size > _JSON_LARGEST:
+                raise ValueError(f"it has more than {_JSON_LARGEST:,} bytes")
             return dict(json.loads(stream.read()))
     except (OSError, ValueError, TypeError, RecursionError) as e:
         raise DataError(f"{shown(file)} is damaged ({why(e)}); delete the folder to start the run again.") from e
