@@ -14,16 +14,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from sqzoo.errors import ArgumentError, SqzooError, WeightsError, did_you_mean, printable, shown, why
 from sqzoo.files import cache_folder, file_sha256
-from sqzoo.registry import list_models
 from sqzoo.weights.config_json import read_configuration
-from sqzoo.weights.loading import read_verified
-from sqzoo.weights.manifest import read_manifest
+from sqzoo.weights.manifest import architectures, read_manifest
 from sqzoo.weights.remote import CONFIG, WEIGHTS, is_undamaged
-from sqzoo.weights.trunks import TRUNKS, load_trunk
+from sqzoo.weights.trunks import TRUNKS, checkpoints, load_trunk
 from sqzoo.weights.untrusted import CONFIG_LARGEST, read_bytes
 
 folder = cache_folder
@@ -45,6 +41,8 @@ class Kept:
         again = "remove it, and the next use makes or fetches it again"
         try:
             if self.kind == "package":
+                from sqzoo.weights.loading import read_verified  # which imports torch
+
                 read_verified(read_manifest()[self.name])
             elif self.kind == "trunk":
                 load_trunk(self.name, self.path)
@@ -129,7 +127,7 @@ def _remove_hub_model(found: Kept) -> None:
 
 def _trunks() -> Iterator[Kept]:
     for trunk in TRUNKS.values():
-        file = Path(torch.hub.get_dir()) / "checkpoints" / trunk.url.rpartition("/")[2]
+        file = checkpoints() / trunk.file
         if os.path.isfile(file):  # Path's own test raises where one may not look
             yield Kept("trunk", trunk.name, file, os.stat(file).st_size)
 
@@ -147,7 +145,7 @@ def _hub_models() -> Iterator[Kept]:
             files = {f.file_name: f.file_path for f in revision.files}
             try:
                 config = read_configuration(read_bytes(files[CONFIG], CONFIG_LARGEST), CONFIG)
-                ours = config["architecture"] in list_models()
+                ours = config["architecture"] in architectures()
             except (KeyError, OSError, WeightsError):
                 continue
             if ours and WEIGHTS in files:

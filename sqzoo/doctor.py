@@ -66,8 +66,9 @@ def _kept() -> dict[str, str]:
 
     from sqzoo.cache import folder_size
     from sqzoo.weights.manifest import FOLDER
+    from sqzoo.weights.trunks import checkpoints
 
-    places = {"weights (package)": FOLDER, "trunks (torch.hub)": Path(torch.hub.get_dir()) / "checkpoints"}
+    places = {"weights (package)": FOLDER, "trunks (torch.hub)": checkpoints()}
     places["models (Hub)"] = Path(constants.HF_HUB_CACHE)
     return {name: f"{place} ({folder_size(place) / 1e6:.1f} MB)" for name, place in places.items()}
 
@@ -85,11 +86,11 @@ def _cifar10() -> str:
 
 
 def _trunks() -> str:
-    from sqzoo.weights import TRUNKS, load_trunk
+    from sqzoo.weights.trunks import TRUNKS, checkpoints, load_trunk
 
     states = []
     for trunk in TRUNKS.values():
-        cached = Path(torch.hub.get_dir()) / "checkpoints" / trunk.url.rpartition("/")[2]
+        cached = checkpoints() / trunk.file
         if "SQZOO_TRUNKS" not in os.environ and not os.path.isfile(cached):
             states.append(f"{trunk.name} is downloaded when asked for")
             continue

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from platformdirs import user_cache_path
+
 from sqzoo.errors import ArgumentError, DataError, shown, why
 
 if TYPE_CHECKING:
@@ -221,9 +223,15 @@ def environment_path(variable: str) -> Path | None:
 
 
 def cache_folder() -> Path:
-    """Return sqzoo's own folder in the user's cache: $SQZOO_CACHE, else $XDG_CACHE_HOME/sqzoo, else ~/.cache/sqzoo."""
-    own = environment_path("SQZOO_CACHE")
-    return own or (environment_path("XDG_CACHE_HOME") or expand("~/.cache", "The cache folder")) / "sqzoo"
+    """Return sqzoo's cache folder: $SQZOO_CACHE, else the system's place for a user's caches, such as ~/.cache/sqzoo.
+
+    Raises:
+        ArgumentError: there is no home folder.
+    """
+    try:
+        return environment_path("SQZOO_CACHE") or expand(user_cache_path("sqzoo", appauthor=False), "The cache folder")
+    except RuntimeError as e:  # platformdirs': there is no home folder
+        raise ArgumentError(f"No cache folder ({why(e)}); set HOME or SQZOO_CACHE.") from e
 
 
 def file_sha256(file: str | os.PathLike[str]) -> str:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import timm
-import torch
 import torch.nn as nn
 from timm.models import model_entrypoint
 
@@ -14,8 +13,9 @@ from sqzoo import models as _models  # registers the architectures
 from sqzoo.errors import ArgumentError, UnknownArgumentError, UnknownModelError, WeightsError, did_you_mean, shown, why
 from sqzoo.files import file_sha256
 from sqzoo.models.build import source_cfg
-from sqzoo.weights import Entry, get_weights, load_trunk, read_manifest, read_verified, trunk_source
+from sqzoo.weights import get_weights, load_trunk, read_manifest, trunk_source
 from sqzoo.weights.header import read_tensors
+from sqzoo.weights.loading import read_verified
 from sqzoo.weights.remote import Source, parse, read_config
 from sqzoo.weights.untrusted import LARGEST, read_bytes
 
@@ -129,16 +129,6 @@ def check_name(name: str) -> None:
             f"{architecture} has no weights tag {tag!r}.{did_you_mean(name, tags)} "
             f"There are: {', '.join(tags) or 'none'}."
         )
-
-
-def multiply_adds(entry: Entry) -> int:
-    """Return the multiply-adds of a tag's convolutions and linear layers for one image of its own size."""
-    from torch.utils.flop_counter import FlopCounterMode  # slow to import, and only lists ask
-
-    model = create_model(entry.architecture, num_classes=entry.num_classes, device="meta", **entry.model_args)
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        model.eval()(torch.empty(1, *entry.input_size, device="meta"))
-    return counter.get_total_flops() // 2
 
 
 def start_from_imagenet(model: nn.Module, architecture: str) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import sys
 import threading
 from pathlib import Path
 
@@ -123,6 +124,16 @@ def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("SQZOO_CACHE", "~no-such-user/kept")
     with pytest.raises(ArgumentError, match="SQZOO_CACHE"):
         cache_folder()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the place is another on each system")
+def test_the_cache_folder_is_the_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SQZOO_CACHE", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert cache_folder() == tmp_path / ".cache" / "sqzoo"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    assert cache_folder() == tmp_path / "other" / "sqzoo"
 
 
 def test_control_characters_are_escaped() -> None:

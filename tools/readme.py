@@ -158,6 +158,7 @@ BLOCKS: dict[tuple[Path, str], Callable[[], str]] = {
     (ZOO, "tags"): tags,
     (ZOO, "plain_batches"): record("accuracy/plain_batches", plain_batches),
     (PAPER, "table2"): render("table2", "paper_rows"),
+    (PAPER, "open_choices"): render("paper/open_choices"),
     (BENCHMARKS, "table2"): render("table2"),
     (BENCHMARKS, "pareto"): render("size/pareto"),
     (BENCHMARKS, "latency"): render("speed/latency"),

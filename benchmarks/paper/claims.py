@@ -278,7 +278,7 @@ def pool2_costs_most(evidence: Evidence, protocol: str) -> Verdict:
 
 def independent(evidence: Evidence, protocol: str) -> Verdict:
     """The joint search finds nothing better than one factor at a time by more than its noise (see search.json)."""
-    file = RESULTS / "paper" / "search.json"
+    file = RESULTS / "tried" / "search.json"
     if not file.is_file():
         return "", OPEN
     searched = json.loads(file.read_text(encoding="utf-8"))

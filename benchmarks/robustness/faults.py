@@ -58,9 +58,10 @@ from sqzoo.data import Dataset
 from sqzoo.environment import environment
 from sqzoo.files import tensors_sha256
 from sqzoo.train import Recipe, train
-from sqzoo.weights import read_manifest, read_verified
+from sqzoo.weights import read_manifest
 from sqzoo.weights.coded import LAYERS, SYMBOLS, VALUES
 from sqzoo.weights.header import compare
+from sqzoo.weights.loading import read_verified
 from sqzoo.weights.remote import WEIGHTS, Source, read_weights
 from tests.support.hub_server import Fault, HubServer
 

@@ -29,8 +29,9 @@ from benchmarks import RESULTS
 from sqzoo import create_model
 from sqzoo.environment import environment
 from sqzoo.files import write_text
-from sqzoo.weights import Entry, fit, read_manifest, read_verified
+from sqzoo.weights import Entry, read_manifest
 from sqzoo.weights.coded import LAYERS, SYMBOLS, deflate
+from sqzoo.weights.loading import fit, read_verified
 
 RESULT = RESULTS / "size" / "codecs.json"
 

@@ -31,6 +31,7 @@ def run(
     from PIL import Image
 
     from sqzoo.data import cifar10
+    from sqzoo.environment import require
     from sqzoo.errors import shown
     from sqzoo.files import write_whole
     from sqzoo.registry import create_model
@@ -38,6 +39,7 @@ def run(
     from sqzoo.train import logits
     from sqzoo.weights import CIFAR10_CLASSES, get_weights
 
+    require("matplotlib", "train", "The report")  # before minutes of evaluation
     entry = get_weights(tag)
     file = output or Path(f"{entry.tag}.html")
     _options.check_writable(file)

@@ -3,10 +3,13 @@
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn as nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from sqzoo.data import NORMALISATIONS
 from sqzoo.errors import WeightsError
@@ -54,6 +57,7 @@ def entry_of(result: dict[str, Any], tag: str, source: str) -> dict[str, Any]:
         upsample = upsample[0]
     model_args = plan["model_args"] | {"upsample": upsample}
     made = {"name": name, "commit": result["environment"]["commit"]}
+    model = create_model(architecture, device="meta", **model_args)
     return {
         "dtype": "float32",
         "holds": "complete" if plan["layers"] == "all" else "head",
@@ -64,7 +68,8 @@ def entry_of(result: dict[str, Any], tag: str, source: str) -> dict[str, Any]:
         "mean": mean,
         "std": std,
         "interpolation": "bilinear",
-        "params": sum(p.numel() for p in create_model(architecture, device="meta", **model_args).parameters()),
+        "params": sum(p.numel() for p in model.parameters()),
+        "macs": multiply_adds(model, (3, 32, 32)),
         "licence": _LICENCE,
         "provenance": _PROVENANCE.format(trunk=trunk),
         "model_args": model_args,
@@ -78,6 +83,18 @@ def entry_of(result: dict[str, Any], tag: str, source: str) -> dict[str, Any]:
         },
         "data": {"train_digest": result["train_digest"], "test_digest": result["test_digest"]},
     }
+
+
+def multiply_adds(model: nn.Module, input_size: Sequence[int]) -> int:
+    """Count the multiply-adds of a model's convolutions and linear layers for one image.
+
+    Args:
+        model: on the meta device, where nothing is calculated.
+        input_size: of an image, (3, H, W).
+    """
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        model.eval()(torch.empty(1, *input_size, device="meta"))
+    return int(counter.get_total_flops() // 2)
 
 
 def add(root: Path, entry: dict[str, Any], data: bytes, record: dict[str, Any]) -> None:

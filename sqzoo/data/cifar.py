@@ -16,7 +16,7 @@ from sqzoo.errors import ArgumentError, DataError, printable
 from sqzoo.files import environment_path, file_sha256, open_regular
 
 _FOLDER_VARIABLE = "SQZOO_CIFAR10"
-_HUB_REPO, _HUB_COMMIT = "uoft-cs/cifar10", "0b2714987fa478483af9968de7c934580d0bb9a2"
+HUB_REPO, HUB_COMMIT = "uoft-cs/cifar10", "0b2714987fa478483af9968de7c934580d0bb9a2"
 _HUB_SHA256 = {
     "train": "8428b53a88a11ac374111006708df51469e315a22ac6d66470afd9c78d2ae883",
     "test": "841389e6f2d64f28bf17310e430aebac20ec3ba611a3c5e231dc93c645ce84de",
@@ -48,7 +48,7 @@ def cifar10(split: Split, root: str | os.PathLike[str] | None = None) -> Dataset
     if not whole or classes.tolist() != list(range(10)) or len(set(per_class)) != 1:
         found = dict(zip(classes[:11].tolist(), per_class[:11].tolist(), strict=True))
         raise DataError(
-            f"{source or _HUB_REPO} does not hold CIFAR-10's {split} split: expected {count} images of 32x32 in ten "
+            f"{source or HUB_REPO} does not hold CIFAR-10's {split} split: expected {count} images of 32x32 in ten "
             f"equal classes, found an array {list(data.images.shape)} with these counts of labels: {found}; fetch it "
             "again."
         )
@@ -130,17 +130,17 @@ def _hub_file(split: Split) -> Path:
     name = f"plain_text/{split}-00000-of-00001.parquet"
     for again in (False, True):  # a damaged file in the Hub's cache is fetched once more
         try:
-            file = hf_hub_download(_HUB_REPO, name, repo_type="dataset", revision=_HUB_COMMIT, force_download=again)
+            file = hf_hub_download(HUB_REPO, name, repo_type="dataset", revision=HUB_COMMIT, force_download=again)
         except Exception as e:  # network, authorisation and cache errors of huggingface_hub
             raise DataError(
-                f"Could not get {name} of {_HUB_REPO} from the Hub ({type(e).__name__}); connect to the network, or "
+                f"Could not get {name} of {HUB_REPO} from the Hub ({type(e).__name__}); connect to the network, or "
                 f"name a folder that has it in {_FOLDER_VARIABLE}."
             ) from e
         found = file_sha256(file)
         if found == _HUB_SHA256[split]:
             return Path(file)
     raise DataError(
-        f"{file}, fetched twice from {_HUB_REPO} on the Hub, has SHA-256 {found}, expected {_HUB_SHA256[split]}; "
+        f"{file}, fetched twice from {HUB_REPO} on the Hub, has SHA-256 {found}, expected {_HUB_SHA256[split]}; "
         f"look for what changes files on the way, or name a folder that has the right one in {_FOLDER_VARIABLE}."
     )
 

@@ -12,8 +12,9 @@ from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cf
 from sqzoo.errors import ArgumentError, SqzooError, UnknownArgumentError, WeightsError, did_you_mean
 from sqzoo.models.base import ZooModel
 from sqzoo.models.upsample import tuned_input
-from sqzoo.weights import CIFAR10_CLASSES, Entry, fit, get_weights, load_state, read_manifest, read_verified, tags
+from sqzoo.weights import CIFAR10_CLASSES, Entry, get_weights, read_manifest, tags
 from sqzoo.weights.header import read_tensors
+from sqzoo.weights.loading import fit, load_state, read_verified
 from sqzoo.weights.remote import CONFIG, Source, parse, read_config, read_weights
 from sqzoo.weights.untrusted import LARGEST, printable, read_bytes
 

@@ -5,20 +5,22 @@ configuration; a file from the Hub is also compared with the hash that the Hub g
 is used without a network call.
 """
 
+from __future__ import annotations
+
 import hashlib
 import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from sqzoo.errors import ArgumentError, WeightsError, printable, shown, why
 from sqzoo.weights.config_json import read_configuration
-from sqzoo.weights.header import LONGEST, read_tensors
 from sqzoo.weights.untrusted import CONFIG_LARGEST, LARGEST, read_bytes
+
+if TYPE_CHECKING:
+    import torch
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _REVISION = re.compile(r"\w[\w.+/-]{0,199}")
@@ -73,6 +75,8 @@ def read_weights(source: Source, config: Mapping[str, Any], own: Mapping[str, to
 
     The size of the file, its hashes and its header are checked before a tensor is made. Raises `WeightsError`.
     """
+    from sqzoo.weights.header import LONGEST, read_tensors  # which imports torch
+
     name, stated = f"{source.where}/{WEIGHTS}", config.get("sha256")
     size = sum(t.numel() * t.itemsize for t in own.values())
     if size > LARGEST:

@@ -1,20 +1,22 @@
 """The ImageNet trunks: torchvision's weights from a local file, torch.hub's cache or a download, verified."""
 
+from __future__ import annotations
+
 import math
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from sqzoo.errors import ArgumentError, WeightsError, did_you_mean, shown, why
 from sqzoo.files import environment_path, expand, open_regular, tensors_sha256
-from sqzoo.weights.header import read_wanted
-from sqzoo.weights.torch_zip import read_torch_zip
+
+if TYPE_CHECKING:
+    import torch
 
 _FOLDER_VARIABLE = "SQZOO_TRUNKS"
 _LARGEST = 1 << 24  # bytes of the features.* tensors: AlexNet's take 10 million
@@ -34,6 +36,11 @@ class Trunk:
     name: str
     url: str
     sha256: str
+
+    @property
+    def file(self) -> str:
+        """Name of torchvision's file."""
+        return self.url.rpartition("/")[2]
 
     @property
     def stem(self) -> str:
@@ -90,7 +97,7 @@ def load_trunk(
     if found != trunk.sha256:
         raise WeightsError(
             f"{file} does not hold torchvision's {name} trunk: its features.* tensors have SHA-256 {found}, "
-            f"expected {trunk.sha256}; replace the file by torchvision's {trunk.url.rpartition('/')[2]}."
+            f"expected {trunk.sha256}; replace the file by torchvision's {trunk.file}."
         )
     if not linear:
         return trunk_tensors
@@ -99,13 +106,21 @@ def load_trunk(
     if missing:
         raise WeightsError(
             f"{file} lacks {', '.join(missing)}, AlexNet's ImageNet linear layers; give torchvision's whole "
-            f"{trunk.url.rpartition('/')[2]}."
+            f"{trunk.file}."
         )
     return trunk_tensors | own
 
 
+def checkpoints() -> Path:
+    """Return torch.hub's folder of downloaded files; without importing torch, which only it could have moved."""
+    if torch := sys.modules.get("torch"):
+        return Path(torch.hub.get_dir(), "checkpoints")
+    home = os.environ.get("TORCH_HOME", os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "torch"))
+    return Path(os.path.expanduser(home), "hub", "checkpoints")
+
+
 def _local_file(trunk: Trunk, source: Path) -> Path:
-    names = (f"{trunk.stem}.safetensors", trunk.url.rpartition("/")[2])
+    names = (f"{trunk.stem}.safetensors", trunk.file)
     # Not Path's own, which raise where one may not look.
     candidates = [source / n for n in names] if os.path.isdir(source) else [source]
     for file in candidates:
@@ -118,8 +133,11 @@ def _local_file(trunk: Trunk, source: Path) -> Path:
 
 
 def _hub_file(trunk: Trunk) -> Path:
-    folder = expand(torch.hub.get_dir(), "The cache folder of torch.hub")
-    file = folder / "checkpoints" / trunk.url.rpartition("/")[2]
+    from http.client import HTTPException
+
+    import torch
+
+    file = expand(checkpoints(), "The cache folder of torch.hub") / trunk.file
     if not os.path.isfile(file):
         prefix = file.stem.rpartition("-")[2]
         try:
@@ -135,6 +153,8 @@ def _hub_file(trunk: Trunk) -> Path:
 
 def _read(file: Path, linear: bool) -> dict[str, torch.Tensor]:
     """Return a file's `features.*` tensors and, if asked, AlexNet's linear layers; the rest is not read."""
+    from sqzoo.weights.header import read_wanted
+    from sqzoo.weights.torch_zip import read_torch_zip
 
     def wanted(name: str) -> bool:
         return name.startswith("features.") or (linear and name in _LINEAR)

@@ -1,27 +1,21 @@
-"""The sweeps: what is planned, that it survives kills and is shared by processes, what the records say."""
+"""The sweeps: what is planned, and what the records say."""
 
 import csv
 import io
 import json
-import os
-import random
 import re
-import signal
 import subprocess
 import sys
-import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.paper import claims, plots
-from benchmarks.paper.experiments import HEADS, Experiment, Pass, Setting, experiments, passes, setting
+from benchmarks.paper import claims, figures, plots
+from benchmarks.paper.experiments import Experiment, Setting, experiments, runs, setting
 from benchmarks.paper.records import COLUMNS, outcomes, record, recorded
-from benchmarks.paper.sweep import Place, _books, missing, run
-from sqzoo.train import train
 from tests.support import ROOT
-from tests.support.runs import TEST, TRAIN
 
 FIGURES = ROOT / "benchmarks" / "results" / "paper"
 
@@ -38,20 +32,20 @@ def small(**changes: Any) -> Setting:
 # The plan
 
 
-def test_each_setting_is_trained_once_for_the_longest_that_asks() -> None:
+def test_each_setting_is_trained_once_a_seed_for_the_longest_that_asks() -> None:
     known = experiments()
-    assert list(known) == ["table1", "table3", *(f"fig{n}" for n in range(5, 12)), "bypass"]
-    plan = passes(list(known.values()))
-    trained = [s for one in plan for s in one.settings]
-    wanted = {s for e in known.values() for s in e.settings.values()}
-    assert len(trained) == len(set(trained)) and set(trained) == wanted
-    epochs = {s: e for one in plan for s, e in one.settings.items()}
+    assert list(known) == ["table1", "table3", *(f"fig{n}" for n in range(5, 12))]
+    plan = runs(list(known.values()), 2)
+    assert len({figures.key(one) for one in plan}) == len(plan)
+    epochs = {figures.key(one): one.recipe.epochs for one in plan}
+    wanted = {s.run(seed) for e in known.values() for s in e.settings.values() for seed in (0, 1)}
+    assert epochs.keys() == wanted
     for experiment in known.values():
-        assert all(epochs[s] >= experiment.epochs for s in experiment.settings.values())
-    for one in plan:
-        assert len({s.trunk for s in one.settings}) == 1 and len(one.settings) <= HEADS[one.any.model]
-    assert len({one.name for one in plan}) == len(plan)
-    assert all(e == 2 for one in passes(list(known.values()), 2) for e in one.settings.values())
+        assert all(epochs[s.run(1)] >= experiment.epochs for s in experiment.settings.values())
+    assert all(one.recipe.epochs == 2 for one in runs(list(known.values()), 1, 2))
+    caches = [one.cache for one in plan]
+    assert {"", "avg-max", "max-avg", "avg-avg"} == set(caches)
+    assert sum(a != b for a, b in pairwise(caches)) <= 4  # those of one backbone stand together
 
 
 def test_bfloat16_is_for_those_that_gain_by_it() -> None:
@@ -72,7 +66,6 @@ def test_bfloat16_is_for_those_that_gain_by_it() -> None:
         ("fig9", 4),
         ("fig10", 6),
         ("fig11", 4),
-        ("bypass", 3),
     ],
 )
 def test_the_papers_grids(name: str, count: int) -> None:
@@ -88,102 +81,6 @@ def test_base_settings_are_the_papers() -> None:
     assert {s.recipe(0, 50).lr for s in experiments()["fig8"].settings.values()} >= {0.005, 0.001, 0.0001, 8e-5, 2e-5}
     assert all(s.recipe(0, 1).hold_out == 5000 for e in experiments().values() for s in e.settings.values())
     assert setting("sq1", {"lr": 0.001, "mid": 64}) == next(iter(experiments()["table1"].settings.values()))
-
-
-# Running
-
-
-PLAN = [Pass("first", {small(mid=8): 3, small(mid=4): 2}), Pass("second", {small(mid=8, lr=0.01): 3})]
-
-
-def place(folder: Path, trunks: Path) -> Place:
-    return Place(folder, folder / "runs.json", str(trunks), folder / "cache", progress=False)
-
-
-def logs(folder: Path) -> dict[str, Any]:
-    return {name: r["log"] for name, r in recorded(folder / "runs.json")["runs"].items()}
-
-
-SCRIPT = """
-import sys
-from pathlib import Path
-from benchmarks.paper import sweep
-sweep.HEARTBEAT = 1
-from tests.benchmarks.test_sweep import PLAN, TEST, TRAIN, place
-sweep.run(PLAN, 2, (TRAIN, TEST), place(Path(sys.argv[1]), Path(sys.argv[2])))
-"""
-
-
-def start(folder: Path, trunks: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder), str(trunks)], env=os.environ)
-
-
-def test_runs_are_those_of_training_alone_and_are_not_repeated(tmp_path: Path, trunks: Path) -> None:
-    run(PLAN, 2, (TRAIN, TEST), place(tmp_path, trunks))
-    found = recorded(tmp_path / "runs.json")["runs"]
-    assert found.keys() == {f"{s.name},seed={k}" for p in PLAN for s in p.settings for k in (0, 1)}
-    for one in PLAN:
-        assert not missing(one, 1, found).settings
-        for s, epochs in one.settings.items():
-            run_folder = tmp_path / "alone" / s.name
-            alone = train(s.recipe(1, epochs), TRAIN, TEST, run_folder, trunk=trunks, log_test=True, progress=False)
-            rows = [
-                [r["train_loss"], *(r[k][m] for k in ("val", "test") for m in ("loss", "top1"))] for r in alone["log"]
-            ]
-            assert found[f"{s.name},seed=1"]["log"] == [[round(v, 5) for v in row] for row in rows]
-            assert found[f"{s.name},seed=1"]["recipe"] == s.recipe(1, epochs).to_json()
-    before = {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*.safetensors")}
-    run(PLAN, 2, (TRAIN, TEST), place(tmp_path, trunks))
-    assert {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*.safetensors")} == before
-
-
-def test_killed_at_random_it_loses_at_most_the_epoch_under_way(tmp_path: Path, trunks: Path) -> None:
-    """Killed again and again: no epoch that was logged is trained again, and the end is that of an unbroken sweep."""
-    rng = random.Random(int(time.time()))
-    kept: dict[str, list[str]] = {}
-    kills = 0
-    while True:
-        process = start(tmp_path / "killed", trunks)
-        try:
-            code = process.wait(timeout=3 + 2 * rng.random() + 2 * kills)  # 3 seconds are imports; more room each time
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
-            for file in (tmp_path / "killed" / "runs").glob("*/log.jsonl"):
-                rows = file.read_text().splitlines()
-                assert rows[: len(kept.get(file.parent.name, []))] == kept.get(file.parent.name, [])
-                kept[file.parent.name] = rows
-        else:
-            assert code == 0
-            break
-    assert kills
-    for name, rows in kept.items():
-        assert (tmp_path / "killed" / "runs" / name / "log.jsonl").read_text().splitlines()[: len(rows)] == rows
-    run(PLAN, 2, (TRAIN, TEST), place(tmp_path / "whole", trunks))
-    assert logs(tmp_path / "killed") == logs(tmp_path / "whole")
-
-
-def test_processes_share_the_work(tmp_path: Path, trunks: Path) -> None:
-    both = [start(tmp_path, trunks) for _ in range(2)]
-    assert [p.wait(timeout=300) for p in both] == [0, 0]
-    assert logs(tmp_path).keys() == {f"{s.name},seed={k}" for p in PLAN for s in p.settings for k in (0, 1)}
-    assert not list(tmp_path.glob("cache-*"))
-
-
-def test_the_last_pass_may_be_one_that_was_interrupted(tmp_path: Path, trunks: Path) -> None:
-    """A trial that was put back has no place in Optuna's grid, which asked for it where one pass is left."""
-    where, one = place(tmp_path, trunks), small()
-    where.folder.mkdir(exist_ok=True)
-    _books(f"sqlite:///{where.folder / 'optuna.db'}", ["last"], 1).enqueue_trial({"pass": "last"})
-    run([Pass("last", {one: 1})], 1, (TRAIN, TEST), where)
-    assert f"{one.name},seed=0" in recorded(tmp_path / "runs.json")["runs"]
-
-
-def test_features_of_an_odd_trunk_are_removed(tmp_path: Path, trunks: Path) -> None:
-    odd = small(model_args={"pool2": "avg"})
-    run([Pass("odd", {odd: 1})], 1, (TRAIN, TEST), place(tmp_path, trunks))
-    assert not list(tmp_path.glob("cache*")) and f"{odd.name},seed=0" in recorded(tmp_path / "runs.json")["runs"]
 
 
 # The records

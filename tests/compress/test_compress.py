@@ -25,8 +25,9 @@ from sqzoo.files import file_sha256
 from sqzoo.models.base import ZooModel
 from sqzoo.models.blocks import GlobalPool
 from sqzoo.train import evaluate, recipe
-from sqzoo.weights import Entry, load_trunk, read_manifest, read_verified
+from sqzoo.weights import Entry, load_trunk, read_manifest
 from sqzoo.weights.coded import LAYERS, SYMBOLS, VALUES, decode, encode
+from sqzoo.weights.loading import read_verified
 from tests.support.sentences import assert_one_sentence
 
 Tensors = dict[str, torch.Tensor]

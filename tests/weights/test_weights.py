@@ -12,7 +12,8 @@ import torch.nn as nn
 from safetensors.torch import load_file, save_file
 
 from sqzoo import create_model
-from sqzoo.weights import Entry, fit, load_state, read_verified, trunk_source
+from sqzoo.weights import Entry, trunk_source
+from sqzoo.weights.loading import fit, load_state, read_verified
 from tests.support.sentences import refusal
 
 Tensors = dict[str, torch.Tensor]
@@ -48,6 +49,7 @@ def entry_of(file: Path, tag: str = "tiny.made_up", holds: str = "complete", tru
         std=(0.5, 0.5, 0.5),
         interpolation="bilinear",
         params=162,
+        macs=1,
         licence="MIT",
         provenance="made up",
     )
