@@ -29,6 +29,7 @@ SYSTEM_NAMES = {
     *("system volume information", "found.000"),
 }
 _MARKER = ".sqzoo-run"
+_JSON_LARGEST = 1 << 26  # bytes: a result that names 100,000 files left out has some 10 million
 
 
 def is_system_name(name: str) -> bool:
@@ -91,6 +92,8 @@ def read_json(file: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a JSON object of a run; raise `DataError` where it is missing or damaged."""
     try:
         with open_regular(file) as stream:
+            if os.fstat(stream.fileno()).st_size > _JSON_LARGEST:
+                raise ValueError(f"it has more than {_JSON_LARGEST:,} bytes")
             return dict(json.loads(stream.read()))
     except (OSError, ValueError, TypeError, RecursionError) as e:
         raise DataError(f"{shown(file)} is damaged ({why(e)}); delete the folder to start the run again.") from e

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import RESULTS, ROOT
+from benchmarks.paper.records import PROTOCOLS
 from benchmarks.paper.runner import Run, carry_out, parser
 from benchmarks.record import write_record
 from sqzoo import SqzooError
@@ -22,7 +23,6 @@ from sqzoo.train import recipe
 from tools.release_weights import publish
 
 HEADS = RESULTS / "paper" / "heads"
-PROTOCOLS = ("paper", "held_out")
 ROWS = ("squeezenet_cifar", "sq1", "fire_next", "alexnet_cifar")  # cheap ones first
 LINEAR = "alexnet_cifar.linear"  # AlexNet's stand-in: its three linear layers from scratch, whose weights ship nowhere
 

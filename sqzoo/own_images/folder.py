@@ -23,7 +23,7 @@ from sqzoo.data import Dataset
 from sqzoo.data.parquet import check_downloaded
 from sqzoo.environment import require
 from sqzoo.errors import ArgumentError, DataError, printable, shown, why
-from sqzoo.files import TEMPORARY, atomic_file, is_claimed, open_regular, write_bytes
+from sqzoo.files import TEMPORARY, atomic_file, is_claimed, open_regular, read_json, write_bytes
 from sqzoo.images.opener import formats
 from sqzoo.images.reader import ImageReader, read_ahead
 from sqzoo.images.walk import AGAIN, DEEP, OURS, is_ignored, is_image_name, walk
@@ -374,11 +374,10 @@ def _state(file: Path) -> tuple[int, int] | None:
 def _noted(notes: Path, pixels: Path, names: list[str], side: int) -> dict[str, str] | None:
     """Return the unreadable files that an earlier call noted, or None where its pixels are not there, or not whole."""
     try:
-        with open_regular(notes) as stream:
-            unreadable = dict(json.loads(stream.read()))
+        unreadable = read_json(notes)
         with open_regular(pixels) as stream:
             size = os.fstat(stream.fileno()).st_size
-    except (OSError, ValueError, TypeError):
+    except (OSError, DataError):
         return None
     return unreadable if size == 3 * side**2 * sum(name not in unreadable for name in names) else None
 

@@ -22,7 +22,7 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-LONGEST = 1 << 20  # bytes of header: ours have a few thousand
+LONGEST = 1 << 18  # bytes of header: ours have a few thousand
 _DIMENSIONS = 8  # ours have four at most; a product of a hundred thousand sizes would take minutes
 
 

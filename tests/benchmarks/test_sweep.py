@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.paper import claims, figures, plots
+from benchmarks.paper import figures, plots
 from benchmarks.paper.experiments import Experiment, Setting, experiments, runs, setting
 from benchmarks.paper.records import COLUMNS, outcomes, record, recorded
 from tests.support import ROOT
@@ -142,84 +141,6 @@ def test_tables_are_those_of_the_records(name: str) -> None:
     assert (FIGURES / f"{name}.csv").read_text(encoding="utf-8") == plots.csv_text(found, epochs, 3)
     for kind in ("png", "svg") if experiment.draw != "table" else ():
         assert (FIGURES / f"{name}.{kind}").stat().st_size > 1000
-
-
-def test_claims_are_those_of_the_records() -> None:
-    done = subprocess.run(
-        [sys.executable, "benchmarks/paper/claims.py", "--check"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout
-    text = (ROOT / "benchmarks" / "results" / "paper" / "claims.md").read_text(encoding="utf-8")
-    verdict = r"\*\*(?:so far \([^)]*\): )?(?:holds|does not hold|within noise)\*\*"
-    assert len(re.findall(rf"^\|.*{verdict} \| .* \| {verdict} \|$", text, re.MULTILINE)) >= 15
-
-
-def test_claims_say_where_bfloat16_was_used() -> None:
-    wide = experiments()["fig9"].settings[(("width", 192),)].run(2)
-    for precision in ("float32", "bfloat16"):
-        known = {"runs": {wide: {"recipe": {"precision": precision}}}}
-        found = [name for name, e in experiments().items() if claims.in_bfloat16(e, known)]
-        assert found == (["fig9"] if precision == "bfloat16" else [])
-
-
-# The tests of the claims
-
-
-class Made(claims.Evidence):
-    """Evidence of one figure, made up: {value of lr: top-1 by seed}."""
-
-    def __init__(self, tops: dict[float, list[float]]) -> None:
-        labels = {(("lr", lr),): lr for lr in tops}
-        loss = {p: [1.0] * 3 for p in ("paper", "held_out")}
-        self.sweeps = {
-            "fig6": {
-                label: claims.Outcome({p: tops[lr] for p in loss}, loss, tops[lr], [[v] for v in tops[lr]], 1)
-                for label, lr in labels.items()
-            }
-        }
-        self.sizes, self.seeds = {"fig6": len(tops)}, 3
-
-
-def around(mean: float) -> list[float]:
-    return [mean - 0.2, mean, mean + 0.2]
-
-
-@pytest.mark.parametrize(
-    ("judge", "tops", "verdict"),
-    [
-        (claims.level("fig6", {"lr": 1}, 86.7), {1: around(86.7)}, claims.HOLDS),
-        (claims.level("fig6", {"lr": 1}, 86.7), {1: around(86.3)}, claims.NOISE),
-        (claims.level("fig6", {"lr": 1}, 86.7), {1: around(85.0)}, claims.NOT),
-        (claims.gain("fig6", {"lr": 1}, {"lr": 2}), {1: around(86), 2: around(85)}, claims.HOLDS),
-        (claims.gain("fig6", {"lr": 1}, {"lr": 2}), {1: around(86), 2: around(85.9)}, claims.NOISE),
-        (claims.gain("fig6", {"lr": 1}, {"lr": 2}), {1: around(85), 2: around(86)}, claims.NOT),
-        (claims.best("fig6", {"lr": 1}), {1: around(86), 2: around(85)}, claims.HOLDS),
-        (claims.best("fig6", {"lr": 1}), {1: around(86), 2: around(86.1)}, claims.NOISE),
-        (claims.best("fig6", {"lr": 1}), {1: around(85), 2: around(86)}, claims.NOT),
-        (claims.best("fig6", {"lr": 1}), {1: around(85), 2: around(86), 3: [60.0, 75.0, 85.0]}, claims.NOT),
-        (claims.alike("fig6", lambda label: True), {1: around(86), 2: around(86.4)}, claims.HOLDS),
-        (claims.alike("fig6", lambda label: True), {1: [84, 86, 88], 2: [85, 87, 89]}, claims.NOISE),
-        (claims.alike("fig6", lambda label: True), {1: around(86), 2: around(85)}, claims.NOT),
-        (claims.falls("fig6", "lr", 1), {1: around(86), 2: around(85), 3: around(84)}, claims.HOLDS),
-        (claims.falls("fig6", "lr", 1), {1: around(84), 2: around(85), 3: around(86)}, claims.NOT),
-        (claims.falls("fig6", "lr", 1), {1: around(85), 2: around(86), 3: around(85)}, claims.NOISE),
-    ],
-)
-def test_verdicts(judge: Any, tops: dict[float, list[float]], verdict: str) -> None:
-    assert judge(Made(tops), "paper")[1] == judge(Made(tops), "held_out")[1] == verdict
-
-
-def test_runs_shorter_than_planned_are_judged_so_far() -> None:
-    made = Made({1: around(86)})
-    made.epochs = {"fig6": (3, 8), "table1": (8, 8)}
-    assert made.so_far("Figure 6") == "so far (3 of 8 epochs): "
-    assert made.so_far("Table 1") == made.so_far("Table 2") == made.so_far("text") == ""
-
-
-def test_what_is_not_recorded_is_not_judged() -> None:
-    made = Made({1: around(86)})
-    made.sizes["fig6"] = 2
-    assert claims.level("fig6", {"lr": 1}, 86.7)(made, "paper") == ("", claims.OPEN)
 
 
 def test_unknown_experiment_suggests_the_nearest() -> None:

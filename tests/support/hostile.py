@@ -54,10 +54,10 @@ def lying_page(folder: Path) -> Path:
 
 
 def many_pages(folder: Path) -> Path:
-    """Several pages, each within bounds, that are gigabytes together."""
+    """Three pages, each within bounds, that are 420 MB together."""
     part = table(pa.array([bytes(140_000_000)]), pa.array([0]))
-    with pq.ParquetWriter(folder / NAME, part.schema, compression="zstd") as writer:
-        for _ in range(15):
+    with pq.ParquetWriter(folder / NAME, part.schema, compression="zstd", use_dictionary=False) as writer:
+        for _ in range(3):
             writer.write_table(part)
     return folder
 
