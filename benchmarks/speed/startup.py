@@ -12,6 +12,7 @@ import subprocess
 import sys
 
 from benchmarks import RESULTS
+from benchmarks.record import write_record
 from sqzoo.environment import environment
 
 RESULT = RESULTS / "speed" / "startup.json"
@@ -38,7 +39,7 @@ def main() -> None:
     seconds = {key: sorted(run[key] for run in found[1:]) for key in found[0]}  # the first run warms the caches
     medians = {key: statistics.median(values) for key, values in seconds.items()}
     record = {"environment": environment(), "median_seconds": medians, "seconds": seconds}
-    RESULT.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_record(RESULT, record, ["sq1"])
     print(", ".join(f"{key}: {value:.3f} s" for key, value in medians.items()))
 
 
