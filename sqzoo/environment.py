@@ -18,10 +18,9 @@ from sqzoo.errors import ArgumentError, MissingExtraError, printable
 
 _PACKAGES = ("torch", "torchvision", "timm", "safetensors", "huggingface_hub", "numpy", "pillow", "sqzoo")
 _EXTRAS = {  # by the name that is imported
-    **dict.fromkeys(("pyarrow", "scipy"), "train"),
+    **dict.fromkeys(("matplotlib", "pyarrow", "scipy"), "train"),
     **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "export"),
-    "yaml": "sweep",
-    **{"matplotlib": "plot", "openvino": "openvino", "datasets": "datasets", "pillow_heif": "heic"},
+    **{"yaml": "sweep", "openvino": "openvino", "datasets": "datasets", "pillow_heif": "heic"},
 }
 # What a figure depends on. Records and the weights' own accuracies are written between two commits; a record holds the
 # SHA-256 of the weights that it measured.

@@ -59,9 +59,10 @@ from sqzoo.data import Dataset
 from sqzoo.environment import environment
 from sqzoo.files import tensors_sha256
 from sqzoo.train import Recipe, train
-from sqzoo.weights import read_manifest, read_verified
+from sqzoo.weights import read_manifest
 from sqzoo.weights.coded import LAYERS, SYMBOLS, VALUES
-from sqzoo.weights.header import compare
+from sqzoo.weights.header import check_matches
+from sqzoo.weights.loading import read_verified
 from sqzoo.weights.remote import WEIGHTS, Source, read_weights
 from tests.support.hub_server import Fault, HubServer
 
@@ -255,7 +256,7 @@ def run_coded(count: int, seed: int) -> dict[str, Any]:
                 tracemalloc.start()
             began = time.process_time()
             try:
-                compare(read_verified(mutated), own, str(file))
+                check_matches(read_verified(mutated), own, str(file))
                 outcome["values_differ"] += 1
             except sqzoo.SqzooError as e:
                 outcome["refused" if "\n" not in str(e) and str(e).endswith(".") else "unclear"] += 1

@@ -1,6 +1,5 @@
 """Options and arguments that several commands share, and what the shell completes for them."""
 
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -17,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def complete_tag(incomplete: str) -> list[str]:
-    """Return the weights tags that begin so; without torch, which would take seconds at each press of the key."""
-    manifest = Path(__file__).parents[1] / "weights" / "manifest.json"
-    tags = [entry["tag"] for entry in json.loads(manifest.read_text(encoding="utf-8"))["weights"]]
-    return [tag for tag in tags if tag.startswith(incomplete)]
+    """Return the weights tags that begin so."""
+    from sqzoo.weights.manifest import read_manifest
+
+    return [tag for tag in read_manifest() if tag.startswith(incomplete)]
 
 
 Tag = Annotated[

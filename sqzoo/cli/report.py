@@ -31,13 +31,15 @@ def run(
     from PIL import Image
 
     from sqzoo.data import cifar10
+    from sqzoo.environment import require
     from sqzoo.errors import shown
-    from sqzoo.files import write_whole
+    from sqzoo.files import write_bytes
     from sqzoo.registry import create_model
     from sqzoo.report.page import report
     from sqzoo.train import logits
     from sqzoo.weights import CIFAR10_CLASSES, get_weights
 
+    require("matplotlib", "train", "The report")  # before minutes of evaluation
     entry = get_weights(tag)
     file = output or Path(f"{entry.tag}.html")
     _options.check_writable(file)
@@ -62,7 +64,7 @@ def run(
         facts=facts,
     )
     try:
-        write_whole(file, page.encode())
+        write_bytes(file, page.encode())
     except OSError as e:
         raise _options.unwritable(file, e) from e
     print(shown(file))

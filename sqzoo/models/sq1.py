@@ -28,7 +28,7 @@ class Sq1(ZooModel):
     with num_classes=0 for the map before the pool.
     """
 
-    taps = ((1, 64, 2), (4, 128, 4), (7, 256, 8), (12, 512, 16))
+    stages = ((1, 64, 2), (4, 128, 4), (7, 256, 8), (12, 512, 16))
     classifier_name = "fc2"
     hidden_layers = ("conv", "act", "fc1")
     linear_head = True

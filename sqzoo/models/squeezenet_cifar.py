@@ -24,7 +24,7 @@ class SqueezeNetCifar(ZooModel):
     pool2, pool3: "max" or "avg", the paper's Pooling_2 and Pooling_3; global_pool: "avg", "max" or "".
     """
 
-    taps = ((1, 64, 2), (4, 128, 4), (7, 256, 8), (12, 512, 16))
+    stages = ((1, 64, 2), (4, 128, 4), (7, 256, 8), (12, 512, 16))
     classifier_name = "classifier.1"
 
     def __init__(

@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from sqzoo.environment import require
 from sqzoo.errors import ArgumentError, WeightsError
 from sqzoo.files import read_json
 from sqzoo.own_images.folder import Pictures, find_pictures, from_hub, read_pictures
@@ -55,6 +56,7 @@ def train_on_images(
         trunk, cache, device, precision, progress: as in `train`. **changes: fields of the recipe.
     """
     check_name(model)
+    require("matplotlib", "train", "The report")  # before hours of training
     if settled := _SETTLED & changes.keys():
         raise ArgumentError(f"{min(settled)} of the recipe is settled by the images; leave it out, or give held_out.")
     chosen = recipe(recipe_name or ("finetune" if all_layers else "images"), model, **changes)

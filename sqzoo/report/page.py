@@ -114,7 +114,8 @@ def _curves(log: Iterable[Mapping[str, Any]]) -> list[str]:
                 if name.endswith(measure):
                     series = name.removesuffix(measure).replace("_", " ").strip()
                     charts[chart].setdefault(series, []).append((row["epoch"], value))
-    return [curves(title, series) for title, series in charts.items() if series]
+    highest = {"top-1 (%)": 100.0}
+    return [curves(title, series, highest.get(title, torch.inf)) for title, series in charts.items() if series]
 
 
 def _by_class(logits: torch.Tensor, labels: torch.Tensor, classes: Sequence[str]) -> list[dict[str, Any]]:

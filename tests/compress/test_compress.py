@@ -25,8 +25,9 @@ from sqzoo.files import file_sha256
 from sqzoo.models.base import ZooModel
 from sqzoo.models.blocks import GlobalPool
 from sqzoo.train import evaluate, recipe
-from sqzoo.weights import Entry, load_trunk, read_manifest, read_verified
+from sqzoo.weights import Entry, load_trunk, read_manifest
 from sqzoo.weights.coded import LAYERS, SYMBOLS, VALUES, decode, encode
+from sqzoo.weights.loading import read_verified
 from tests.support.sentences import assert_one_sentence
 
 Tensors = dict[str, torch.Tensor]
@@ -165,7 +166,7 @@ def test_no_memory_for_more_than_is_allowed() -> None:
 class Small(ZooModel):
     """Two convolutions and a linear layer."""
 
-    taps = ((1, 8, 2), (3, 16, 4))
+    stages = ((1, 8, 2), (3, 16, 4))
     classifier_name = "fc"
     linear_head = True
 
