@@ -2,28 +2,29 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import sqzoo
 from sqzoo.environment import environment
-from sqzoo.errors import DataError
 from sqzoo.files import read_json, write_text
+from sqzoo.weights import get_weights
 
 # An absolute path of at least two parts, or one in a home folder; not a URL's, and not a relative one's inner part.
 ABSOLUTE = re.compile(r"(?:^|(?<=[\s\"'=,;(\[]))(?:~?/[\w.+-]+(?=/)|[A-Za-z]:\\)")
 
 
-def write_record(file: Path, record: dict[str, Any]) -> None:
+def write_record(file: Path, record: dict[str, Any], weights: Iterable[str] = ()) -> None:
     """Write a record as JSON, in one piece, with this process's environment where it has none.
 
     Args:
         file: where it lies, below `benchmarks/results`.
-        record: what was measured, with the SHA-256 of the weights that it made or measured.
+        record: what was measured, with the SHA-256 of weights that it made.
+        weights: tags, or names of models with a default tag, that were measured; their SHA-256 is added.
 
     Raises:
-        DataError: the record, or a part of it that the file does not hold yet, comes from a state of the code that is
+        SystemExit: the record, or a part of it that the file does not hold yet, comes from a state of the code that is
             not committed, or a text in it has an absolute path. The file is left as it was.
     """
     known = read_json(file) if file.is_file() else {}
@@ -32,23 +33,27 @@ def write_record(file: Path, record: dict[str, Any]) -> None:
     for facts in environments(record):
         if facts["versions"].get("sqzoo", "") is None:  # not installed, but imported from its checkout
             facts["versions"]["sqzoo"] = sqzoo.__version__
+    entries = [get_weights(name) for name in weights]
+    if entries:
+        known_weights = record.get("weights_sha256", known.get("weights_sha256", {}))
+        record = record | {"weights_sha256": known_weights | {entry.tag: entry.sha256 for entry in entries}}
     check(record, list(environments(known)))
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps(record, indent=1) + "\n")
 
 
 def check(record: dict[str, Any], known: list[dict[str, Any]] | None = None) -> None:
-    """Raise `DataError` unless a record proves itself; environments that are `known` were judged when they were new."""
+    """Raise `SystemExit` unless a record proves itself; `known` environments were judged when they were new."""
     for facts in environments(record):
         commit = facts["commit"]
         if facts not in (known or []) and (commit is None or commit.endswith("+changes")):
-            raise DataError(
+            raise SystemExit(
                 f"A record must name the commit that made it, and this code is of {commit or 'no git checkout'}; "
                 "commit the changes, or set them aside, and measure again."
             )
     for text in texts(record):
         if ABSOLUTE.search(text):
-            raise DataError(f"A record must not have an absolute path, and this has {text!r}; give a relative one.")
+            raise SystemExit(f"A record must not have an absolute path, and this has {text!r}; give a relative one.")
 
 
 def environments(value: Any) -> Iterator[dict[str, Any]]:

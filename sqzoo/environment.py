@@ -25,7 +25,7 @@ _EXTRAS = {  # by the name that is imported
 # What a figure depends on. Records and the weights' own accuracies are written between two commits; a record holds the
 # SHA-256 of the weights that it measured.
 _CODE = (
-    *("sqzoo", "benchmarks", "tools", ":!benchmarks/results", ":!sqzoo/sbom.cdx.json"),
+    *("sqzoo", "benchmarks", "tools", ":!benchmarks/results", ":!tools/sbom.cdx.json"),
     *(":!sqzoo/weights/manifest.json", ":!sqzoo/weights/*.safetensors"),
 )
 

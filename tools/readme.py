@@ -157,6 +157,8 @@ BLOCKS: dict[tuple[Path, str], Callable[[], str]] = {
     (README, "table2"): render("table2", "paper_rows"),
     (ZOO, "tags"): tags,
     (ZOO, "plain_batches"): record("accuracy/plain_batches", plain_batches),
+    (README, "data"): render("accuracy/data", "sentence"),
+    (BENCHMARKS, "data"): render("accuracy/data", "details"),
     (PAPER, "table2"): render("table2", "paper_rows"),
     (PAPER, "open_choices"): render("paper/open_choices"),
     (BENCHMARKS, "table2"): render("table2"),

@@ -26,6 +26,7 @@ from scipy.stats import mannwhitneyu
 
 from benchmarks import RESULTS, ROOT
 from benchmarks.accuracy.outside import sets
+from benchmarks.record import write_record
 from sqzoo import create_model, get_weights, list_models
 from sqzoo.data import Normalise, cifar10
 from sqzoo.environment import environment
@@ -180,7 +181,7 @@ def record(tag: str, row: dict[str, Any], pictures: dict[str, tuple[str, list[Im
     known = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {"tags": {}}
     tags = {k: v for k, v in sorted((known["tags"] | {tag: row}).items()) if k in list_models("*.*", pretrained=True)}
     what = {name: {"what": text, "pictures": len(each)} for name, (text, each) in pictures.items()}
-    write_text(RESULT, json.dumps({"kept": TPR, "outside": what, "tags": tags}, indent=1) + "\n")
+    write_record(RESULT, {"kept": TPR, "outside": what, "tags": tags})
     entries = json.loads(MANIFEST.read_text(encoding="utf-8"))["weights"]
     (entry,) = (e for e in entries if e["tag"] == tag)
     entry["model_args"]["temperature"] = row["temperature"]

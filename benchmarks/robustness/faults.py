@@ -53,6 +53,7 @@ from safetensors.torch import load, save
 
 import sqzoo
 from benchmarks import RESULTS
+from benchmarks.record import write_record
 from sqzoo import hub
 from sqzoo.data import Dataset
 from sqzoo.environment import environment
@@ -534,7 +535,7 @@ def main() -> int:
         results[name]["seconds"] = round(time.perf_counter() - began, 1)
         print(name, json.dumps(results[name]), flush=True)
     if not arguments.trial:
-        RESULT.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        write_record(RESULT, results)
     broken = broken_promises(results)
     print(*broken, sep="\n")
     return 1 if broken else 0

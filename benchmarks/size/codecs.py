@@ -26,9 +26,9 @@ import zstandard
 from safetensors.torch import load
 
 from benchmarks import RESULTS
+from benchmarks.record import write_record
 from sqzoo import create_model
 from sqzoo.environment import environment
-from sqzoo.files import write_text
 from sqzoo.weights import Entry, read_manifest
 from sqzoo.weights.coded import LAYERS, SYMBOLS, deflate
 from sqzoo.weights.loading import load_strict, read_verified
@@ -105,7 +105,7 @@ def main() -> None:
             print(f"  {name:28} {found['bytes']:>10,} bytes  {found.get('decode_ms', '-'):>8} ms to decode")
     if arguments.only == "*":
         record = {"environment": environment(), "zstandard": zstandard.__version__, "tags": tags}
-        write_text(RESULT, json.dumps(record, indent=1) + "\n")
+        write_record(RESULT, record, tags)
 
 
 if __name__ == "__main__":

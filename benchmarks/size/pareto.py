@@ -23,12 +23,12 @@ import torch.nn as nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import RESULTS
+from benchmarks.record import write_record
 from benchmarks.size.published import PUBLISHED
 from sqzoo import SqzooError, create_model, get_weights
 from sqzoo.data import Dataset, cifar10
 from sqzoo.deploy.onnx_graph import to_onnx
 from sqzoo.environment import environment
-from sqzoo.files import write_text
 from sqzoo.models.upsample import Upsample
 from sqzoo.train import logits, metrics
 from sqzoo.weights import tags
@@ -245,7 +245,9 @@ def main() -> int:
             results = json.loads(file.read_text(encoding="utf-8"))
         else:
             results = measured(arguments.data, [int(side) for side in arguments.sides.split(",")])
-        write_text(file, json.dumps(timed(results, arguments.seconds, arguments.threads), indent=1) + "\n")
+        write_record(
+            file, timed(results, arguments.seconds, arguments.threads), {row["tag"] for row in results["ours"]}
+        )
     results = json.loads(file.read_text(encoding="utf-8"))
     draw(results)
     write_into(BENCHMARKS, "pareto", render(results))

@@ -16,9 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import RESULTS, ROOT
 from benchmarks.paper.experiments import experiments, passes
+from benchmarks.record import write_record
 from sqzoo import create_model
 from sqzoo.environment import environment
-from sqzoo.files import write_text
 from sqzoo.train import recipe
 
 IMAGES, SEEDS = 50_000, 3
@@ -80,7 +80,7 @@ def main() -> None:
         "sweep_seconds": [sweep_seconds(counted["head"]["step in all"], m) for m in MICROSECONDS],
         "environment": environment(),
     }
-    write_text(RESULTS / "speed" / "gpu_estimate.json", json.dumps(result, indent=1) + "\n")
+    write_record(RESULTS / "speed" / "gpu_estimate.json", result)
     print(json.dumps({k: v for k, v in result.items() if k.endswith("_seconds")}), "not measured")
 
 

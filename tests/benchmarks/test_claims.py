@@ -56,7 +56,11 @@ def final(judge: judges.Judge, made: evidence.Evidence) -> str:
         (judges.best("fig6", {"lr": 1}), {1: around(86), 2: around(85.9), 3: around(84)}, UNDECIDED),
         (judges.best("fig6", {"lr": 1}), {1: around(86), 2: around(86.1), 3: around(84)}, UNDECIDED),
         (judges.best("fig6", {"lr": 1}), {1: around(85), 2: around(86), 3: around(84)}, NOT),
-        (judges.best("fig6", {"lr": 1}), {1: around(85), 2: around(87), 3: [60.0, 75.0, 85.0]}, NOT),  # by Welch and Holm
+        (
+            judges.best("fig6", {"lr": 1}),
+            {1: around(85), 2: around(87), 3: [60.0, 75.0, 85.0]},
+            NOT,
+        ),  # by Welch and Holm
         (judges.alike("fig6", lambda label: True), {1: [86, 86.01, 86.02], 2: [86.1, 86.11, 86.12]}, HOLDS),
         (judges.alike("fig6", lambda label: True), {1: around(86), 2: around(86.4)}, UNDECIDED),
         (judges.alike("fig6", lambda label: True), {1: [84, 86, 88], 2: [85, 87, 89]}, UNDECIDED),
@@ -122,12 +126,17 @@ def test_independence_is_refuted_by_an_interaction_alone() -> None:
     assert final(judges_single.independent, pools(5.0)) == NOT
     assert final(judges_single.independent, pools(7.0)) == UNDECIDED
     assert final(judges_single.pool2_costs_most, pools(7.0)) == HOLDS
-    assert "both pools to average: -5.00, each alone -4.00 and -3.00" in judges_single.independent(pools(5.0), "paper").text
+    assert (
+        "both pools to average: -5.00, each alone -4.00 and -3.00"
+        in judges_single.independent(pools(5.0), "paper").text
+    )
 
 
 def rows(**top1: list[float]) -> Made:
     made = Made({1: around(86)})
-    made.rows = {(m, p): Row(v, [0.4 + 0.001 * i for i in range(len(v))], 0.008) for m, v in top1.items() for p in PROTOCOLS}
+    made.rows = {
+        (m, p): Row(v, [0.4 + 0.001 * i for i in range(len(v))], 0.008) for m, v in top1.items() for p in PROTOCOLS
+    }
     return made
 
 
@@ -166,7 +175,13 @@ def test_gains_over_another_row() -> None:
 
 @pytest.mark.parametrize(
     ("value", "paper", "unit", "expected"),
-    [(727.6, 727, "K", HOLDS), (727.6, 728, "K", HOLDS), (727.6, 773, "K", NOT), (23.3, 20, "K", HOLDS), (36.6, 80, "K", NOT)],
+    [
+        (727.6, 727, "K", HOLDS),
+        (727.6, 728, "K", HOLDS),
+        (727.6, 773, "K", NOT),
+        (23.3, 20, "K", HOLDS),
+        (36.6, 80, "K", NOT),
+    ],
 )
 def test_counts(value: float, paper: float, unit: str, expected: str) -> None:
     assert final(judges.count(lambda params: value, paper, unit), Made({1: around(86)})) == expected
