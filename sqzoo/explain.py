@@ -13,7 +13,7 @@ from sqzoo.errors import ArgumentError, did_you_mean
 from sqzoo.images.reader import ImageReader, Picture, as_pil, label_names
 from sqzoo.models.base import evaluation_mode
 from sqzoo.models.upsample import Upsample
-from sqzoo.predict import Prediction
+from sqzoo.predict import Prediction, check_finite
 
 _STRENGTH = 0.65  # opacity of the hottest spot
 _COLOUR = (220, 30, 0)
@@ -56,7 +56,9 @@ def explain(model: nn.Module, picture: Picture, label: str | None = None) -> Exp
             (slope,) = torch.autograd.grad(logits[0, index], maps)
         heat = (slope.mean((2, 3), keepdim=True) * maps.detach()).sum(1)[0].relu().float().cpu()
         heat = heat / heat.max() if heat.max() > 0 else heat
-        probability = logits.detach().float().softmax(1)[0, index].item()
+        probabilities = logits.detach().float().softmax(1)
+        check_finite(model, probabilities)
+        probability = probabilities[0, index].item()
     overlay = _overlay(_central_square(as_pil(picture)), heat, _seen(model, config["crop_pct"]))
     return Explanation(Prediction(labels[index], index, probability), heat, overlay)
 

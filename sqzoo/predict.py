@@ -66,7 +66,7 @@ def predict(
 
     Raises:
         DataError: a file is no picture.
-        ArgumentError: anything else is not as above.
+        ArgumentError: anything else is not as above, or the model's weights have NaN or infinity.
     """
     results = []
     for answer in classify(model, images, top_k=top_k, batch_size=batch_size):
@@ -115,6 +115,7 @@ def _answers(
                 inputs = normalise(np.stack(squares)).to(weight.device, weight.dtype)
                 # float32 rounds the largest to 1 where the score still tells: what is left to the others counts.
                 probabilities = model(inputs).cpu().double().softmax(1)  # not every device has float64
+                check_finite(model, probabilities)
                 top, scores = probabilities.topk(top_k), score(probabilities)
             found = zip(top.values.tolist(), top.indices.tolist(), scores.tolist(), strict=True)
         for picture, square in batch:
@@ -124,6 +125,19 @@ def _answers(
                 values, indices, value = next(found)
                 predictions = [Prediction(labels[i], i, v) for v, i in zip(values, indices, strict=True)]
                 yield Answer(picture, predictions, value, None if threshold is None else value < threshold)
+
+
+def check_finite(model: nn.Module, probabilities: torch.Tensor) -> None:
+    """Raise ArgumentError where a model's probabilities are NaN; it names the weights that have NaN or infinity."""
+    if bool(probabilities.isfinite().all()):
+        return
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    odd = [name for name, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]
+    if odd:
+        raise ArgumentError(
+            f"The model's {odd[0]} has NaN or infinity, as a failed training leaves it; load its weights again."
+        )
+    raise ArgumentError("The model answers with NaN, though its weights are finite; try it in float32: model.float().")
 
 
 def _each(images: Picture | Iterable[Picture]) -> Iterable[Picture]:
