@@ -361,7 +361,8 @@ def learning_rate(recipe: Recipe, highest: float, step: int, steps: int) -> floa
 
 def _optimizers(recipe: Recipe, params: dict[str, nn.Parameter]) -> list[torch.optim.Optimizer]:
     """Return AdamW (Adam where weight_decay is 0), and Muon for the backbone's convolutions where the recipe has it."""
-    muon = {n for n, p in params.items() if recipe.muon_lr and n.startswith("features.") and p.dim() == 4}
+    # In the parameters' order, which a set would not keep: Muon's momentum of a resumed run lies in it.
+    muon = [n for n, p in params.items() if recipe.muon_lr and n.startswith("features.") and p.dim() == 4]
     rest = [p for n, p in params.items() if n not in muon]
     groups = [
         {"params": [p for p in rest if p.dim() > 1], "weight_decay": recipe.weight_decay},
