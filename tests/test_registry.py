@@ -376,8 +376,8 @@ print(torch.equal(before, torch.get_rng_state()))
 # From the bottom: a part imports parts of lower levels only. docs/architecture.md shows the same list.
 LEVELS = (
     *(("errors",), ("files",), ("environment", "uncertainty"), ("weights", "report"), ("models",), ("registry",)),
-    *(("__init__",), ("images",), ("data",), ("predict",), ("cache", "explain"), ("doctor", "deploy"), ("hub",)),
-    *(("export", "train"), ("compress", "demo", "own_images"), ("cli",), ("__main__",)),
+    *(("__init__",), ("images",), ("data",), ("predict", "evaluation"), ("cache", "explain"), ("doctor", "deploy")),
+    *(("hub",), ("export", "train"), ("compress", "demo", "own_images"), ("cli",), ("__main__",)),
 )
 RANKS = {part: rank for rank, level in enumerate(LEVELS) for part in level}
 

@@ -22,9 +22,10 @@ from benchmarks import RESULTS
 from sqzoo import create_model
 from sqzoo.data import Dataset, cifar10
 from sqzoo.environment import environment
+from sqzoo.evaluation import logits
 from sqzoo.files import write_json
 from sqzoo.models.upsample import Upsample
-from sqzoo.train import Recipe, logits, recipe, train
+from sqzoo.train import Recipe, recipe, train
 from sqzoo.train.checkpoint import best_weights
 
 RESULT = RESULTS / "accuracy" / "recipe_search.json"

@@ -28,9 +28,9 @@ from sqzoo import SqzooError, create_model, get_weights
 from sqzoo.data import Dataset, cifar10, hold_out
 from sqzoo.deploy.onnx_graph import to_onnx
 from sqzoo.environment import environment
+from sqzoo.evaluation import logits, metrics
 from sqzoo.files import write_text
 from sqzoo.models.upsample import Upsample
-from sqzoo.train import logits, metrics
 from sqzoo.weights import tags
 from tools.readme import BENCHMARKS, write_into
 
