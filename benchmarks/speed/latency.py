@@ -32,10 +32,10 @@ from benchmarks.speed.contenders import PEERS, Contender, Process, input_size, n
 from sqzoo import SqzooError, get_weights
 from sqzoo.data import Dataset, cifar10
 from sqzoo.deploy.backends import BACKENDS, ExportModel
-from sqzoo.deploy.onnx_graph import CALIBRATION
+from sqzoo.deploy.int8 import CALIBRATION
 from sqzoo.environment import environment, package_version
+from sqzoo.evaluation import metrics
 from sqzoo.files import write_text
-from sqzoo.train import metrics
 from tools.readme import BENCHMARKS, write_into
 
 OURS = ("sq1", "squeezenet_cifar", "fire_next")
