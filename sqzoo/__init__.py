@@ -2,34 +2,61 @@
 
 import sys
 from importlib import import_module
-from pathlib import Path
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from sqzoo.errors import SqzooError
+
+if TYPE_CHECKING:
+    from sqzoo.deploy.optimize import optimize
+    from sqzoo.registry import create_model, list_models
+    from sqzoo.weights.manifest import get_weights
 
 __version__ = "0.1.0"
 
 __all__ = ["SqzooError", "create_model", "get_weights", "list_models", "optimize"]
 
-
-def _is_command() -> bool:
-    if sys.argv[:1] == ["-m"]:  # so it reads while `python -m NAME` looks for NAME
-        words = sys.orig_argv
-        return words[words.index("-m") + 1] == "sqzoo" if "-m" in words else False
-    return Path(*sys.argv[:1]).stem == "sqzoo"
-
-
-if TYPE_CHECKING or not _is_command():
-    from sqzoo.registry import create_model, list_models
-    from sqzoo.weights import get_weights
+_LAZY = {
+    "create_model": "sqzoo.registry",
+    "get_weights": "sqzoo.weights.manifest",
+    "list_models": "sqzoo.registry",
+    "optimize": "sqzoo.deploy.optimize",
+}
 
 
 def __getattr__(name: str) -> Any:
-    # What few users need comes when it is asked for; for the command line all does, or `sqzoo --help` would wait for
-    # torch.
-    places = {"optimize": "optimization", "get_weights": "weights"} | dict.fromkeys(
-        ("create_model", "list_models"), "registry"
-    )
-    if name not in places:
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{places[name]}"), name)
+    value = globals()[name] = getattr(import_module(_LAZY[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
+
+
+class _RegisterWithTimm:
+    """Register the architectures as soon as timm.models is imported.
+
+    `import sqzoo, timm; timm.create_model("sq1")` must work, but timm imports torch, which takes seconds that `import
+    sqzoo` and commands that only read metadata should not cost.
+    """
+
+    def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(fullname, path, target) if fullname == "timm.models" else None
+        if spec and spec.loader:
+            execute = spec.loader.exec_module
+
+            def execute_and_register(module: ModuleType) -> None:
+                execute(module)
+                import_module("sqzoo.models")
+
+            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        return spec
+
+
+if "timm.models" in sys.modules:
+    import_module("sqzoo.models")
+else:
+    sys.meta_path.insert(0, _RegisterWithTimm())

@@ -14,24 +14,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from sqzoo.errors import ArgumentError, SqzooError, WeightsError, did_you_mean, printable, shown, why
 from sqzoo.files import cache_folder, file_sha256
-from sqzoo.registry import list_models
-from sqzoo.weights.config_json import read_configuration
-from sqzoo.weights.loading import read_verified
-from sqzoo.weights.manifest import read_manifest
-from sqzoo.weights.remote import CONFIG, WEIGHTS, is_undamaged
-from sqzoo.weights.trunks import TRUNKS, load_trunk
+from sqzoo.weights.config_json import parse_config
+from sqzoo.weights.manifest import architectures, read_manifest
+from sqzoo.weights.remote import CONFIG, WEIGHTS, is_intact
+from sqzoo.weights.trunks import TRUNKS, checkpoints, load_trunk
 from sqzoo.weights.untrusted import CONFIG_LARGEST, read_bytes
 
-folder = cache_folder
 _PACKED_LARGEST = 1 << 28  # bytes: the page's engine has 14 million
 
 
 @dataclass(frozen=True)
-class Kept:
+class CacheEntry:
     """A file or Hub model on this machine; `commits` are the Hub revisions that are there."""
 
     kind: str  # "package", "trunk", "hub", "page" or "graphs"
@@ -45,6 +40,8 @@ class Kept:
         again = "remove it, and the next use makes or fetches it again"
         try:
             if self.kind == "package":
+                from sqzoo.weights.loading import read_verified  # which imports torch
+
                 read_verified(read_manifest()[self.name])
             elif self.kind == "trunk":
                 load_trunk(self.name, self.path)
@@ -57,7 +54,7 @@ class Kept:
                         return f"{shown(file)} is damaged; {again}."
             else:
                 for commit in self.commits:
-                    if not is_undamaged(self.path / "snapshots" / commit):
+                    if not is_intact(self.path / "snapshots" / commit):
                         return f"{self.name} at {commit} is damaged; {again}."
         except SqzooError as e:
             return str(e)
@@ -81,18 +78,18 @@ def read_packed(file: Path) -> bytes:
     return packed
 
 
-def kept() -> list[Kept]:
+def entries() -> list[CacheEntry]:
     """Return all that is kept, the package's files first."""
-    package = [Kept("package", e.tag, e.path, e.size) for e in read_manifest().values() if not e.hub]
+    package = [CacheEntry("package", e.tag, e.path, e.size) for e in read_manifest().values() if not e.hub]
     return [*package, *_trunks(), *_hub_models(), *_own()]
 
 
-def remove(name: str) -> Kept:
+def remove(name: str) -> CacheEntry:
     """Remove a trunk, Hub model or folder of sqzoo's own from the cache and return what it was.
 
     Raises `ArgumentError` for another name and `WeightsError` where it cannot be removed, or not all of it.
     """
-    there = {k.name: k for k in kept() if k.kind != "package"}
+    there = {k.name: k for k in entries() if k.kind != "package"}
     if name not in there:
         known = ", ".join(there) or "none"
         raise ArgumentError(
@@ -113,7 +110,7 @@ def remove(name: str) -> Kept:
     return found
 
 
-def _remove_hub_model(found: Kept) -> None:
+def _remove_hub_model(found: CacheEntry) -> None:
     from huggingface_hub import constants, scan_cache_dir
 
     root = found.path.resolve()
@@ -127,14 +124,14 @@ def _remove_hub_model(found: Kept) -> None:
         raise WeightsError(f"Cannot remove {found.path} (commit {left[0]} is still there); have its owner remove it.")
 
 
-def _trunks() -> Iterator[Kept]:
+def _trunks() -> Iterator[CacheEntry]:
     for trunk in TRUNKS.values():
-        file = Path(torch.hub.get_dir()) / "checkpoints" / trunk.url.rpartition("/")[2]
+        file = checkpoints() / trunk.file
         if os.path.isfile(file):  # Path's own test raises where one may not look
-            yield Kept("trunk", trunk.name, file, os.stat(file).st_size)
+            yield CacheEntry("trunk", trunk.name, file, os.stat(file).st_size)
 
 
-def _hub_models() -> Iterator[Kept]:
+def _hub_models() -> Iterator[CacheEntry]:
     from huggingface_hub import CacheNotFound, constants, scan_cache_dir
 
     try:
@@ -146,22 +143,22 @@ def _hub_models() -> Iterator[Kept]:
         for revision in repository.revisions:
             files = {f.file_name: f.file_path for f in revision.files}
             try:
-                config = read_configuration(read_bytes(files[CONFIG], CONFIG_LARGEST), CONFIG)
-                ours = config["architecture"] in list_models()
+                config = parse_config(read_bytes(files[CONFIG], CONFIG_LARGEST), CONFIG)
+                ours = config["architecture"] in architectures()
             except (KeyError, OSError, WeightsError):
                 continue
             if ours and WEIGHTS in files:
                 commits.append(revision.commit_hash)
         if commits:
             size = repository.size_on_disk
-            yield Kept("hub", repository.repo_id, repository.repo_path, size, tuple(sorted(commits)))
+            yield CacheEntry("hub", repository.repo_id, repository.repo_path, size, tuple(sorted(commits)))
 
 
-def _own() -> Iterator[Kept]:
+def _own() -> Iterator[CacheEntry]:
     for kind, name in (("page", "demo"), ("graphs", "optimize")):
-        place = folder() / name
+        place = cache_folder() / name
         if os.path.isdir(place):
-            yield Kept(kind, place.name, place, folder_size(place))
+            yield CacheEntry(kind, place.name, place, folder_size(place))
 
 
 def folder_size(place: Path) -> int:

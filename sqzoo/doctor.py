@@ -33,10 +33,10 @@ def examine() -> dict[str, dict[str, Any]]:
 
 def _broken() -> list[str]:
     """Return what keeps sqzoo from working at all: weights in the package that are damaged, torch that cannot run."""
-    from sqzoo.cache import kept
+    from sqzoo.cache import entries
     from sqzoo.registry import create_model
 
-    broken = [wrong for each in kept() if each.kind == "package" and (wrong := each.damage())]
+    broken = [wrong for each in entries() if each.kind == "package" and (wrong := each.damage())]
     try:
         with torch.inference_mode():
             create_model("sq1").eval()(torch.zeros(1, 3, 32, 32))
@@ -66,8 +66,9 @@ def _kept() -> dict[str, str]:
 
     from sqzoo.cache import folder_size
     from sqzoo.weights.manifest import FOLDER
+    from sqzoo.weights.trunks import checkpoints
 
-    places = {"weights (package)": FOLDER, "trunks (torch.hub)": Path(torch.hub.get_dir()) / "checkpoints"}
+    places = {"weights (package)": FOLDER, "trunks (torch.hub)": checkpoints()}
     places["models (Hub)"] = Path(constants.HF_HUB_CACHE)
     return {name: f"{place} ({folder_size(place) / 1e6:.1f} MB)" for name, place in places.items()}
 
@@ -85,11 +86,11 @@ def _cifar10() -> str:
 
 
 def _trunks() -> str:
-    from sqzoo.weights import TRUNKS, load_trunk
+    from sqzoo.weights.trunks import TRUNKS, checkpoints, load_trunk
 
     states = []
     for trunk in TRUNKS.values():
-        cached = Path(torch.hub.get_dir()) / "checkpoints" / trunk.url.rpartition("/")[2]
+        cached = checkpoints() / trunk.file
         if "SQZOO_TRUNKS" not in os.environ and not os.path.isfile(cached):
             states.append(f"{trunk.name} is downloaded when asked for")
             continue

@@ -23,8 +23,9 @@ import sqzoo
 from sqzoo import cache, cli, hub
 from sqzoo.weights import load_trunk, remote
 from sqzoo.weights.remote import CONFIG, WEIGHTS
-from tests.support.hub import REPO, cached_files, refused, same
+from tests.support.hub import REPO, cached_files, same
 from tests.support.hub_server import HubServer
+from tests.support.sentences import refused
 
 Files = dict[str, bytes]
 

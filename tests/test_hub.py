@@ -29,8 +29,9 @@ from sqzoo.predict import predict
 from sqzoo.weights import loading, read_manifest, remote
 from sqzoo.weights.remote import CONFIG, WEIGHTS
 from tests.support import ROOT, javascript
-from tests.support.hub import REPO, cached_files, refused, same, spoil
+from tests.support.hub import REPO, cached_files, same, spoil
 from tests.support.hub_server import Fault, HubServer
+from tests.support.sentences import assert_one_sentence, refused
 
 # There and back
 
@@ -353,7 +354,7 @@ def test_a_fault_ends_in_success_or_one_sentence_and_leaves_nothing_half_written
     try:
         assert same(sqzoo.create_model(f"hf-hub:{REPO}"), model)
     except sqzoo.SqzooError as e:
-        assert "\n" not in str(e) and str(e).endswith(".") and REPO in str(e)
+        assert_one_sentence(e, REPO)
     assert all(f.read_bytes() == files[f.name] for f in cached_files(tmp_path))
     server.fault = None
     assert same(sqzoo.create_model(f"hf-hub:{REPO}"), model)

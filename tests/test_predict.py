@@ -24,6 +24,7 @@ from sqzoo.images.walk import image_files
 from sqzoo.predict import classify, predict
 from sqzoo.weights import CIFAR10_CLASSES
 from tests.support import ROOT
+from tests.support.sentences import assert_one_sentence
 
 CAT = ROOT / "examples" / "cat.jpg"
 
@@ -89,7 +90,7 @@ def test_wrong_input_is_one_clear_sentence(model: torch.nn.Module, tmp_path: Pat
     ):
         with pytest.raises(error, match=words) as caught:
             predict(model, bad)
-        assert "\n" not in str(caught.value)
+        assert_one_sentence(caught.value)
     with pytest.raises(ArgumentError, match="top_k must be a whole number from 1 to 10, not 11"):
         predict(model, CAT, top_k=11)
 
@@ -159,7 +160,7 @@ def test_answers_come_in_order_around_bad_pictures_and_read_no_further_than_need
     assert asked <= 20
     found = [first, *answers]
     assert [i for i, a in enumerate(found) if a.error] == list(range(3, 100, 5))
-    assert [a.picture.getpixel((0, 0))[0] for a in found if not a.error] == [i for i in range(100) if i % 5 != 3]
+    assert [a.image.getpixel((0, 0))[0] for a in found if not a.error] == [i for i in range(100) if i % 5 != 3]
     assert all(len(a.predictions) == (0 if a.error else 1) for a in found)
     with pytest.raises(DataError, match=r"bad\.jpg"):
         predict(model, pictures())
@@ -210,7 +211,7 @@ def test_json_lines_and_csv_say_the_same(folder: Path, capsys: pytest.CaptureFix
                 pytest.approx(p["probability"], abs=1e-6),
             )
     assert rows[0]["label_1"] == "cat"
-    assert set(objects[0]) == {"image", "predictions", "score", "unsure"}
+    assert set(objects[0]) == {"image", "predictions", "ood_score", "abstain"}
 
 
 def test_names_on_stdin(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

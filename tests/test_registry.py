@@ -19,7 +19,9 @@ from timm.models._hub import save_for_hf
 import sqzoo
 from sqzoo.errors import ArgumentError, SqzooError, UnknownModelError, WeightsError
 from sqzoo.registry import start_from_imagenet
-from sqzoo.weights import read_verified, trunk_source
+from sqzoo.weights import trunk_source
+from sqzoo.weights.loading import read_verified
+from sqzoo.weights.manifest import architectures
 from tools.golden import FILE as GOLDEN
 from tools.golden import golden_logits
 
@@ -64,6 +66,7 @@ def test_listed_tags_are_the_manifests() -> None:
     manifest = json.loads((PACKAGE / "weights" / "manifest.json").read_text(encoding="utf-8"))
     assert sorted(TAGS) == sorted(entry["tag"] for entry in manifest["weights"])
     assert [t for n in NAMES for t in sqzoo.list_models(n, pretrained=True)] == TAGS
+    assert architectures() == NAMES  # what `sqzoo list` and `sqzoo cache` know without importing torch
 
 
 def test_foreign_models_are_not_ours(tmp_path: Path) -> None:
@@ -356,11 +359,25 @@ def test_golden_logits(tag: str, request: pytest.FixtureRequest, monkeypatch: py
 def test_importing_the_package_imports_no_trainer(tmp_path: Path) -> None:
     code = """
 import sys, sqzoo
+sqzoo.create_model
 heavy = ("sqzoo.train", "sqzoo.export", "sqzoo.demo", "sqzoo.cli", "pyarrow", "matplotlib", "onnx",
          "onnxruntime", "datasets")
 print([m for m in heavy if m in sys.modules])
 """
     assert run_python(code, tmp_path).strip() == "[]"
+
+
+def test_importing_the_package_imports_nothing_that_takes_seconds(tmp_path: Path) -> None:
+    code = 'import sys, sqzoo; print({"torch", "timm", "numpy", "PIL"} & sys.modules.keys(), "optimize" in dir(sqzoo))'
+    assert run_python(code, tmp_path).strip() == "set() True"
+
+
+@pytest.mark.parametrize(
+    "imports", ["sqzoo, timm", "timm, sqzoo", "sqzoo.models, timm", "sqzoo, timm.models._registry"]
+)
+def test_importing_the_package_registers_with_timm(imports: str, tmp_path: Path) -> None:
+    code = f"import {imports}; print(timm.list_models('sq1*'), type(timm.create_model('sq1')).__name__)"
+    assert run_python(code, tmp_path).strip() == "['sq1'] Sq1"
 
 
 def test_importing_the_package_draws_no_random_number(tmp_path: Path) -> None:
@@ -375,9 +392,9 @@ print(torch.equal(before, torch.get_rng_state()))
 
 # From the bottom: a part imports parts of lower levels only. docs/architecture.md shows the same list.
 LEVELS = (
-    *(("errors",), ("files",), ("environment", "uncertainty"), ("weights", "report"), ("models",), ("registry",)),
-    *(("__init__",), ("images",), ("data",), ("predict", "evaluation"), ("cache", "explain"), ("doctor", "deploy")),
-    *(("hub",), ("export", "train"), ("compress", "demo", "own_images"), ("cli",), ("__main__",)),
+    *(("errors", "opcodes"), ("files",), ("environment", "uncertainty"), ("weights", "report"), ("cache", "models")),
+    *(("registry",), ("images",), ("data",), ("predict", "evaluation"), ("explain",), ("doctor", "deploy")),
+    *(("__init__",), ("hub",), ("export", "train"), ("compress", "demo", "own_images"), ("cli",), ("__main__",)),
 )
 RANKS = {part: rank for rank, level in enumerate(LEVELS) for part in level}
 

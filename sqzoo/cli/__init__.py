@@ -5,7 +5,6 @@ import errno
 import io
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from pkgutil import iter_modules
@@ -13,7 +12,6 @@ from typing import Annotated
 
 import typer
 
-from sqzoo.environment import missing_extra
 from sqzoo.errors import SqzooError, printable, shown, why
 
 _LONGEST = 3000  # characters of a sentence
@@ -51,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SqzooError as e:
         return _end(2, str(e))
     except ImportError as e:
+        from sqzoo.environment import missing_extra
+
         missing = missing_extra(e)
         return _end(2, str(missing)) if missing else _fault(e)
     except OSError as e:
@@ -96,6 +96,8 @@ def _end(code: int, text: str = "") -> int:
 def _fault(error: Exception) -> int:
     if os.environ.get("SQZOO_TRACEBACK"):
         raise error
+    import traceback
+
     frame = traceback.extract_tb(error.__traceback__)[-1]
     where = f"{os.path.basename(frame.filename)}, line {frame.lineno}"
     said = " ".join(f"{type(error).__name__}: {error}".split())

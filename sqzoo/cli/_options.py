@@ -78,10 +78,10 @@ def check_writable(file: Path) -> None:
 
 def write_output(file: Path, data: bytes) -> None:
     """Write a file atomically; raise `ArgumentError` if it cannot be written."""
-    from sqzoo.files import write_whole
+    from sqzoo.files import write_bytes
 
     try:
-        write_whole(file, data)
+        write_bytes(file, data)
     except OSError as e:
         raise _unwritable(file, e) from e
 

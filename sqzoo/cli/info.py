@@ -19,13 +19,11 @@ def run(tag: _options.Tag, as_json: Annotated[bool, typer.Option("--json", help=
     """
     from dataclasses import asdict
 
-    from sqzoo.registry import multiply_adds
-    from sqzoo.weights import get_weights
+    from sqzoo.weights.manifest import get_weights
 
     entry = get_weights(tag)
-    facts = asdict(entry) | {"multiply_adds": multiply_adds(entry)}
     if as_json:
-        print(json.dumps(facts, indent=1))
+        print(json.dumps(asdict(entry), indent=1))
         return
     shown: list[tuple[str, Any]] = [
         ("tag", entry.tag),
@@ -35,7 +33,7 @@ def run(tag: _options.Tag, as_json: Annotated[bool, typer.Option("--json", help=
         ),
         ("SHA-256", entry.sha256),
         ("parameters", f"{entry.params:,}"),
-        ("multiply-adds", f"{facts['multiply_adds'] / 1e6:.1f} million an image of {entry.resolution} px"),
+        ("multiply-adds", f"{entry.macs / 1e6:.1f} million for one image of {entry.resolution} px"),
         (
             "images",
             f"{entry.input_size[1]} px, enlarged to {entry.resolution}, mean {entry.mean}, std {entry.std}",

@@ -1,10 +1,14 @@
 """`sqzoo list`."""
 
 import json
+from collections.abc import Sequence
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from sqzoo.weights.manifest import Entry
 
 
 class Column(StrEnum):
@@ -13,7 +17,7 @@ class Column(StrEnum):
     tag = "tag"
     top1 = "top1"
     parameters = "parameters"
-    mflops = "mflops"
+    mmacs = "mmacs"
     ms = "ms"
     size = "size"
     mb = "mb"
@@ -22,13 +26,14 @@ class Column(StrEnum):
 def run(
     pattern: Annotated[str, typer.Argument(help="Shell pattern, such as 'sq*' or '*.ft_cifar10'.")] = "*",
     sort: Annotated[Column, typer.Option(help="Column to sort by, the best first.")] = Column.tag,
-    ms: Annotated[bool, typer.Option("--ms", help="Measure milliseconds an image on this machine.")] = False,
+    ms: Annotated[bool, typer.Option("--ms", help="Measure milliseconds per image on this machine.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List models and weights tags with their figures on CIFAR-10's test images.
+    """List the weights tags with their figures on CIFAR-10's test images.
 
-    MFLOPs are millions of multiply-adds for one image of the tag's size (pixels a side); MB is the file. The
-    milliseconds are those of `sqzoo.optimize` for one image on all threads: about two seconds' measuring a size, once.
+    MMACs are millions of multiply-adds for one image at the tag's image size, in pixels per side; MB is the file's
+    size. --ms shows the time that `sqzoo.optimize` takes per image on all threads, measured once per image size, in
+    about two seconds.
 
     Examples:
     ```
@@ -38,71 +43,51 @@ def run(
     sqzoo list --json
     ```
     """
-    from sqzoo.errors import UnknownModelError
-    from sqzoo.registry import list_models, multiply_adds
-    from sqzoo.weights import get_weights
+    from fnmatch import fnmatchcase
 
-    architectures, every = list_models(), list_models("*.*", pretrained=True)
-    names = list_models(pattern) if "." not in pattern else []
-    tags = [t for n in names for t in list_models(f"{n}.*", pretrained=True)]
-    tags = tags or list_models(pattern, pretrained=True)
-    bare = [n for n in names if not list_models(f"{n}.*", pretrained=True)]
-    if not tags and not bare:
-        raise UnknownModelError(f"No model matches {pattern!r}; there are: {', '.join([*architectures, *every])}.")
-    rows, times = [], _milliseconds(tags) if ms or sort is Column.ms else {}
-    for tag in tags:
-        entry = get_weights(tag)
-        rows.append(
-            {
-                "tag": tag,
-                "top1": entry.metrics["test_top1"],
-                "parameters": entry.params,
-                "mflops": round(multiply_adds(entry) / 1e6, 1),
-                **({"ms": round(times[tag], 2)} if times else {}),
-                "size": entry.resolution,
-                "mb": round(entry.size / 1e6, 2),
-            }
-        )
-    columns = [column for column in Column if times or column is not Column.ms]
-    rows += [dict.fromkeys(columns, None) | {"tag": name} for name in bare]
-    if sort is not Column.tag:
-        best = -1 if sort is Column.top1 else 1
-        rows.sort(key=lambda row: (row.get(sort.value) is None, best * (row.get(sort.value) or 0)))
+    from sqzoo.errors import UnknownModelError
+    from sqzoo.weights.manifest import architectures, read_manifest
+
+    known = read_manifest()
+    entries = [e for e in known.values() if any(fnmatchcase(name, pattern) for name in (e.tag, e.architecture))]
+    if not entries:
+        raise UnknownModelError(f"No model matches {pattern!r}; there are: {', '.join([*architectures(), *known])}.")
+    times = _milliseconds(entries) if ms or sort is Column.ms else {}
+    rows = [
+        {
+            "tag": entry.tag,
+            "top1": entry.metrics["test_top1"],
+            "parameters": entry.params,
+            "mmacs": round(entry.macs / 1e6, 1),
+            **({"ms": round(times[entry.tag], 2)} if times else {}),
+            "size": entry.resolution,
+            "mb": round(entry.size / 1e6, 2),
+        }
+        for entry in entries
+    ]
+    rows.sort(key=lambda row: row[sort], reverse=sort is Column.top1)
     if as_json:
         print(json.dumps(rows, indent=1))
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    table.add_column("tag", no_wrap=True)
-    for title in ("top-1, %", "parameters", "MFLOPs", *(["ms"] if times else []), "size, px", "MB"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for row in rows:
-        tag, top1, *rest = row.values()
-        if top1 is None:
-            table.add_row(tag, *["no weights", *[""] * (len(columns) - 2)])
-        else:
-            table.add_row(tag, f"{top1:.2f}", *(f"{value:,}" for value in rest))
-    console = Console()
-    if not console.is_terminal:
-        console.width = 200  # a pipe has no width to keep to
-    console.print(table)
+    titles = ["tag", "top-1, %", "parameters", "MMACs", *(["ms"] if times else []), "size, px", "MB"]
+    cells = [[f"{row['tag']}", f"{row['top1']:.2f}", *(f"{v:,}" for v in list(row.values())[2:])] for row in rows]
+    widths = [max(map(len, column)) for column in zip(titles, *cells, strict=True)]
+    for tag, *figures in (titles, *cells):
+        print(f"{tag:{widths[0]}}", *(f"{f:>{w}}" for f, w in zip(figures, widths[1:], strict=True)), sep="  ")
 
 
-def _milliseconds(tags: list[str]) -> dict[str, float]:
-    """Return the time of an image for each tag; weights do not matter for it, so none are needed."""
+def _milliseconds(entries: "Sequence[Entry]") -> dict[str, float]:
+    """Return the time per image for each tag; weights do not matter for it, so none are needed."""
     import torch
 
     from sqzoo.deploy.optimize import optimize
     from sqzoo.registry import create_model
-    from sqzoo.weights import get_weights
 
-    found: dict[tuple[str, int], float] = {}
-    keys = {tag: (get_weights(tag).architecture, get_weights(tag).resolution) for tag in tags}
-    for tag, key in keys.items():
-        if key not in found:
+    measured: dict[tuple[str, int], float] = {}
+    for entry in entries:
+        key = entry.architecture, entry.resolution
+        if key not in measured:
             torch.manual_seed(0)  # the choice is remembered by the weights
-            fast = optimize(create_model(tag))
-            found[key] = fast.milliseconds[fast.backend]
-    return {tag: found[key] for tag, key in keys.items()}
+            fast = optimize(create_model(entry.tag))
+            measured[key] = fast.milliseconds[fast.backend]
+    return {entry.tag: measured[entry.architecture, entry.resolution] for entry in entries}

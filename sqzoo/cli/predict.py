@@ -17,7 +17,7 @@ from sqzoo.cli import _options
 from sqzoo.errors import ArgumentError, DataError
 
 if TYPE_CHECKING:
-    from sqzoo.predict import Answer
+    from sqzoo.predict import Classification
 
 
 class Format(StrEnum):
@@ -65,7 +65,7 @@ def run(
         quiet = not sys.stderr.isatty() or stream.isatty()  # lines and a bar on one screen disturb each other
         if format is Format.csv:
             columns = [f"{column}_{n}" for n in range(1, top + 1) for column in ("label", "probability")]
-            _write_row(stream, ["image", *columns, "unsure", "error"])
+            _write_row(stream, ["image", *columns, "abstain", "error"])
         for answer in tqdm(answers, unit=" images", disable=quiet):
             total += 1
             if answer.error:
@@ -102,23 +102,23 @@ def _expanded(images: list[str]) -> Iterator[str]:
             yield name
 
 
-def _write(stream: TextIO, answer: "Answer", format: Format, top: int, classes: int) -> None:
-    image, predictions = str(answer.picture), answer.predictions
+def _write(stream: TextIO, answer: "Classification", format: Format, top: int, classes: int) -> None:
+    image, predictions = str(answer.image), answer.predictions
     if format is Format.jsonl:
         row: dict[str, Any] = {"image": image}
         if answer.error:
             row["error"] = str(answer.error)
         else:
             row["predictions"] = [asdict(prediction) for prediction in predictions]
-            row |= {"score": answer.score, "unsure": answer.unsure}
+            row |= {"ood_score": answer.ood_score, "abstain": answer.abstain}
         stream.write(json.dumps(row) + "\n")
     elif format is Format.csv:
         cells = [cell for p in predictions for cell in (p.label, f"{p.probability:.6f}")] or [""] * (2 * top)
-        unsure = "" if answer.unsure is None else str(answer.unsure)
-        _write_row(stream, [image, *cells, unsure, str(answer.error or "")])
+        abstain = "" if answer.abstain is None else str(answer.abstain)
+        _write_row(stream, [image, *cells, abstain, str(answer.error or "")])
     elif not answer.error:
         text = ", ".join(f"{p.label} {100 * p.probability:.1f} %" for p in predictions)
-        if answer.unsure:
+        if answer.abstain:
             text = f"none of the {'ten' if classes == 10 else classes}, perhaps ({text})"
         stream.write(f"{image}: {text}\n")
 

@@ -29,12 +29,14 @@ def run(
     from PIL import Image
 
     from sqzoo.data import cifar10
+    from sqzoo.environment import require
     from sqzoo.errors import shown
     from sqzoo.evaluation import logits
     from sqzoo.registry import create_model
     from sqzoo.report.page import report
     from sqzoo.weights import CIFAR10_CLASSES, get_weights
 
+    require("matplotlib", "train", "The report")  # before minutes of evaluation
     entry = get_weights(tag)
     file = output or Path(f"{entry.tag}.html")
     _options.check_writable(file)

@@ -13,7 +13,7 @@ import torch.nn as nn
 
 from sqzoo.compress.network import compress
 from sqzoo.compress.release import add, entry_of, read_run
-from sqzoo.data import Dataset, hold_out
+from sqzoo.data import Dataset
 from sqzoo.environment import environment
 from sqzoo.errors import ArgumentError, WeightsError, shown
 from sqzoo.evaluation import evaluate
@@ -65,7 +65,7 @@ def make_tiny(
     if not (Path(root) / "sqzoo" / "weights" / "manifest.json").is_file():
         raise ArgumentError(f"{shown(root)} is no checkout of sqzoo (sqzoo/weights/manifest.json); give --root.")
     hold_outs = entry["recipe"].get("hold_out", 0)
-    train_idx, val_idx = hold_out(train_set.labels, min(val_images, hold_outs or val_images))
+    train_idx, val_idx = train_set.split(min(val_images, hold_outs or val_images))
     val_set = train_set[val_idx]
     made = compress(
         model,

@@ -20,7 +20,7 @@ from sqzoo.compress.stages import Stages, compressed_layers
 from sqzoo.data import Dataset
 from sqzoo.errors import ArgumentError
 from sqzoo.models.base import ZooModel
-from sqzoo.weights.coded import Coded, decode, encode
+from sqzoo.weights.coded import CodedTensor, decode, encode
 
 Progress = Callable[[str], Any]
 
@@ -87,9 +87,9 @@ def compress(
 
 def _quantize(
     stages: Stages, means: Mapping[str, torch.Tensor], steps: Mapping[str, float], progress: Progress
-) -> tuple[dict[str, Coded], dict[str, torch.Tensor], dict[str, dict[str, Any]]]:
+) -> tuple[dict[str, CodedTensor], dict[str, torch.Tensor], dict[str, dict[str, Any]]]:
     """Quantise all layers in turn, each on the outputs of those before it; return coded weights, biases, rows."""
-    coded: dict[str, Coded] = {}
+    coded: dict[str, CodedTensor] = {}
     biases, rows = {}, {}
     for i, names, inputs in stages:
         for name in names:

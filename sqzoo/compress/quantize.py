@@ -9,7 +9,7 @@ import math
 import torch
 
 from sqzoo.compress.stages import Layer, Moments
-from sqzoo.weights.coded import shortest
+from sqzoo.weights.coded import pick_encoding
 
 _SAMPLE = 20_000  # weights that a codebook is fitted to
 _FINEST = 120  # steps from zero to a layer's largest weight: an index is a byte
@@ -85,5 +85,5 @@ def step_for(rows: torch.Tensor, bits: float) -> float:
 
 def bits_per_weight(indices: torch.Tensor, values: torch.Tensor) -> float:
     """Return the bits that each weight takes in the file."""
-    coded = shortest(indices.to(torch.uint8).numpy().ravel(), values.numpy())
+    coded = pick_encoding(indices.to(torch.uint8).numpy().ravel(), values.numpy())
     return 8 * coded[1] / indices.numel()

@@ -3,14 +3,17 @@
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn as nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from sqzoo.data import NORMALISATIONS
 from sqzoo.errors import WeightsError
-from sqzoo.files import read_json, write_text, write_whole
+from sqzoo.files import read_json, write_bytes, write_text
 from sqzoo.registry import create_model
 from sqzoo.train.checkpoint import best_weights
 
@@ -52,6 +55,7 @@ def entry_of(result: dict[str, Any], tag: str, source: str) -> dict[str, Any]:
     upsample = result["upsample"]
     square = upsample and upsample[0] == upsample[1]
     model_args = plan["model_args"] | {"upsample": upsample[0] if square else upsample}
+    model = create_model(architecture, device="meta", **model_args)
     origin = {"name": name, "commit": result["environment"]["commit"]}
     return {
         "dtype": "float32",
@@ -63,7 +67,8 @@ def entry_of(result: dict[str, Any], tag: str, source: str) -> dict[str, Any]:
         "mean": mean,
         "std": std,
         "interpolation": "bilinear",
-        "params": sum(p.numel() for p in create_model(architecture, device="meta", **model_args).parameters()),
+        "params": sum(p.numel() for p in model.parameters()),
+        "macs": multiply_adds(model, (3, 32, 32)),
         "licence": _LICENCE,
         "provenance": _PROVENANCE.format(trunk=trunk),
         "model_args": model_args,
@@ -79,11 +84,23 @@ def entry_of(result: dict[str, Any], tag: str, source: str) -> dict[str, Any]:
     }
 
 
+def multiply_adds(model: nn.Module, input_size: Sequence[int]) -> int:
+    """Count the multiply-adds of a model's convolutions and linear layers for one image.
+
+    Args:
+        model: on the meta device, where nothing is calculated.
+        input_size: of an image, (3, H, W).
+    """
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        model.eval()(torch.empty(1, *input_size, device="meta"))
+    return int(counter.get_total_flops() // 2)
+
+
 def add(root: Path, entry: dict[str, Any], data: bytes, record: dict[str, Any]) -> None:
     """Add a weights file, its record and, last, its manifest entry to the package in a checkout."""
     weights, tag = root / "sqzoo" / "weights", record["tag"]
     file = weights / f"{tag}.safetensors"
-    write_whole(file, data)
+    write_bytes(file, data)
     facts = {"tag": tag, "file": file.name, "sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
     manifest = weights / "manifest.json"
     entries = [e for e in json.loads(manifest.read_text(encoding="utf-8"))["weights"] if e["tag"] != tag]

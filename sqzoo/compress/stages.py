@@ -8,7 +8,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from sqzoo.data import Dataset, Preprocessing
+from sqzoo.data import Dataset, Normalise
 from sqzoo.errors import ArgumentError
 from sqzoo.models.base import ZooModel
 
@@ -84,8 +84,8 @@ def advance(forward: Forward, inputs: list[torch.Tensor]) -> None:
 
 def batches(model: ZooModel, data: Dataset) -> list[torch.Tensor]:
     """Return images as the trunk's first layer takes them."""
-    prepare = Preprocessing.of(model.pretrained_cfg)
-    return [model.upsample(prepare(data.images[i : i + _BATCH])) for i in range(0, len(data), _BATCH)]
+    normalise = Normalise.of(model)
+    return [model.upsample(normalise(data.images[i : i + _BATCH])) for i in range(0, len(data), _BATCH)]
 
 
 class _Sums:

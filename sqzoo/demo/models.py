@@ -12,11 +12,11 @@ import torch
 import torch.nn as nn
 
 import sqzoo
-from sqzoo.cache import folder, read_packed
+from sqzoo.cache import read_packed
 from sqzoo.demo.engine import not_kept
 from sqzoo.deploy.onnx_graph import FromPixels, frozen_copy, to_onnx
 from sqzoo.errors import ArgumentError, WeightsError
-from sqzoo.files import tensors_sha256, write_whole
+from sqzoo.files import cache_folder, tensors_sha256, write_bytes
 from sqzoo.images.reader import label_names
 from sqzoo.models.blocks import GlobalPool
 from sqzoo.models.upsample import Upsample
@@ -91,13 +91,13 @@ def page_model(name: str) -> PageModel:
     metadata |= {"step": net.feature_info[-1]["reduction"]}
     if net.ood_threshold is not None:
         metadata["threshold"] = net.ood_threshold
-    cache, stem = folder() / "demo", f"{config['architecture']}-{key[:16]}"
+    cache, stem = cache_folder() / "demo", f"{config['architecture']}-{key[:16]}"
     packed = _cached(cache, stem)
     if packed is None:
         example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
         packed = gzip.compress(to_onnx(WithMaps(net).eval(), example, {}), mtime=0)
         try:
-            write_whole(cache / f"{stem}-{hashlib.sha256(packed).hexdigest()}.onnx.gz", packed)
+            write_bytes(cache / f"{stem}-{hashlib.sha256(packed).hexdigest()}.onnx.gz", packed)
         except OSError as e:
             raise not_kept(cache, e) from e
     return PageModel(tag, packed, metadata)

@@ -14,7 +14,7 @@ from sqzoo.deploy.onnx_graph import image_size, onnx_bytes, quiet_exporters, run
 from sqzoo.deploy.parity import INT8_TOLERANCE, compare
 from sqzoo.environment import require
 from sqzoo.errors import ArgumentError
-from sqzoo.images.reader import knows_cifar10
+from sqzoo.images.reader import has_cifar10_classes
 from sqzoo.models.upsample import SOURCE_SIZE
 
 CALIBRATION, _FEWEST, _COMPARED = 320, 128, 64  # images: by default, at least, of these to compare the outputs
@@ -41,7 +41,7 @@ def calibration_images(
             f"int8 is for models of 3 input channels, not {net.in_chans}; use another format or backend."
         )
     if given is None:
-        if not knows_cifar10(net) or size != SOURCE_SIZE:
+        if not has_cifar10_classes(net) or size != SOURCE_SIZE:
             raise ArgumentError(
                 f"int8 for a model with {net.num_classes} classes that are not CIFAR-10's needs calibration= images of "
                 f"its own: training images, uint8 (N, {size}, {size}, 3)."

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.nn as nn
 
-from sqzoo.data import Preprocessing
 from sqzoo.deploy.parity import Runtime
 from sqzoo.environment import require
 from sqzoo.errors import ArgumentError, why
@@ -42,9 +41,9 @@ class FromPixels(nn.Module):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        prepare = Preprocessing.of(net.pretrained_cfg)  # type: ignore[arg-type]
+        config: Mapping[str, Any] = net.pretrained_cfg  # type: ignore[assignment]
         self.net = net
-        mean, std = (torch.tensor(v, dtype=torch.float32).view(1, 3, 1, 1) for v in (prepare.mean, prepare.std))
+        mean, std = (torch.tensor(v, dtype=torch.float32).view(1, 3, 1, 1) for v in (config["mean"], config["std"]))
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.register_buffer("shift", -mean / std, persistent=False)
 

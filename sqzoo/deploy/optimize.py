@@ -18,7 +18,7 @@ from sqzoo.deploy.optimized import Optimized, warn
 from sqzoo.deploy.parity import Runtime
 from sqzoo.environment import cpu, package_version
 from sqzoo.errors import ArgumentError, MissingExtraError, SqzooError, did_you_mean
-from sqzoo.files import write_whole
+from sqzoo.files import write_bytes
 
 EXACT = ("pytorch", "onnxruntime", "openvino")  # what "auto" tries
 BF16 = ("openvino-bf16",)
@@ -48,7 +48,7 @@ def optimize(
             compiler and half a minute, so "auto" does not try it), "onnxruntime", "openvino", "openvino-bf16",
             "onnxruntime-int8", "openvino-int8".
             "auto" measures what is installed, on as many threads as `torch.get_num_threads()`, drops what differs from
-            PyTorch in float32, and remembers the winner in the cache folder (`sqzoo.cache.folder`) until weights,
+            PyTorch in float32, and remembers the winner in the cache folder (`sqzoo.files.cache_folder`) until weights,
             machine or versions change. bf16 is tried where the CPU has it, and must be 1.3 times as fast as float32.
         batch_size: of the batches that are measured.
         input_size: of their images in pixels: an int, (H, W) or (C, H, W); None for that of `pretrained_cfg`.
@@ -124,7 +124,7 @@ def _fastest(model: ExportModel, shape: Shape, checks: Dataset | None, seconds: 
             break
     file = _choice_file(model, shape, checks)
     try:
-        write_whole(file, json.dumps({"backend": best, "milliseconds": times}).encode())
+        write_bytes(file, json.dumps({"backend": best, "milliseconds": times}).encode())
     except OSError as e:
         warn(f"the choice of {best} is not remembered: cannot write {file} ({e.strerror})")
     fast = Optimized(model, best, times)

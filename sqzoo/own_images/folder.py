@@ -11,7 +11,8 @@ import numpy as np
 from timm.utils.misc import natural_key
 
 from sqzoo.errors import DataError, shown, why
-from sqzoo.images.walk import AGAIN, DEEP, OURS, is_ignored, is_image_name, is_ours, walk
+from sqzoo.files import is_claimed
+from sqzoo.images.walk import AGAIN, DEEP, OURS, is_ignored, is_image_name, walk
 
 VAL_NAMES = ("val", "valid", "validation", "test")  # the first that exists
 # Folders of other dataset layouts (YOLO, Pascal VOC, COCO): never classes.
@@ -154,7 +155,7 @@ def _check_classes(root: Path, part: Path, classes: tuple[str, ...], left_out: d
 
 def _subfolders(folder: Path) -> list[Path]:
     names = sorted(os.listdir(folder))
-    return [d for n in names if not is_ignored(n) and os.path.isdir(d := folder / n) and not is_ours(d)]
+    return [d for n in names if not is_ignored(n) and os.path.isdir(d := folder / n) and not is_claimed(d)]
 
 
 def printable_path(path: Path, root: Path) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from sqzoo.data.parquet import check_downloaded
 from sqzoo.environment import require
 from sqzoo.errors import DataError, printable, shown, why
 from sqzoo.files import TEMPORARY, open_regular
@@ -42,6 +43,7 @@ def download_dataset(name: str, store: str | os.PathLike[str]) -> Path:
         return folder
     datasets = require("datasets", "datasets", f"No folder {name!r}; fetching a dataset of that name")
     repo, _, revision = name.partition("@")
+    _check_parquet(name, repo, revision or None, datasets)
     try:
         splits = datasets.load_dataset(repo, revision=revision or None)
     except Exception as e:  # whatever network, files and client raise
@@ -65,6 +67,20 @@ def download_dataset(name: str, store: str | os.PathLike[str]) -> Path:
     if skipped:
         _logger.warning("%d rows of %s have no image or no label, and were left out.", skipped, name)
     return folder
+
+
+def _check_parquet(name: str, repo: str, revision: str | None, datasets: Any) -> None:
+    """Download a dataset's parquet files, and raise `DataError` for one that would fill the memory."""
+    try:
+        files = datasets.load_dataset_builder(repo, revision=revision).config.data_files or {}
+        downloaded = datasets.DownloadManager().download(dict(files))
+    except Exception:  # `load_dataset` fails in the same way, and reports it
+        return
+    for file in (file for split in downloaded.values() for file in split):
+        try:
+            check_downloaded(file)
+        except (OSError, ValueError) as e:
+            raise DataError(f"{name} has a file that is not read ({why(e)}); name another dataset.") from e
 
 
 def _write_split(name: str, data: Any, folder: Path, datasets: Any) -> int:

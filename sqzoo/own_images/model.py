@@ -10,7 +10,7 @@ from sqzoo.data import NORMALISATIONS
 from sqzoo.evaluation import logits
 from sqzoo.files import write_json, write_text
 from sqzoo.hub import save_pretrained
-from sqzoo.images.reader import OWN_PICTURES
+from sqzoo.images.reader import OWN_IMAGES_TAG
 from sqzoo.models.base import ZooModel
 from sqzoo.own_images.pixels import ImageSet
 from sqzoo.report.page import report
@@ -47,7 +47,7 @@ def write_model(
         interpolation="bilinear",
         mean=mean,
         std=std,
-        tag=OWN_PICTURES,
+        tag=OWN_IMAGES_TAG,
     )
     save_pretrained(model, folder / name)  # which all layers start from
     names = ("recipe", "epoch", "val", "training_seconds", "feature_seconds", "log")

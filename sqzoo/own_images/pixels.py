@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from sqzoo.data import Dataset
 from sqzoo.errors import ArgumentError, DataError, shown
-from sqzoo.files import open_regular, whole_file, write_whole
+from sqzoo.files import atomic_file, open_regular, read_json, write_bytes
 from sqzoo.images.reader import ImageReader, read_ahead
 from sqzoo.own_images.folder import ImageFolder, printable_path
 
@@ -109,11 +109,10 @@ def _stat(file: Path) -> tuple[int, int] | None:
 def _read_errors(file: Path, pixels: Path, names: list[str], size: int) -> dict[str, str] | None:
     """Return the unreadable files of an earlier call; None unless it left all pixels."""
     try:
-        with open_regular(file) as stream:
-            errors = dict(json.loads(stream.read()))
+        errors = read_json(file)
         with open_regular(pixels) as stream:
             stored = os.fstat(stream.fileno()).st_size
-    except (OSError, ValueError, TypeError):
+    except (OSError, DataError):
         return None
     return errors if stored == 3 * size**2 * sum(name not in errors for name in names) else None
 
@@ -122,13 +121,13 @@ def _decode(files: list[Path], names: list[str], size: int, pixels: Path, errors
     errors: dict[str, str] = {}
     decoded = read_ahead(files, ImageReader(size), ahead=64)
     bar = tqdm(decoded, "images", len(files), leave=False, disable=None if show else True)
-    with whole_file(pixels) as stream:
+    with atomic_file(pixels) as stream:
         for name, (_, image) in zip(names, bar, strict=True):
             if isinstance(image, DataError):
                 errors[name] = str(image)
             else:
                 stream.write(image.tobytes())
-    write_whole(errors_file, json.dumps(errors).encode())
+    write_bytes(errors_file, json.dumps(errors).encode())
 
 
 def _choose_val(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:

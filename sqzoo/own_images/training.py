@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sqzoo.environment import require
 from sqzoo.errors import ArgumentError, WeightsError
 from sqzoo.files import read_json
 from sqzoo.own_images.folder import find_images
@@ -65,6 +66,7 @@ def train_on_images(
         DataError: the images cannot be trained on.
     """
     check_name(model)
+    require("matplotlib", "train", "The report")  # before hours of training
     if fixed := _FIXED & changes.keys():
         raise ArgumentError(f"{min(fixed)} is decided by the images; leave it out, or give val_fraction.")
     chosen = recipe(recipe_name or ("finetune" if all_layers else "images"), model, **changes)

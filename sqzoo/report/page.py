@@ -118,8 +118,8 @@ def _curves(log: Iterable[Mapping[str, Any]]) -> list[str]:
         for part, metrics in ({"train": {"loss": row["train_loss"]}} | parts).items():
             for metric in charts.keys() & metrics.keys():
                 charts[metric].setdefault(part.replace("_", " "), []).append((row["epoch"], metrics[metric]))
-    titles = {"loss": "loss (nats)", "top1": "top-1 (%)"}
-    return [curves(titles[metric], series) for metric, series in charts.items() if series]
+    looks = {"loss": ("loss (nats)", torch.inf), "top1": ("top-1 (%)", 100.0)}  # title, highest value
+    return [curves(looks[m][0], series, looks[m][1]) for m, series in charts.items() if series]
 
 
 def _by_class(logits: torch.Tensor, labels: torch.Tensor, classes: Sequence[str]) -> list[dict[str, Any]]:

@@ -1,97 +1,129 @@
-"""Charts as SVG, written by hand so that the same figures give the same bytes: confusion, calibration, curves."""
+"""Plots of a report as SVG, by matplotlib: confusion matrix, calibration, learning curves.
 
-from collections.abc import Mapping, Sequence
-from html import escape
-from typing import Any
+The same figures give the same bytes with one version of matplotlib, whatever the user's matplotlibrc says.
+"""
 
-LEFT, TOP = 84, 40
-STYLE = "text{font:11px sans-serif;fill:#222}.a{text-anchor:middle}.e{text-anchor:end}.w{fill:#fff}.h{font-weight:bold}"
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe and Ito's, told apart by colour-blind eyes
+import io
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sqzoo.environment import require
+from sqzoo.errors import printable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe and Ito's, told apart by colour-blind eyes
+_BLUE, _ORANGE = (0, 114, 178), (213, 94, 0)
 _LEGIBLE = 16  # a matrix of more classes has cells too small for their counts
+_STYLE = {
+    "font.size": 9,
+    "font.sans-serif": ["DejaVu Sans"],  # matplotlib's own, by which it measures; then the reader's
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "sqzoo",  # element ids are random without it
+    "text.parse_math": False,  # class names may hold dollar signs
+}
 
 
 def confusion_and_calibration(
     counts: list[list[int]], calibration: dict[str, Any], classes: Sequence[str], data: str = "CIFAR-10 test"
 ) -> str:
-    """Return the confusion matrix (rows: what the image is) and the reliability diagram side by side.
+    """Draw the confusion matrix (rows: the true class) and the reliability diagram side by side.
 
-    counts: images by class and answer. calibration: as `sqzoo.report.page.calibration` returns it.
+    Args:
+        counts: images by class and predicted class.
+        calibration: as `sqzoo.report.page.calibration` returns it.
+        classes: names, in the order of `counts`.
+        data: what was evaluated, for the title that screen readers read.
+
+    Returns:
+        An <svg> element.
     """
-    cell = 30 if len(classes) <= _LEGIBLE else max(4, 480 // len(classes))
-    middle = cell // 2
-    side = max(cell * len(classes), 240)
-    plot = LEFT + cell * len(classes) + 80
-    width, height = plot + side + 20, TOP + side + 90
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" role="img">',
-        f"<title>Confusion matrix and calibration on {escape(data)}</title><style>{STYLE}</style>",
-        f'<rect width="{width}" height="{height}" fill="#fff"/>',
-        _text(LEFT, TOP - 16, "images by class (row) and answer (column)", "h"),
-        _text(plot, TOP - 16, f"accuracy by confidence; error {calibration['error']:.1f} points", "h"),
-    ]
-    for row, line in enumerate(counts):
-        if cell >= 12:
-            name = classes[row] if len(classes[row]) <= 12 else f"{classes[row][:11]}…"
-            parts.append(_text(LEFT - 6, TOP + cell * row + middle + 4, name, "e"))
-            x, y = LEFT + cell * row + middle, TOP + cell * len(classes) + 8
-            parts.append(f'<text transform="translate({x + 4} {y}) rotate(-60)" class="e">{escape(name)}</text>')
-        for column, count in enumerate(line):
-            x, y = LEFT + cell * column, TOP + cell * row
-            share = count / max(1, sum(line))
-            strength = share if row == column else min(1.0, share * 5)  # mistakes are few: five times as strong
-            colour = _mix((0, 114, 178) if row == column else (213, 94, 0), strength)
-            parts.append(f'<rect x="{x}" y="{y}" width="{cell - 1}" height="{cell - 1}" fill="{colour}"/>')
-            if count and cell == 30:
-                parts.append(_text(x + middle, y + middle + 4, str(count), "a w" if strength > 0.55 else "a"))
-    base = TOP + side
-    parts.append(f'<path d="M{plot} {base}L{plot + side} {TOP}" stroke="#999" stroke-dasharray="4 3" fill="none"/>')
-    parts.append(f'<path d="M{plot} {TOP}V{base}H{plot + side}" stroke="#222" fill="none"/>')
-    most = max(count for count, _, _ in calibration["bins"])
-    for count, confidence, top1 in calibration["bins"]:
-        x, y = plot + side * confidence / 100, base - side * top1 / 100
-        parts.append(
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{3 + 7 * (count / most) ** 0.5:.1f}" fill="#0072B2" opacity=".7"/>'
+    side = min(7.0, max(3.2, 0.34 * len(classes)))  # inches
+    with _figure((side + 5.4, side + 1.6), f"Confusion matrix and calibration on {data}") as (figure, svg):
+        matrix, diagram = figure.subplots(1, 2, width_ratios=(side, 3.2))
+        _draw_confusion(matrix, np.array(counts), [printable(name, 14) for name in classes], 60 * side / len(classes))
+        count, confidence, top1 = np.array(calibration["bins"]).T
+        diagram.plot([0, 100], [0, 100], linestyle="--", color="#999999", linewidth=1)
+        diagram.scatter(confidence, top1, (4 + 11 * (count / count.max()) ** 0.5) ** 2, _COLOURS[0], alpha=0.7)
+        diagram.set(
+            title=f"Calibration error: {calibration['error']:.1f} points",
+            xlabel="confidence, % (area: images)",
+            ylabel="accuracy, %",
+            xlim=(-4, 104),
+            ylim=(-4, 104),
+            xticks=range(0, 101, 25),
+            yticks=range(0, 101, 25),
+            box_aspect=1,
         )
-    for tick in (0, 25, 50, 75, 100):
-        parts.append(_text(plot + side * tick / 100, base + 16, str(tick), "a"))
-        parts.append(_text(plot - 6, base - side * tick / 100 + 4, str(tick), "e"))
-    parts.append(_text(plot + side / 2, base + 36, "confidence, % (area: number of images)", "a"))
-    return "\n".join([*parts, "</svg>"]) + "\n"
+    return svg.getvalue()
 
 
-def curves(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
-    """Return lines through (x, y) points, epochs across, with a name each."""
-    left, top, width, height = 56, 40, 360, 220
-    points = [p for line in series.values() for p in line]
-    (x0, x1), (y0, y1) = ((min(v), max(v)) for v in zip(*points, strict=True))
-    x1, y1 = x1 + (x1 == x0), y1 + (y1 == y0)  # a single epoch or a flat line is drawn, too
-
-    def place(x: float, y: float) -> str:
-        return f"{left + width * (x - x0) / (x1 - x0):.1f} {top + height * (y1 - y) / (y1 - y0):.1f}"
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 110} {top + height + 50}" '
-        f'width="{left + width + 110}" role="img"><title>{escape(title)}</title><style>{STYLE}</style>',
-        _text(left, top - 16, title, "h"),
-        f'<path d="M{left} {top}V{top + height}H{left + width}" stroke="#222" fill="none"/>',
-        _text(left + width / 2, top + height + 36, "epoch", "a"),
-    ]
-    for part in (0, 0.5, 1):
-        parts.append(_text(left - 6, top + height * (1 - part) + 4, f"{y0 + (y1 - y0) * part:.3g}", "e"))
-        parts.append(_text(left + width * part, top + height + 16, f"{x0 + (x1 - x0) * part:.3g}", "a"))
-    for index, (name, line) in enumerate(series.items()):
-        colour = COLOURS[index % len(COLOURS)]
-        path = "L".join(place(x, y) for x, y in line)
-        parts.append(f'<path d="M{path}" stroke="{colour}" stroke-width="2" fill="none"/>')
-        parts += [f'<circle r="2.5" fill="{colour}" transform="translate({place(x, y)})"/>' for x, y in line]
-        parts.append(f'<rect x="{left + width + 12}" y="{top + 18 * index}" width="10" height="10" fill="{colour}"/>')
-        parts.append(_text(left + width + 26, top + 18 * index + 9, name, ""))
-    return "\n".join([*parts, "</svg>"]) + "\n"
+def _draw_confusion(axes: "Axes", counts: np.ndarray, classes: list[str], points: float) -> None:
+    """Draw the matrix: correct answers in blue, mistakes, which are few, in orange and five times as strong."""
+    share = counts / np.maximum(1, counts.sum(1, keepdims=True))
+    right = np.eye(len(counts), dtype=bool)
+    strength = np.where(right, share, np.minimum(1, 5 * share))[..., None]
+    colour = np.where(right[..., None], _BLUE, _ORANGE)
+    axes.imshow(np.rint(255 + (colour - 255) * strength).astype(np.uint8), interpolation="none")
+    axes.set(title="Images by class and prediction", xlabel="prediction", ylabel="class")
+    places, size = range(len(classes)), min(9.0, points)
+    axes.set_xticks(places, classes, rotation=60, ha="right", rotation_mode="anchor", fontsize=size)
+    axes.set_yticks(places, classes, fontsize=size)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    for row, column in np.argwhere(counts) if len(counts) <= _LEGIBLE else ():
+        text = "white" if strength[row, column] > 0.55 else "black"
+        axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=text, fontsize=8)
 
 
-def _text(x: float, y: float, text: str, kind: str) -> str:
-    return f'<text x="{x:g}" y="{y:g}" class="{kind}">{escape(text)}</text>'
+def curves(title: str, series: Mapping[str, Sequence[tuple[float, float]]], highest: float = float("inf")) -> str:
+    """Draw lines through points (epoch, value), with a name each.
+
+    Args:
+        title: of the plot, with the unit.
+        series: points by name.
+        highest: what no value can exceed, such as 100 %.
+
+    Returns:
+        An <svg> element.
+    """
+    with _figure((5.4, 2.9), title) as (figure, svg):
+        from matplotlib.ticker import MaxNLocator
+
+        axes = figure.subplots()
+        for (name, line), colour in zip(series.items(), _COLOURS * len(series), strict=False):
+            axes.plot(*zip(*line, strict=True), marker="o", markersize=3, label=printable(name), color=colour)
+        axes.set(title=title, xlabel="epoch")
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
+        axes.set_ylim(top=min(axes.get_ylim()[1], 1.005 * highest))
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return svg.getvalue()
 
 
-def _mix(colour: tuple[int, int, int], strength: float) -> str:
-    return "#" + "".join(f"{round(255 + (c - 255) * strength):02x}" for c in colour)
+@contextmanager
+def _figure(inches: tuple[float, float], title: str) -> "Iterator[tuple[Figure, io.StringIO]]":
+    """Yield a figure and the stream that it is written to, as an <svg> element, when the block ends."""
+    require("matplotlib", "train", "A plot")
+    from matplotlib import style
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    element, svg = io.StringIO(), io.StringIO()
+    with style.context(["default", _STYLE]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+")  # the reader's fonts are used, not matplotlib's
+        figure = Figure(inches, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
+        yield figure, element
+        about = {"Title": printable(title, 300), **dict.fromkeys(("Creator", "Date", "Format", "Type"))}
+        figure.savefig(svg, format="svg", metadata=about)
+    # Without the XML prolog it can stand in a web page, too.
+    element.write(svg.getvalue()[svg.getvalue().index("<svg ") :].replace("<svg ", '<svg role="img" ', 1))

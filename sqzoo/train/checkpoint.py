@@ -15,10 +15,12 @@ from safetensors import safe_open
 from tqdm import tqdm
 
 from sqzoo.errors import ArgumentError, BusyError, DataError, WeightsError, shown, why
-from sqzoo.files import claim_folder, read_json, tensors_sha256, write_json, write_tensors, write_text
+from sqzoo.files import claim_folder, open_regular, read_json, tensors_sha256, write_json, write_tensors, write_text
 from sqzoo.train.recipes import Recipe
-from sqzoo.weights.header import read_tensors
+from sqzoo.weights.header import read_tensors, read_wanted
 from sqzoo.weights.untrusted import LARGEST, read_bytes
+
+_LARGEST = 1 << 31  # bytes of a run's tensors: AlexNet's, with AdamW's and averages, take 1.1 billion
 
 
 @dataclass
@@ -93,8 +95,10 @@ def restore(folder: Path) -> tuple[Progress, dict[str, torch.Tensor]]:
     if not file.is_file():
         return Progress(), {}
     try:
+        with open_regular(file) as stream:  # its header is checked first
+            tensors = read_wanted(stream, shown(file), lambda name: True, _LARGEST)
         with safe_open(file, "pt") as opened:
-            metadata, tensors = opened.metadata(), {n: opened.get_tensor(n) for n in opened.keys()}
+            metadata = opened.metadata()
         if metadata["sha256"] != _sha256(metadata["run"], tensors):
             raise ValueError("its SHA-256 is not the one noted in it")
         progress = Progress(**json.loads(metadata["run"]))

@@ -1,6 +1,5 @@
-"""Weights: the manifest, the embedded files, the ImageNet trunks, and the one way into a model."""
+"""Weights: the manifest, the embedded files, the ImageNet trunks; nothing imported here imports torch."""
 
-from sqzoo.weights.loading import fit, load_state, read_verified
 from sqzoo.weights.manifest import CIFAR10_CLASSES, Entry, get_weights, read_manifest, tags
 from sqzoo.weights.trunks import TRUNKS, load_trunk, trunk_source
 
@@ -8,12 +7,9 @@ __all__ = [
     "CIFAR10_CLASSES",
     "TRUNKS",
     "Entry",
-    "fit",
     "get_weights",
-    "load_state",
     "load_trunk",
     "read_manifest",
-    "read_verified",
     "tags",
     "trunk_source",
 ]

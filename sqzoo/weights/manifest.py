@@ -23,7 +23,8 @@ class Entry:
     where `hub` is given, in the organisation's Hub repository of that name at the commit `commit`.
     `model_args` are the constructor's arguments that rebuild the network, its enlargement and temperature among them.
     `ood_threshold` is that of `sqzoo.uncertainty`, and `calibration` says how it and the temperature were found;
-    without training images held out to find them on there are none.
+    without training images held out to find them on there are none. `macs` counts the multiply-adds of the convolutions
+    and linear layers for one image of `resolution` pixels.
     """
 
     tag: str
@@ -40,6 +41,7 @@ class Entry:
     std: tuple[float, float, float]
     interpolation: str
     params: int
+    macs: int
     licence: str
     provenance: str
     model_args: dict[str, Any] = field(default_factory=dict)
@@ -81,6 +83,11 @@ def read_manifest() -> dict[str, Entry]:
     tuples = ("input_size", "mean", "std")
     fields: list[dict[str, Any]] = [{k: tuple(v) if k in tuples else v for k, v in e.items()} for e in entries]
     return {e["tag"]: Entry(**e) for e in fields}
+
+
+def architectures() -> list[str]:
+    """Return the architectures that have weights."""
+    return list(dict.fromkeys(entry.architecture for entry in read_manifest().values()))
 
 
 def tags(architecture: str) -> list[str]:

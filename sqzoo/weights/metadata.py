@@ -9,7 +9,8 @@ import torch.nn as nn
 
 from sqzoo import __version__
 from sqzoo.files import tensors_sha256
-from sqzoo.weights import read_manifest, read_verified
+from sqzoo.weights.loading import read_verified
+from sqzoo.weights.manifest import read_manifest
 
 
 def metadata(model: nn.Module) -> dict[str, str]:

@@ -5,20 +5,22 @@ configuration; a file from the Hub is also compared with the hash that the Hub g
 is used without a network call.
 """
 
+from __future__ import annotations
+
 import hashlib
 import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from sqzoo.errors import ArgumentError, WeightsError, printable, shown, why
-from sqzoo.weights.config_json import read_configuration
-from sqzoo.weights.header import LONGEST, read_tensors
+from sqzoo.weights.config_json import parse_config
 from sqzoo.weights.untrusted import CONFIG_LARGEST, LARGEST, read_bytes
+
+if TYPE_CHECKING:
+    import torch
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _REVISION = re.compile(r"\w[\w.+/-]{0,199}")
@@ -37,7 +39,7 @@ class Source:
     force_download: bool = False
 
 
-def parse(name: str, **options: Any) -> Source | None:
+def parse_source(name: str, **options: Any) -> Source | None:
     """Return the source in a name: "hf-hub:ORG/NAME", "hf-hub:ORG/NAME@REVISION" or "local-dir:FOLDER"; else None.
 
     Raises `ArgumentError` for a revision that is none, since the client makes a file of its name.
@@ -59,13 +61,13 @@ def parse(name: str, **options: Any) -> Source | None:
 
 
 def read_config(source: Source) -> tuple[dict[str, Any], Source]:
-    """Return a model's configuration (see `read_configuration`), and the source fixed to the commit that it is of."""
+    """Return a model's configuration (see `parse_config`), and the source fixed to the commit that it is of."""
     if source.folder:
         data = _read_folder(source, CONFIG, CONFIG_LARGEST)
     else:
         data, commit = fetch(source, CONFIG, CONFIG_LARGEST)
         source = replace(source, revision=commit)
-    return read_configuration(data, f"{source.where}/{CONFIG}"), source
+    return parse_config(data, f"{source.where}/{CONFIG}"), source
 
 
 def read_weights(source: Source, config: Mapping[str, Any], own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -73,6 +75,8 @@ def read_weights(source: Source, config: Mapping[str, Any], own: Mapping[str, to
 
     The size of the file, its hashes and its header are checked before a tensor is made. Raises `WeightsError`.
     """
+    from sqzoo.weights.header import LONGEST, read_tensors  # which imports torch
+
     name, stated = f"{source.where}/{WEIGHTS}", config.get("sha256")
     size = sum(t.numel() * t.itemsize for t in own.values())
     if size > LARGEST:
@@ -117,12 +121,12 @@ def fetch(source: Source, file: str, limit: int, sha256: str | None = None) -> t
     )
 
 
-def is_undamaged(snapshot: Path) -> bool:
+def is_intact(snapshot: Path) -> bool:
     """Whether a cached snapshot's configuration and weights are what the Hub sent and the configuration states."""
     limits = {CONFIG: CONFIG_LARGEST, WEIGHTS: LARGEST}
     try:
         files = {name: (snapshot / name, read_bytes(snapshot / name, limit)) for name, limit in limits.items()}
-        stated = read_configuration(files[CONFIG][1], CONFIG)["sha256"]
+        stated = parse_config(files[CONFIG][1], CONFIG)["sha256"]
     except (OSError, WeightsError):
         return False
     found = hashlib.sha256(files[WEIGHTS][1]).hexdigest()

@@ -1,22 +1,25 @@
 """The ImageNet trunks: torchvision's weights from a local file, torch.hub's cache or a download, verified."""
 
-import io
+from __future__ import annotations
+
+import math
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from safetensors.torch import load
+from sqzoo.errors import ArgumentError, WeightsError, did_you_mean, shown, why
+from sqzoo.files import environment_path, expand, open_regular, tensors_sha256
 
-from sqzoo.errors import ArgumentError, WeightsError, did_you_mean
-from sqzoo.files import environment_path, expand, tensors_sha256
-from sqzoo.weights.untrusted import LARGEST, read_bytes
+if TYPE_CHECKING:
+    import torch
 
 _FOLDER_VARIABLE = "SQZOO_TRUNKS"
+_LARGEST = 1 << 24  # bytes of the features.* tensors: AlexNet's take 10 million
 _LINEAR = {
     "classifier.1.weight": [4096, 9216],
     "classifier.1.bias": [4096],
@@ -33,6 +36,11 @@ class Trunk:
     name: str
     url: str
     sha256: str
+
+    @property
+    def file(self) -> str:
+        """Name of torchvision's file."""
+        return self.url.rpartition("/")[2]
 
     @property
     def stem(self) -> str:
@@ -83,27 +91,36 @@ def load_trunk(
     trunk = TRUNKS[name]
     source = (Path(path) if path else None) or _chosen.get() or environment_path(_FOLDER_VARIABLE)
     file = _local_file(trunk, source) if source else _hub_file(trunk)
-    tensors = _read(file)
+    tensors = _read(file, linear)
     trunk_tensors = {k: v for k, v in tensors.items() if k.startswith("features.")}
     found = tensors_sha256(trunk_tensors)
     if found != trunk.sha256:
         raise WeightsError(
             f"{file} does not hold torchvision's {name} trunk: its features.* tensors have SHA-256 {found}, "
-            f"expected {trunk.sha256}; replace the file by torchvision's {trunk.url.rpartition('/')[2]}."
+            f"expected {trunk.sha256}; replace the file by torchvision's {trunk.file}."
         )
     if not linear:
         return trunk_tensors
-    missing = [k for k in _LINEAR if k not in tensors or list(tensors[k].shape) != _LINEAR[k]]
+    own = {k: tensors[k] for k in _LINEAR if k in tensors and tensors[k].dtype == torch.float32}
+    missing = [k for k in _LINEAR if k not in own or list(own[k].shape) != _LINEAR[k]]
     if missing:
         raise WeightsError(
             f"{file} lacks {', '.join(missing)}, AlexNet's ImageNet linear layers; give torchvision's whole "
-            f"{trunk.url.rpartition('/')[2]}."
+            f"{trunk.file}."
         )
-    return trunk_tensors | {k: tensors[k] for k in _LINEAR}
+    return trunk_tensors | own
+
+
+def checkpoints() -> Path:
+    """Return torch.hub's folder of downloaded files; without importing torch, which only it could have moved."""
+    if torch := sys.modules.get("torch"):
+        return Path(torch.hub.get_dir(), "checkpoints")
+    home = os.environ.get("TORCH_HOME", os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "torch"))
+    return Path(os.path.expanduser(home), "hub", "checkpoints")
 
 
 def _local_file(trunk: Trunk, source: Path) -> Path:
-    names = (f"{trunk.stem}.safetensors", trunk.url.rpartition("/")[2])
+    names = (f"{trunk.stem}.safetensors", trunk.file)
     # Not Path's own, which raise where one may not look.
     candidates = [source / n for n in names] if os.path.isdir(source) else [source]
     for file in candidates:
@@ -116,8 +133,11 @@ def _local_file(trunk: Trunk, source: Path) -> Path:
 
 
 def _hub_file(trunk: Trunk) -> Path:
-    folder = expand(torch.hub.get_dir(), "The cache folder of torch.hub")
-    file = folder / "checkpoints" / trunk.url.rpartition("/")[2]
+    from http.client import HTTPException
+
+    import torch
+
+    file = expand(checkpoints(), "The cache folder of torch.hub") / trunk.file
     if not os.path.isfile(file):
         prefix = file.stem.rpartition("-")[2]
         try:
@@ -131,22 +151,22 @@ def _hub_file(trunk: Trunk) -> Path:
     return file
 
 
-def _read(file: Path) -> dict[str, torch.Tensor]:
+def _read(file: Path, linear: bool) -> dict[str, torch.Tensor]:
+    """Return a file's `features.*` tensors and, if asked, AlexNet's linear layers; the rest is not read."""
+    from sqzoo.weights.header import read_wanted
+    from sqzoo.weights.torch_zip import read_torch_zip
+
+    def wanted(name: str) -> bool:
+        return name.startswith("features.") or (linear and name in _LINEAR)
+
+    most = _LARGEST + linear * sum(4 * math.prod(shape) for shape in _LINEAR.values())
     try:
-        # Not mapped from the file: what another process writes there later would be in the tensors.
-        data = read_bytes(file, LARGEST)
-        safe = file.suffix == ".safetensors"
-        tensors = load(data) if safe else torch.load(io.BytesIO(data), "cpu", weights_only=True)
-        if not all(isinstance(k, str) and isinstance(v, torch.Tensor) and _is_plain(v) for k, v in tensors.items()):
-            raise TypeError("not a dictionary of named tensors")
-        return dict(tensors)
-    except WeightsError:
-        raise
-    except Exception as e:  # whatever a damaged or foreign file makes its reader raise
+        with open_regular(file) as stream:
+            # Read, not mapped: what another process writes there later would be in the tensors.
+            if file.suffix == ".safetensors":
+                return read_wanted(stream, str(file), wanted, most)
+            return read_torch_zip(stream, wanted, most)
+    except (OSError, ValueError) as e:
         raise WeightsError(
-            f"{file} is not a readable weights file ({type(e).__name__}); delete it to fetch it again."
+            f"{shown(file)} is not a readable weights file ({why(e)}); delete it to fetch it again."
         ) from e
-
-
-def _is_plain(tensor: torch.Tensor) -> bool:
-    return tensor.layout == torch.strided and tensor.device.type == "cpu" and tensor.is_floating_point()

@@ -26,8 +26,10 @@ from sqzoo.files import file_sha256
 from sqzoo.models.base import ZooModel
 from sqzoo.models.blocks import GlobalPool
 from sqzoo.train import recipe
-from sqzoo.weights import Entry, load_trunk, read_manifest, read_verified
+from sqzoo.weights import Entry, load_trunk, read_manifest
 from sqzoo.weights.coded import LAYERS, SYMBOLS, VALUES, decode, encode
+from sqzoo.weights.loading import read_verified
+from tests.support.sentences import assert_one_sentence
 
 Tensors = dict[str, torch.Tensor]
 CODED = [tag for tag, entry in read_manifest().items() if entry.stored == "coded"]
@@ -80,8 +82,7 @@ def refuse(tensors: Tensors, most: int = 10_000) -> str:
         decode(tensors, most, "it")
     message = str(caught.value)
     assert message.startswith("it is not an undamaged file of coded weights (")
-    assert "\n" not in message
-    assert message.endswith("; fetch it again.")
+    assert_one_sentence(message, "; fetch it again.")
     return message
 
 
@@ -166,7 +167,7 @@ def test_no_memory_for_more_than_is_allowed() -> None:
 class Small(ZooModel):
     """Two convolutions and a linear layer."""
 
-    taps = ((1, 8, 2), (3, 16, 4))
+    stages = ((1, 8, 2), (3, 16, 4))
     classifier_name = "fc"
     linear_head = True
 
@@ -276,8 +277,7 @@ def test_mistakes_are_one_sentence(parent: str, tag: str, size: int, said: str, 
     manifest.write_text("{}", encoding="utf-8")
     with pytest.raises(SqzooError) as caught:
         make_tiny(parent, tag, tmp_path, data, data, size=size, images=10, val_images=10)
-    assert said in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert_one_sentence(caught.value, said)
     assert [f for f in tmp_path.rglob("*") if f.is_file()] == [manifest]
 
 

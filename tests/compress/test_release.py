@@ -13,6 +13,8 @@ from zipfile import ZipFile
 
 import pytest
 import yaml
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 
 from tests.support import ROOT
 
@@ -66,30 +68,36 @@ def test_wheel_holds_the_manifests_files_and_the_bill(builds: list[Path]) -> Non
         names = archive.namelist()
         entries = json.loads(archive.read("sqzoo/weights/manifest.json"))["weights"]
         found = {n: hashlib.sha256(archive.read(n)).hexdigest() for n in names if n.endswith(".safetensors")}
-        listed = json.loads(archive.read("sqzoo/sbom.cdx.json"))["components"]
+        (bill,) = [n for n in names if "/sboms/" in n]
+        bill_text = archive.read(bill)
+    assert bill_text == (ROOT / "tools" / "sbom.cdx.json").read_bytes()
+    listed = json.loads(bill_text)["components"]
     assert found == {f"sqzoo/weights/{e['file']}": e["sha256"] for e in entries if not e.get("hub")}
     models = {c["name"]: c["hashes"][0]["content"] for c in listed if c["bom-ref"].startswith("weights/")}
     assert models == {e["tag"]: e["sha256"] for e in entries}
     fetched = {c["name"] for c in listed if c.get("scope") == "optional"}
-    assert fetched == {"onnxruntime-web", "squeezenet1_1-b8a52dc0.pth", "alexnet-owt-7be5be79.pth"}
+    assert fetched == {"onnxruntime-web", "squeezenet1_1-b8a52dc0.pth", "alexnet-owt-7be5be79.pth", "CIFAR-10"}
     assert {n.partition("/")[0] for n in names} == {"sqzoo", f"sqzoo-{wheel.name.split('-')[1]}.dist-info"}
     (sdist,) = builds[0].glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
-        assert "tests/test_release.py" in {n.partition("/")[2] for n in archive.getnames()}
+        assert "tests/compress/test_release.py" in {n.partition("/")[2] for n in archive.getnames()}
 
 
 def _sbom(checkout: Path, *words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "tools/sbom.py", *words]
-    return subprocess.run(command, cwd=checkout, capture_output=True, text=True)
+    environment = os.environ | {"PYTHONPATH": str(checkout)}  # that checkout's sqzoo, not an installed one
+    return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
 
 
 def test_bill_is_what_its_sources_say() -> None:
     done = _sbom(ROOT, "--check")
     assert done.returncode == 0, done.stderr
+    text = (ROOT / "tools" / "sbom.cdx.json").read_text(encoding="utf-8")
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
 
 
 def test_bill_follows_the_manifest(tmp_path: Path) -> None:
-    manifest, bill = (_checkout(tmp_path) / "sqzoo" / name for name in ("weights/manifest.json", "sbom.cdx.json"))
+    manifest, bill = (_checkout(tmp_path) / name for name in ("sqzoo/weights/manifest.json", "tools/sbom.cdx.json"))
     before, old = json.loads(bill.read_text(encoding="utf-8")), manifest.read_text(encoding="utf-8")
     digest = json.loads(old)["weights"][0]["sha256"]
     manifest.write_text(old.replace(digest, "0" * 64), encoding="utf-8")
@@ -103,9 +111,11 @@ def test_bill_follows_the_manifest(tmp_path: Path) -> None:
 
 
 def test_bill_hangs_on_no_installed_package(tmp_path: Path) -> None:
-    bill = _checkout(tmp_path) / "sqzoo" / "sbom.cdx.json"
+    bill = _checkout(tmp_path) / "tools" / "sbom.cdx.json"
     document = json.loads(bill.read_text(encoding="utf-8"))
-    document["components"][0] |= {"licenses": [{"expression": "0BSD", "acknowledgement": "declared"}]}
+    next(c for c in document["components"] if c["name"] == "torch")["licenses"] = [
+        {"acknowledgement": "declared", "expression": "0BSD"}
+    ]
     bill.write_text(json.dumps(document), encoding="utf-8")
     assert _sbom(tmp_path).returncode == 0
     assert json.loads(bill.read_text(encoding="utf-8"))["components"] == document["components"]

@@ -18,7 +18,7 @@ import torch
 import torch.nn as nn
 
 import sqzoo
-from sqzoo.cache import kept, remove
+from sqzoo.cache import entries, remove
 from sqzoo.data import Dataset, Normalise
 from sqzoo.deploy.backends import BACKENDS, ExportModel, Shape, kept_folder
 from sqzoo.deploy.onnx_graph import FromPixels, ResizeMatrices
@@ -28,6 +28,7 @@ from sqzoo.errors import ArgumentError, MissingExtraError
 from sqzoo.models.upsample import Upsample
 from sqzoo.predict import predict
 from tests.support import ROOT
+from tests.support.sentences import assert_one_sentence
 
 SIDE = 32
 
@@ -213,7 +214,7 @@ def test_a_damaged_graph_is_made_again(model: nn.Module, cache: Path) -> None:
     key = ours.key(ours.shape(1))
     (file,) = cache.glob(f"{key}-*.onnx")
     whole = file.read_bytes()
-    (entry,) = (k for k in kept() if k.kind == "graphs")
+    (entry,) = (k for k in entries() if k.kind == "graphs")
     assert entry.damage() is None
     file.write_bytes(whole[:-1])
     assert "is damaged" in str(entry.damage())
@@ -292,7 +293,7 @@ def test_mistakes_are_one_clear_sentence(model: nn.Module, pictures: Dataset, mo
     ):
         with pytest.raises(ArgumentError, match=words) as caught:
             optimize(model, *args, **options)
-        assert "\n" not in str(caught.value)
+        assert_one_sentence(caught.value)
     with pytest.raises(ArgumentError, match="Linear was not created by create_model"):
         optimize(nn.Linear(2, 2))
     fast = optimize(model, "pytorch")

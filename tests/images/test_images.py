@@ -17,6 +17,7 @@ from sqzoo.errors import DataError
 from sqzoo.images import opener
 from sqzoo.images.opener import as_rgb, open_image, opened
 from sqzoo.images.walk import AGAIN, DEEP, OURS, image_files, walk
+from tests.support.sentences import assert_one_sentence
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
 
@@ -49,7 +50,7 @@ def test_others_are_not(kind: str, tmp_path: Path) -> None:
         pytest.skip(f"Pillow does not write {kind} here")
     with pytest.raises(DataError, match="none of JPEG, ") as caught:
         open_image(tmp_path / "photo.jpg")
-    assert "\n" not in str(caught.value)
+    assert_one_sentence(caught.value)
 
 
 def test_only_regular_files(tmp_path: Path) -> None:

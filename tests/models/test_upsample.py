@@ -20,6 +20,7 @@ from sqzoo.errors import ArgumentError
 from sqzoo.models.upsample import Upsample
 from sqzoo.weights import CIFAR10_CLASSES, get_weights
 from tests.support import CAT
+from tests.support.sentences import assert_one_sentence
 
 COMPLETE = [t for t in sqzoo.list_models(pretrained=True) if get_weights(t).holds == "complete"]
 
@@ -64,7 +65,7 @@ def test_it_keeps_the_dtype(dtype: torch.dtype) -> None:
 def test_wrong_sizes_are_one_clear_sentence(value: Any) -> None:
     with pytest.raises(ArgumentError, match="upsample") as caught:
         sqzoo.create_model("sq1", upsample=value)
-    assert "\n" not in str(caught.value)
+    assert_one_sentence(caught.value)
 
 
 @pytest.mark.parametrize("tag", COMPLETE)

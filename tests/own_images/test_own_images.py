@@ -18,7 +18,7 @@ from PIL import Image
 from sqzoo import create_model
 from sqzoo.cli import main
 from sqzoo.data import Normalise, holds_cifar10
-from sqzoo.errors import ArgumentError, SqzooError
+from sqzoo.errors import ArgumentError
 from sqzoo.images.opener import open_image
 from sqzoo.own_images.folder import find_images
 from sqzoo.own_images.hub_dataset import download_dataset
@@ -28,6 +28,7 @@ from sqzoo.predict import predict
 from sqzoo.train import Recipe, train
 from sqzoo.weights import CIFAR10_CLASSES
 from tests.support.hub_server import HubServer
+from tests.support.sentences import refused
 
 COLOURS = {"blue": (40, 60, 200), "green": (50, 180, 60), "red": (200, 50, 40)}
 START = "sq1.ft_cifar10"  # embedded: needs no file of the ImageNet trunk
@@ -56,16 +57,6 @@ def photos(tmp_path: Path) -> Path:
 
 def read(folder: Path, side: int = 32, **arguments: Any) -> ImageSet:
     return read_images(find_images(folder), side, folder.parent / "store", **arguments)
-
-
-def refused(call: Callable[[], Any], *parts: object) -> None:
-    """The call ends in one sentence that has the parts."""
-    with pytest.raises(SqzooError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message and message.endswith(".") and len(message) < 600, message
-    for part in parts:
-        assert str(part) in message, message
 
 
 # What is found
@@ -261,7 +252,7 @@ def test_a_large_jpeg_is_decoded_small_and_looks_the_same(tmp_path: Path) -> Non
     waves = np.stack([np.sin(x), np.cos(y), np.sin(x + y)], 2) * 100 + 128
     file = tmp_path / "large.jpg"
     Image.fromarray(waves.astype(np.uint8)).save(file, quality=95)
-    small = open_image(file, least=128)
+    small = open_image(file, min_size=128)
     assert small.size == (200, 150)
     whole = open_image(file).resize(small.size, Image.Resampling.BOX)
     assert np.abs(np.asarray(small, float) - np.asarray(whole, float)).mean() < 1

@@ -4,6 +4,7 @@ import base64
 import io
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from PIL import Image
 
 from sqzoo.errors import ArgumentError
 from sqzoo.report.page import calibration, confusion, report
+from sqzoo.report.plots import confusion_and_calibration, curves
 
 CLASSES = ["ant", "<script>alert(1)</script>", "cow & calf"]
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2, 2, 2])
@@ -81,7 +83,7 @@ def test_nothing_outside_is_needed_and_names_stay_text() -> None:
     page = Page(report("<b>t</b>", CLASSES, LABELS, PROBABILITIES.log(), image=picture))
     assert not {"script", "link", "iframe", "b"} & set(page.tags)
     assert all(a.startswith("data:image/") for a in page.addresses)
-    assert "http" not in re.sub(r'xmlns="[^"]*"', "", report("t", CLASSES, LABELS, PROBABILITIES.log()))
+    assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", report("t", CLASSES, LABELS, PROBABILITIES.log()))
 
 
 def test_many_classes_one_epoch_and_no_mistake() -> None:
@@ -90,6 +92,42 @@ def test_many_classes_one_epoch_and_no_mistake() -> None:
         text = report("t", [f"class {i}" for i in range(classes)], labels, 9.0 * torch.eye(classes), log=LOG[:1])
         assert "None." in text
         assert Page(text).text["strong"][0] == "100.00 %"
+
+
+def texts(svg: str) -> dict[str, tuple[float, float]]:
+    """Return where the texts of a plot stand; of those that stand in it twice, the last."""
+    found = re.findall(r'<text [^>]*x="([-\d.]+)" y="([-\d.]+)"[^>]*>([^<]+)</text>', svg)
+    return {text: (float(x), float(y)) for x, y, text in found}
+
+
+def test_the_titles_of_a_matrix_of_two_classes_do_not_overlap() -> None:
+    bins = {"error": 12.3, "bins": [[1, 55.0, 0.0], [3, 90.0, 100.0]]}
+    svg = confusion_and_calibration([[1, 0], [1, 2]], bins, ["$a", "b$"])
+    placed = texts(svg)
+    left, right = "Images by class and prediction", "Calibration error: 12.3 points"
+    # Both are centred at their place, and a character at 10 points is at most 7 points wide on average.
+    assert placed[right][0] - placed[left][0] > 7 * (len(left) + len(right)) / 2
+    assert {"$a", "b$", "0", "25", "50", "75", "100"} <= placed.keys()  # names are no formulas
+
+
+def test_ticks_are_whole_epochs_and_differ() -> None:
+    for values in ([100.0, 100.0, 100.0], [99.9, 100.0, 100.0], [70.0]):
+        svg = curves("top-1 (%)", {"validation": list(enumerate(values, 1))}, 100)
+        ticks = re.findall(r">([\d.]+)</text>", svg)
+        epochs, top1 = ticks[: len(values)], ticks[len(values) :]
+        assert epochs == [str(epoch) for epoch in range(1, len(values) + 1)]
+        assert len(set(top1)) == len(top1) > 2 and max(map(float, top1)) <= 100
+
+
+def test_the_same_figures_are_the_same_plot_whatever_the_users_settings(tmp_path: Path) -> None:
+    import matplotlib
+
+    series = {"train": [(1, 0.5), (2, 0.25)]}
+    (tmp_path / "matplotlibrc").write_text("font.size: 30\naxes.grid: True\ntext.usetex: True\n")
+    before = curves("loss", series)
+    with matplotlib.rc_context(fname=tmp_path / "matplotlibrc"):
+        assert curves("loss", series) == before
+        assert matplotlib.rcParams["font.size"] == 30  # the user's settings stay
 
 
 def test_calibration_and_confusion_are_counts_of_the_images() -> None:

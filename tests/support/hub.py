@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import huggingface_hub
 import pytest
@@ -52,16 +51,6 @@ def files(model: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> d
 def same(first: torch.nn.Module, second: torch.nn.Module) -> bool:
     a, b = first.state_dict(), second.state_dict()
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-def refused(call: Any, *parts: object) -> None:
-    """The call ends in one clear sentence that has these parts."""
-    with pytest.raises(sqzoo.SqzooError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message and message.endswith(".") and len(message) < 900, message
-    for part in parts:
-        assert str(part) in message, message
 
 
 def cached_files(tmp_path: Path) -> list[Path]:

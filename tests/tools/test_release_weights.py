@@ -13,6 +13,7 @@ from sqzoo.files import file_sha256
 from sqzoo.train import recipe
 from sqzoo.train.checkpoint import best_weights
 from sqzoo.weights import load_trunk
+from tests.support.sentences import assert_one_sentence
 from tools.release_weights import publish
 
 
@@ -101,4 +102,4 @@ def test_weights_that_are_not_the_runs_are_refused(tmp_path: Path) -> None:
             file.write_bytes(damaged)
         with pytest.raises(WeightsError, match=r"best\.safetensors.* train again") as caught:
             best_weights(run, result)
-        assert "\n" not in str(caught.value)
+        assert_one_sentence(caught.value)

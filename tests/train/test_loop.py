@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from sqzoo import create_model
-from sqzoo.data import Dataset, Normalise, hold_out
+from sqzoo.data import Dataset, Normalise
 from sqzoo.errors import ArgumentError, BusyError, DataError
 from sqzoo.evaluation import evaluate
 from sqzoo.models.upsample import Upsample
@@ -32,6 +32,7 @@ from sqzoo.train.learner import Learner
 from sqzoo.train.optimizer import learning_rate
 from sqzoo.weights import load_trunk
 from tests.support.runs import FROZEN, TEST, TRAIN, TRAINED, coloured
+from tests.support.sentences import assert_one_sentence
 
 
 def resized(model: nn.Module, plan: Recipe) -> nn.Module:
@@ -45,13 +46,6 @@ def run(plan: Recipe, folder: Path, trunks: Path, **changes: Any) -> dict[str, A
     arguments: dict[str, Any] = {"train_set": TRAIN, "test_set": TEST, "trunk": trunks, "progress": False}
     arguments["precision"] = "float32"
     return train(plan, run=folder, **(arguments | changes))
-
-
-def assert_one_sentence(error: BaseException, *parts: object) -> None:
-    message = str(error)
-    assert "\n" not in message and message.endswith(".") and len(message) < 700, message
-    for part in parts:
-        assert str(part) in message, message
 
 
 @pytest.fixture()
@@ -142,7 +136,7 @@ def test_the_recorded_figures_are_those_of_the_saved_weights(plan: Recipe, tmp_p
     result = run(plan, tmp_path, trunks)
     model = resized(create_model("sq1", init="imagenet", trunk=trunks), plan)
     model.load_state_dict(model.state_dict() | load_file(tmp_path / "best.safetensors"))
-    _, val_idx = hold_out(TRAIN.labels, plan.hold_out)
+    _, val_idx = TRAIN.split(plan.hold_out)
     for name, data in (("test", TEST), ("val", TRAIN[val_idx])):
         measured = evaluate(model, data)
         assert measured.images == result[name]["images"] == len(data)

@@ -2,8 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +12,9 @@ import torch.nn as nn
 from safetensors.torch import load_file, save_file
 
 from sqzoo import create_model
-from sqzoo.errors import WeightsError
-from sqzoo.weights import Entry, fit, load_state, read_verified, trunk_source
+from sqzoo.weights import Entry, trunk_source
+from sqzoo.weights.loading import load_state, load_strict, read_verified
+from tests.support.sentences import refusal
 
 Tensors = dict[str, torch.Tensor]
 
@@ -49,6 +49,7 @@ def entry_of(file: Path, tag: str = "tiny.made_up", holds: str = "complete", tru
         std=(0.5, 0.5, 0.5),
         interpolation="bilinear",
         params=162,
+        macs=1,
         licence="MIT",
         provenance="made up",
     )
@@ -61,19 +62,8 @@ def entry(tmp_path: Path) -> Entry:
     return entry_of(file)
 
 
-@contextmanager
-def refused(*parts: str) -> Iterator[None]:
-    """Expect one clear sentence that has these parts."""
-    with pytest.raises(WeightsError) as caught:
-        yield
-    message = str(caught.value)
-    assert "\n" not in message and message.endswith(".") and len(message) < 700, message
-    for part in parts:
-        assert part in message, message
-
-
 def load_into(model: Tiny, tensors: Tensors) -> None:
-    fit(model, tensors, "tiny.made_up", "classifier", "features.0")
+    load_strict(model, tensors, "tiny.made_up", "classifier", "features.0")
 
 
 def equal(found: Tensors, expected: Tensors) -> bool:
@@ -100,7 +90,7 @@ def test_a_flipped_bit_anywhere_is_refused(entry: Entry) -> None:
         bad = bytearray(raw)
         bad[place] ^= 1 << int(rng.integers(8))
         entry.path.write_bytes(bad)
-        with refused(str(entry.path), entry.tag, entry.sha256, hashlib.sha256(bad).hexdigest(), "is damaged"):
+        with refusal(str(entry.path), entry.tag, entry.sha256, hashlib.sha256(bad).hexdigest(), "is damaged"):
             read_verified(entry)
 
 
@@ -108,19 +98,19 @@ def test_another_length_is_refused(entry: Entry) -> None:
     raw = entry.path.read_bytes()
     for bad in (b"", raw[:7], raw[: len(raw) // 2], raw[:-1], raw + b"\0"):
         entry.path.write_bytes(bad)
-        with refused(str(entry.path), f"expected {len(raw)} bytes", f"found {len(bad)} bytes", entry.sha256):
+        with refusal(str(entry.path), f"expected {len(raw)} bytes", f"found {len(bad)} bytes", entry.sha256):
             read_verified(entry)
 
 
 def test_a_missing_file_is_named(entry: Entry) -> None:
     entry.path.unlink()
-    with refused(str(entry.path), "No such file", entry.tag):
+    with refusal(str(entry.path), "No such file", entry.tag):
         read_verified(entry)
 
 
 def test_a_pinned_file_that_is_no_safetensors(tmp_path: Path) -> None:
     (tmp_path / "weights.bin").write_bytes(b"\x80\x04N.")
-    with refused(str(tmp_path / "weights.bin"), "safetensors"):
+    with refusal(str(tmp_path / "weights.bin"), "safetensors"):
         read_verified(entry_of(tmp_path / "weights.bin"))
 
 
@@ -157,7 +147,7 @@ def test_a_file_that_differs_in_one_tensor_is_refused(
     tensors = read_verified(entry_of(tmp_path / "tiny.safetensors"))
     model = seeded(1)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    with refused("tiny.made_up", *parts):
+    with refusal("tiny.made_up", *parts):
         load_into(model, tensors)
     assert equal(model.state_dict(), before)  # nothing of it was loaded
 
@@ -166,9 +156,9 @@ def test_another_models_file_is_refused(tmp_path: Path) -> None:
     torch.manual_seed(0)
     save_file(create_model("fire_next").state_dict(), tmp_path / "other.safetensors")
     other = read_verified(entry_of(tmp_path / "other.safetensors"))
-    with refused("block.conv1x3.0.bias", "more"):
+    with refusal("block.conv1x3.0.bias", "more"):
         load_into(seeded(0), other)
-    with refused("features.0.weight", "[4, 3, 3, 3]", "[5, 3, 3, 3]"):
+    with refusal("features.0.weight", "[4, 3, 3, 3]", "[5, 3, 3, 3]"):
         load_into(seeded(0, width=5), seeded(0).state_dict())
 
 
@@ -249,7 +239,7 @@ def test_a_head_file_is_joined_with_its_trunk(name: str, trunk: str, layers: int
     assert equal(state, head | {k: v for k, v in real.items() if int(k.split(".")[1]) < layers})
     torch.manual_seed(1)
     model = create_model(name).eval()
-    fit(model, state, entry.tag, model.classifier_name, "features.0")
+    load_strict(model, state, entry.tag, model.classifier_name, "features.0")
     picture = torch.rand(1, 3, 64, 64)
     assert torch.equal(model(picture), source(picture))
 
@@ -258,7 +248,7 @@ def test_a_head_file_with_trunk_tensors_is_refused(trunks: Path, tmp_path: Path)
     """They would be left unread, or take the place of the verified ones."""
     file = tmp_path / "head.safetensors"
     save_file({"conv.bias": torch.ones(2), "features.0.bias": torch.ones(64)}, file)
-    with trunk_source(trunks), refused(str(file)):
+    with trunk_source(trunks), refusal(str(file)):
         load_state(entry_of(file, "sq1.made_up", "head"), [])
 
 
