@@ -22,6 +22,7 @@ from sqzoo.train.recipes import Recipe
 from sqzoo.weights import load_trunk
 
 Folder = str | os.PathLike[str] | None
+Sets = dict[str, Dataset]  # "train" and, maybe, "test"
 _PRUNED_SIZE = 1_000_000  # weights of a layer that is pruned: two layers of that size hold 99 % of AlexNet's weights
 
 
@@ -34,14 +35,7 @@ class Learner:
     """
 
     def __init__(
-        self,
-        recipe: Recipe,
-        sets: dict[str, Dataset],
-        trunk: Folder,
-        cache: Folder,
-        device: str,
-        half: bool,
-        show: bool,
+        self, recipe: Recipe, sets: Sets, trunk: Folder, cache: Folder, device: str, half: bool, show: bool
     ) -> None:
         self.recipe, self.device, self.frozen = recipe, device, recipe.layers != "all"
         self.half, self.dtype = half, torch.bfloat16 if half else torch.float32

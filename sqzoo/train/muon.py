@@ -81,9 +81,8 @@ class Packing:
                 x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
             results.append((x * scale).flatten())
         updates = torch.cat(results)[self.back].split(self.sizes)
-        return [
-            u.as_strided(w.shape, w.stride(), u.storage_offset()) for u, w in zip(updates, self.weights, strict=True)
-        ]
+        pairs = zip(updates, self.weights, strict=True)
+        return [u.as_strided(w.shape, w.stride(), u.storage_offset()) for u, w in pairs]
 
 
 def _flat(gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
