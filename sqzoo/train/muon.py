@@ -87,6 +87,5 @@ class Packing:
 
 def _flat(gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Return a gradient's elements in the order of its weight's memory."""
-    if gradient.stride() != weight.stride():
-        gradient = torch.empty_like(weight).copy_(gradient)
-    return gradient.as_strided((gradient.numel(),), (1,), gradient.storage_offset())
+    dense = gradient if gradient.stride() == weight.stride() else torch.empty_like(weight).copy_(gradient)
+    return dense.as_strided((dense.numel(),), (1,), dense.storage_offset())
