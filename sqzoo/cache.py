@@ -16,18 +16,17 @@ from pathlib import Path
 
 from sqzoo.errors import ArgumentError, SqzooError, WeightsError, did_you_mean, printable, shown, why
 from sqzoo.files import cache_folder, file_sha256
-from sqzoo.weights.config_json import read_configuration
+from sqzoo.weights.config_json import parse_config
 from sqzoo.weights.manifest import architectures, read_manifest
-from sqzoo.weights.remote import CONFIG, WEIGHTS, is_undamaged
+from sqzoo.weights.remote import CONFIG, WEIGHTS, is_intact
 from sqzoo.weights.trunks import TRUNKS, checkpoints, load_trunk
 from sqzoo.weights.untrusted import CONFIG_LARGEST, read_bytes
 
-folder = cache_folder
 _PACKED_LARGEST = 1 << 28  # bytes: the page's engine has 14 million
 
 
 @dataclass(frozen=True)
-class Kept:
+class CacheEntry:
     """A file or Hub model on this machine; `commits` are the Hub revisions that are there."""
 
     kind: str  # "package", "trunk", "hub", "page" or "graphs"
@@ -55,7 +54,7 @@ class Kept:
                         return f"{shown(file)} is damaged; {again}."
             else:
                 for commit in self.commits:
-                    if not is_undamaged(self.path / "snapshots" / commit):
+                    if not is_intact(self.path / "snapshots" / commit):
                         return f"{self.name} at {commit} is damaged; {again}."
         except SqzooError as e:
             return str(e)
@@ -79,18 +78,18 @@ def read_packed(file: Path) -> bytes:
     return packed
 
 
-def kept() -> list[Kept]:
+def entries() -> list[CacheEntry]:
     """Return all that is kept, the package's files first."""
-    package = [Kept("package", e.tag, e.path, e.size) for e in read_manifest().values() if not e.hub]
+    package = [CacheEntry("package", e.tag, e.path, e.size) for e in read_manifest().values() if not e.hub]
     return [*package, *_trunks(), *_hub_models(), *_own()]
 
 
-def remove(name: str) -> Kept:
+def remove(name: str) -> CacheEntry:
     """Remove a trunk, Hub model or folder of sqzoo's own from the cache and return what it was.
 
     Raises `ArgumentError` for another name and `WeightsError` where it cannot be removed, or not all of it.
     """
-    there = {k.name: k for k in kept() if k.kind != "package"}
+    there = {k.name: k for k in entries() if k.kind != "package"}
     if name not in there:
         known = ", ".join(there) or "none"
         raise ArgumentError(
@@ -111,7 +110,7 @@ def remove(name: str) -> Kept:
     return found
 
 
-def _remove_hub_model(found: Kept) -> None:
+def _remove_hub_model(found: CacheEntry) -> None:
     from huggingface_hub import constants, scan_cache_dir
 
     root = found.path.resolve()
@@ -125,14 +124,14 @@ def _remove_hub_model(found: Kept) -> None:
         raise WeightsError(f"Cannot remove {found.path} (commit {left[0]} is still there); have its owner remove it.")
 
 
-def _trunks() -> Iterator[Kept]:
+def _trunks() -> Iterator[CacheEntry]:
     for trunk in TRUNKS.values():
         file = checkpoints() / trunk.file
         if os.path.isfile(file):  # Path's own test raises where one may not look
-            yield Kept("trunk", trunk.name, file, os.stat(file).st_size)
+            yield CacheEntry("trunk", trunk.name, file, os.stat(file).st_size)
 
 
-def _hub_models() -> Iterator[Kept]:
+def _hub_models() -> Iterator[CacheEntry]:
     from huggingface_hub import CacheNotFound, constants, scan_cache_dir
 
     try:
@@ -144,7 +143,7 @@ def _hub_models() -> Iterator[Kept]:
         for revision in repository.revisions:
             files = {f.file_name: f.file_path for f in revision.files}
             try:
-                config = read_configuration(read_bytes(files[CONFIG], CONFIG_LARGEST), CONFIG)
+                config = parse_config(read_bytes(files[CONFIG], CONFIG_LARGEST), CONFIG)
                 ours = config["architecture"] in architectures()
             except (KeyError, OSError, WeightsError):
                 continue
@@ -152,14 +151,14 @@ def _hub_models() -> Iterator[Kept]:
                 commits.append(revision.commit_hash)
         if commits:
             size = repository.size_on_disk
-            yield Kept("hub", repository.repo_id, repository.repo_path, size, tuple(sorted(commits)))
+            yield CacheEntry("hub", repository.repo_id, repository.repo_path, size, tuple(sorted(commits)))
 
 
-def _own() -> Iterator[Kept]:
+def _own() -> Iterator[CacheEntry]:
     for kind, name in (("page", "demo"), ("graphs", "optimize")):
-        place = folder() / name
+        place = cache_folder() / name
         if os.path.isdir(place):
-            yield Kept(kind, place.name, place, folder_size(place))
+            yield CacheEntry(kind, place.name, place, folder_size(place))
 
 
 def folder_size(place: Path) -> int:

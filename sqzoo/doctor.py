@@ -33,10 +33,10 @@ def examine() -> dict[str, dict[str, Any]]:
 
 def _broken() -> list[str]:
     """Return what keeps sqzoo from working at all: weights in the package that are damaged, torch that cannot run."""
-    from sqzoo.cache import kept
+    from sqzoo.cache import entries
     from sqzoo.registry import create_model
 
-    broken = [wrong for each in kept() if each.kind == "package" and (wrong := each.damage())]
+    broken = [wrong for each in entries() if each.kind == "package" and (wrong := each.damage())]
     try:
         with torch.inference_mode():
             create_model("sq1").eval()(torch.zeros(1, 3, 32, 32))

@@ -4,6 +4,7 @@ import ctypes
 import importlib
 import os
 import platform
+import re
 import subprocess
 import sys
 import tomllib
@@ -19,9 +20,14 @@ _PACKAGES = ("torch", "torchvision", "timm", "safetensors", "huggingface_hub", "
 _EXTRAS = {  # by the name that is imported
     **dict.fromkeys(("matplotlib", "pyarrow", "scipy"), "train"),
     **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "export"),
-    **dict.fromkeys(("optuna", "yaml"), "sweep"),
-    **{"openvino": "openvino", "datasets": "datasets", "pillow_heif": "heic"},
+    **{"yaml": "sweep", "openvino": "openvino", "datasets": "datasets", "pillow_heif": "heic"},
 }
+# What a figure depends on. Records and the weights' own accuracies are written between two commits; a record holds the
+# SHA-256 of the weights that it measured.
+_CODE = (
+    *("sqzoo", "benchmarks", "tools", ":!benchmarks/results", ":!tools/sbom.cdx.json"),
+    *(":!sqzoo/weights/manifest.json", ":!sqzoo/weights/*.safetensors"),
+)
 
 
 def environment() -> dict[str, Any]:
@@ -43,7 +49,8 @@ def environment() -> dict[str, Any]:
 
 
 def _short(word: str) -> str:
-    return Path(word).name if os.path.isabs(word) else word
+    """Cut an absolute path in a word of the command to its last part: where it lies is this machine's own affair."""
+    return re.sub(r"(?<![\w.:/])~?(?:/[^/\s=,:]+)+/(?=[^/\s])", "", word)
 
 
 def package_version(name: str) -> str | None:
@@ -70,7 +77,7 @@ def _commit() -> str | None:
     # Within a git hook, variables name the repository that the hook is of.
     variables = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")} | {"GIT_OPTIONAL_LOCKS": "0"}
     git = ["git", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null"]
-    head, dirty = (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no", "--", "sqzoo"])
+    head, dirty = ["rev-parse", "HEAD"], ["status", "--porcelain", "--", *_CODE]
     try:
         found, changed = (
             subprocess.run(

@@ -1,4 +1,4 @@
-"""Every error that sqzoo raises on purpose; each message names the value, what was expected and what to do."""
+"""Define the errors that sqzoo raises: each message names the value, what was expected and what to do."""
 
 import difflib
 from collections.abc import Iterable
@@ -13,11 +13,11 @@ class ArgumentError(SqzooError, ValueError):
 
 
 class BusyError(ArgumentError):
-    """A folder in which another process is at work."""
+    """A folder that another process is using."""
 
 
 class UnknownArgumentError(SqzooError, TypeError):
-    """An argument that the model does not have."""
+    """An argument that the model does not take."""
 
 
 class UnknownModelError(SqzooError, ValueError):
@@ -47,17 +47,25 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def printable(text: object, longest: int = 120) -> str:
-    """Return a foreign text so that it fits in a line of ours: no control characters, no more than so many others."""
+    """Escape control characters in untrusted text and cut it to `longest` characters."""
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text)[: longest + 1])
     return line if len(line) <= longest else f"{line[: longest - 3]}..."
 
 
 def shown(path: object) -> str:
-    """Return a file's or folder's name as text for a message: all of it, its control characters escaped."""
+    """Return a path for a message, its control characters escaped."""
     return printable(path, 4096)
 
 
+def describe(error: BaseException) -> str:
+    """Return a foreign error's type and first sentence, to stand in brackets; of a plain ValueError the sentence."""
+    text = str(getattr(error, "strerror", None) or error).strip().partition("\n")[0].partition(". ")[0].rstrip(".: ")
+    return printable(
+        text if type(error) is ValueError and text else f"{type(error).__name__}: {text}".rstrip(": "), 300
+    )
+
+
 def why(error: BaseException) -> str:
-    """Return what an error says, in one line that stands in brackets within a sentence of ours."""
+    """Return an error's message as one line, to stand in brackets within a sentence."""
     said = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return printable(" ".join(str(said).split())).rstrip(". ")

@@ -18,7 +18,7 @@ from sqzoo.deploy.onnx_graph import calibration_images, run_onnx, to_int8, to_on
 from sqzoo.deploy.parity import INT8_TOLERANCE, Run, compare
 from sqzoo.environment import require
 from sqzoo.errors import ArgumentError, ExportError, WeightsError, did_you_mean
-from sqzoo.files import write_whole
+from sqzoo.files import write_bytes
 from sqzoo.hub import save_pretrained
 from sqzoo.weights.header import read_tensors
 from sqzoo.weights.metadata import metadata
@@ -134,7 +134,7 @@ def _target(path: str | os.PathLike[str], format: str) -> Path:
 
 def _write(target: Path, data: bytes) -> Path:
     try:
-        write_whole(target, data)
+        write_bytes(target, data)
     except OSError as e:
         raise ExportError(f"Cannot write {target} ({e.strerror}); free some space, or name another folder.") from e
     return target

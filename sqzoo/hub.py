@@ -1,4 +1,4 @@
-"""Models into the Hugging Face Hub's form: a folder, a repository, and back."""
+"""Save, push and load models in the Hugging Face Hub's format."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,90 +17,64 @@ from timm.models._hub import save_config_for_hf  # private in timm, same place i
 
 from sqzoo.deploy.transformers_js import configurations, javascript_files, json_bytes
 from sqzoo.errors import ArgumentError, ExportError, MissingExtraError, WeightsError, shown, why
-from sqzoo.files import check_replaceable
+from sqzoo.files import TEMPORARY, check_replaceable, write_bytes
 from sqzoo.images.reader import label_names
 from sqzoo.models.base import ZooModel
 from sqzoo.models.upsample import Upsample
 from sqzoo.registry import create_model
-from sqzoo.weights.config_json import read_configuration
-from sqzoo.weights.header import compare, declared
+from sqzoo.weights.config_json import parse_config
+from sqzoo.weights.header import check_matches, parse_header
 from sqzoo.weights.metadata import metadata
 from sqzoo.weights.remote import CONFIG, WEIGHTS, check_home, clean_token, reason
 from sqzoo.weights.untrusted import CONFIG_LARGEST, LARGEST, parse_json, read_bytes
 
 CARD = "README.md"
 _logger = logging.getLogger("sqzoo")
-_CARDS = Path(__file__).parents[1] / "MODEL_CARDS"  # beside the package in a checkout; a wheel has none
+_CARDS = Path(__file__).parents[1] / "MODEL_CARDS"  # in a checkout; a wheel has none
 
 
 def save_pretrained(
     model: nn.Module, folder: str | os.PathLike[str], card: str | None = None, *, transformers_js: bool = False
 ) -> None:
-    """Write a model to a folder: model.safetensors, config.json in timm's form with the SHA-256 of the weights, a card.
+    """Save a model as model.safetensors, config.json in timm's form with the weights' SHA-256, and a model card.
 
-    A README.md that its owner wrote or changed stays as it is; a config.json or model.safetensors that is not a model
-    of ours is refused. Once sqzoo is imported, `sqzoo.create_model("local-dir:FOLDER")`, timm's and transformers'
-    `AutoModelForImageClassification.from_pretrained(FOLDER)` read it. Files appear whole; the configuration comes last,
-    so that a folder with one is complete. It has the model's `temperature` and `ood_threshold`, too: set them to 1.0
-    and None after training the model further.
+    `sqzoo.create_model("local-dir:FOLDER")`, timm and transformers' `AutoModelForImageClassification` load it once
+    sqzoo is imported. A README.md that its owner changed is kept; a config.json or model.safetensors that is not from
+    sqzoo is refused. Each file is written atomically, the configuration last. It includes the model's `temperature` and
+    `ood_threshold`: reset them to 1.0 and None after further training.
 
     Args:
         model: a model of `create_model`.
-        folder: where to write; made if need be.
-        card: the text of README.md; by default a short one.
-        transformers_js: also write ONNX graphs and what transformers.js reads beside them (extra `export`).
+        folder: made if need be.
+        card: text of README.md; by default a short one.
+        transformers_js: also write ONNX graphs and configurations for transformers.js (extra `export`).
 
     Raises:
-        ArgumentError: another model.
-        ExportError, MissingExtraError: what transformers.js reads cannot be made.
-        WeightsError: the folder cannot be written, or holds what is not ours.
+        ArgumentError: the model was not created by `create_model`, or its layers were changed since.
+        ExportError: an ONNX graph differs from PyTorch.
+        MissingExtraError: the extra `export` is not installed.
+        WeightsError: the folder cannot be written, or holds files that are not from sqzoo.
     """
-    target = Path(folder)
-    model = _check(model)
+    target, model = Path(folder), _check(model)
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    data = save(tensors, {"format": "pt"})
-    script = _transformers_js(model) if transformers_js else {}
+    contents: dict[str, bytes] = {}
+    if transformers_js:
+        contents = javascript_files(model, metadata(model) | {"input": "float32 NCHW of any size, normalised"})
     try:
         target.mkdir(parents=True, exist_ok=True)
-        _check_ours(target, tensors, list(script))
-        with tempfile.TemporaryDirectory(dir=target, prefix=".writing-") as temporary:
-            file = Path(temporary) / CONFIG
-            save_config_for_hf(model, str(file), model_args=_enlargement(model))
-            config = json.loads(file.read_text(encoding="utf-8"))
-            # transformers gives num_classes beside the other arguments; it stands in the configuration itself.
-            config.get("model_args", {}).pop("num_classes", None)
-            names = list(model.pretrained_cfg.get("label_names") or ())
-            if names and len(names) == model.num_classes:
-                # timm leaves them out where the weights that the model began with had another number of classes, and
-                # transformers looks for them at the top.
-                config["label_names"] = config["pretrained_cfg"]["label_names"] = names
-            _check_rebuilds(model, config, tensors)
-            config["sha256"] = hashlib.sha256(data).hexdigest()
-            if model.ood_threshold is not None:
-                config["ood_threshold"] = model.ood_threshold
-            contents = script | {WEIGHTS: data}
-            if is_ours(_in_folder(target)):
-                contents[CARD] = (card or _card(model)).encode()
-                config["card_sha256"] = hashlib.sha256(contents[CARD]).hexdigest()
-            contents |= configurations(config, label_names(model)) if script else {CONFIG: json_bytes(config)}
-            (target / CONFIG).unlink(missing_ok=True)
-            for name, content in contents.items():
-                written = Path(temporary) / Path(name).name
-                with written.open("wb") as stream:
-                    stream.write(content)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                (target / name).parent.mkdir(exist_ok=True)
-                written.replace(target / name)
+        _check_ours(target, tensors, contents)
+        config = _config(model, tensors, target)
+        contents[WEIGHTS] = save(tensors, {"format": "pt"})
+        config["sha256"] = hashlib.sha256(contents[WEIGHTS]).hexdigest()
+        if _is_generated(_read(target / CARD), _read(target / CONFIG)):
+            contents[CARD] = (card or _card(model)).encode()
+            config["card_sha256"] = hashlib.sha256(contents[CARD]).hexdigest()
+        contents |= configurations(config, label_names(model)) if transformers_js else {CONFIG: json_bytes(config)}
+        (target / CONFIG).unlink(missing_ok=True)
+        for name, content in contents.items():
+            write_bytes(target / name, content)
     except OSError as e:
         raise WeightsError(f"Cannot write to {shown(target)} ({why(e)}); name a folder that you may write to.") from e
-
-
-def _enlargement(model: ZooModel) -> dict[str, Any]:
-    """Return the arguments that may have changed since the model was built: its enlargement and temperature."""
-    upsample = model.upsample
-    sizes = [upsample.resize, upsample.crop] if isinstance(upsample, Upsample) else None
-    return {"upsample": sizes, "temperature": model.temperature}
 
 
 def from_pretrained(
@@ -112,7 +86,7 @@ def from_pretrained(
     force_download: bool = False,
     **model_args: Any,
 ) -> nn.Module:
-    """Return the model in a folder or in the Hub repository "ORG/NAME", in evaluation mode; see `create_model`."""
+    """Load the model in a folder or in the Hub repository "ORG/NAME", in evaluation mode; see `create_model`."""
     name = f"local-dir:{source}" if os.path.isdir(source) else f"hf-hub:{source}"
     return create_model(
         name, revision=revision, token=token, cache_dir=cache_dir, force_download=force_download, **model_args
@@ -130,21 +104,21 @@ def push(
     trunk: str | os.PathLike[str] | None = None,
     transformers_js: bool = True,
 ) -> str:
-    """Upload a model to the Hub repository "ORG/NAME", made if need be; return the commit's hash.
-
-    All files go in one commit: all or nothing; a card in the repository that its owner wrote or changed stays. A head
-    file is joined with its trunk first, so what is on the Hub is whole.
+    """Upload a model to a Hub repository in one commit; a card that its owner changed is kept.
 
     Args:
-        model: one of `create_model`, or the name of one: a weights tag, or "local-dir:FOLDER" with FOLDER's card.
-        repo: "ORG/NAME".
-        token: a Hub token; by default the one that is logged in.
-        private: whether a repository that is made here is private.
-        revision: a branch; one that is not there is made.
-        message: the commit's message.
+        model: a model of `create_model`, or a name of one: a weights tag, or "local-dir:FOLDER" with FOLDER's card.
+            Head weights are joined with their trunk.
+        repo: "ORG/NAME"; created if need be.
+        token: a Hub token; by default the one of the login.
+        private: whether a new repository is private.
+        revision: a branch; created if need be.
+        message: the commit message.
         trunk: as in `create_model`.
-        transformers_js: with what transformers.js reads, for browsers; a model that cannot have it, or a machine
-            without the extra `export`, is said in a warning.
+        transformers_js: include files for transformers.js; where they cannot be made, a warning is logged.
+
+    Returns:
+        The commit's hash.
 
     Raises:
         WeightsError: the Hub refuses or cannot be reached.
@@ -154,14 +128,13 @@ def push(
     token = clean_token(token)
     check_home()
     card, plot = None, _CARDS / "none"
-    if isinstance(model, str) and model.startswith("local-dir:"):
-        own = _in_folder(Path(model.removeprefix("local-dir:")))(CARD)
-        card = own.decode("utf-8", "replace") if own else None
-        model = create_model(model, pretrained=True, trunk=trunk)
-    elif isinstance(model, str):
-        file, plot = (_CARDS / f"{model}.{kind}" for kind in ("md", "svg"))
-        card = file.read_text(encoding="utf-8") if file.is_file() else None
-        message = message or f"{model} by sqzoo"
+    if isinstance(model, str):
+        if model.startswith("local-dir:"):
+            card = (_read(Path(model.removeprefix("local-dir:"), CARD)) or b"").decode("utf-8", "replace") or None
+        else:
+            file, plot = (_CARDS / f"{model}.{kind}" for kind in ("md", "svg"))
+            card = file.read_text(encoding="utf-8") if file.is_file() else None
+            message = message or f"{model} by sqzoo"
         model = create_model(model, pretrained=True, trunk=trunk)
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -177,14 +150,13 @@ def push(
             api.create_repo(repo, private=private, exist_ok=True)
             if revision and revision != "main" and not revision.startswith("refs/"):
                 api.create_branch(repo, branch=revision, exist_ok=True)
-            with tempfile.TemporaryDirectory() as there:
-                replaces = is_ours(_in_repository(api, repo, revision, there))
+            replace_card = _is_generated(*(_read_remote(api, repo, name, revision) for name in (CARD, CONFIG)))
             commit = api.upload_folder(
                 repo_id=repo,
                 folder_path=folder,
                 revision=revision,
                 commit_message=message or "sqzoo model",
-                ignore_patterns=[] if replaces else [CARD],
+                ignore_patterns=[] if replace_card else [CARD],
             )
         except Exception as e:  # whatever network and client raise
             raise WeightsError(
@@ -193,97 +165,103 @@ def push(
     return str(commit.oid)
 
 
-def is_ours(read: Callable[[str], bytes | None]) -> bool:
-    """Whether a model card may be replaced: there is none, or it is still what sqzoo noted in config.json.
-
-    read: returns a file of the folder or repository by name, or None where there is none.
-    """
-    card, config = read(CARD), read(CONFIG)
-    if card is None:
-        return True
+def _config(model: ZooModel, tensors: Mapping[str, torch.Tensor], folder: Path) -> dict[str, Any]:
+    """Return the configuration in timm's form; raise `ArgumentError` where it would not rebuild the model."""
+    upsample = model.upsample
+    # Both may have changed since the model was built.
+    changed = {
+        "upsample": [upsample.resize, upsample.crop] if isinstance(upsample, Upsample) else None,
+        "temperature": model.temperature,
+    }
+    with tempfile.TemporaryDirectory(dir=folder, prefix=TEMPORARY) as temporary:
+        file = Path(temporary) / CONFIG
+        save_config_for_hf(model, str(file), model_args=changed)
+        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    # transformers passes the top-level num_classes beside these.
+    config.get("model_args", {}).pop("num_classes", None)
+    names = list(model.pretrained_cfg.get("label_names") or ())
+    if names and len(names) == model.num_classes:
+        # timm omits them after a change of num_classes, and transformers looks for them at the top level.
+        config["label_names"] = config["pretrained_cfg"]["label_names"] = names
+    if model.ood_threshold is not None:
+        config["ood_threshold"] = model.ood_threshold
+    arguments = {"num_classes": config["num_classes"]} | (config.get("model_args") or {})
     try:
-        return bool(parse_json(config or b"")["card_sha256"] == hashlib.sha256(card).hexdigest())
-    except (ValueError, KeyError, TypeError):
-        return False
-
-
-def _in_folder(folder: Path) -> Callable[[str], bytes | None]:
-    def read(name: str) -> bytes | None:
-        try:
-            return read_bytes(folder / name, CONFIG_LARGEST)
-        except FileNotFoundError:
-            return b"" if (folder / name).is_symlink() else None
-        except (OSError, WeightsError):  # a pipe, a book: there, and not ours
-            return b""
-
-    return read
-
-
-def _in_repository(api: Any, repo: str, revision: str | None, folder: str) -> Callable[[str], bytes | None]:
-    from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
-
-    def read(name: str) -> bytes | None:
-        try:
-            file = Path(api.hf_hub_download(repo, name, revision=revision, cache_dir=folder))
-        except (EntryNotFoundError, RevisionNotFoundError):
-            return None
-        return _in_folder(file.parent)(file.name)
-
-    return read
-
-
-def _check_rebuilds(model: ZooModel, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
-    """Raise `ArgumentError` unless the configuration's arguments build a network that these tensors fit."""
-    built = {"num_classes": config["num_classes"]} | (config.get("model_args") or {})
-    try:
-        compare(tensors, type(model)(device="meta", **built).state_dict(), "It")  # type: ignore[call-arg]
+        check_matches(tensors, type(model)(device="meta", **arguments).state_dict(), "It")  # type: ignore[call-arg]
     except WeightsError as e:
         raise ArgumentError(
             "The model cannot be built again from its arguments: its layers were pruned, parametrised or replaced; "
             f"undo that (torch.nn.utils.prune.remove, parametrize.remove_parametrizations) first. {e}"
         ) from e
+    return config
 
 
-def _check_ours(folder: Path, own: Mapping[str, torch.Tensor], others: Sequence[str]) -> None:
-    """Raise `WeightsError` where a folder has files of the names to be written that are not a model's of ours.
+def _is_generated(card: bytes | None, config: bytes | None) -> bool:
+    """Whether a model card may be replaced: it is absent, or has the hash that sqzoo noted in config.json."""
+    try:
+        return card is None or parse_json(config or b"")["card_sha256"] == hashlib.sha256(card).hexdigest()
+    except (ValueError, KeyError, TypeError):
+        return False
 
-    others: names besides the configuration, weights and card. Weights alone, as a save that was killed leaves them,
-    are ours if they have the model's tensors.
+
+def _read(file: Path) -> bytes | None:
+    """Return a small file's bytes; None where it is absent, b"" where it is no such file."""
+    try:
+        return read_bytes(file, CONFIG_LARGEST)
+    except FileNotFoundError:
+        return b"" if file.is_symlink() else None
+    except (OSError, WeightsError):
+        return b""
+
+
+def _read_remote(api: Any, repo: str, name: str, revision: str | None) -> bytes | None:
+    """Return a small file of a repository, past the cache; see `_read`."""
+    from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            return _read(Path(api.hf_hub_download(repo, name, revision=revision, cache_dir=folder)))
+        except (EntryNotFoundError, RevisionNotFoundError):
+            return None
+
+
+def _check_ours(folder: Path, tensors: Mapping[str, torch.Tensor], names: Iterable[str]) -> None:
+    """Raise `WeightsError` where a file to be written exists and is not of a model that sqzoo saved.
+
+    `names` are files besides configuration, weights and card. Weights without a configuration, as a killed save leaves
+    them, are ours if they have the model's tensors.
     """
     configured = (folder / CONFIG).exists()
-    for name in (CONFIG, WEIGHTS, *others, *([CARD] if is_ours(_in_folder(folder)) else [])):
-        place = folder / name
-        check_replaceable(place)
-        ours = configured or not place.exists() or name == CARD
+    card = [CARD] if _is_generated(_read(folder / CARD), _read(folder / CONFIG)) else []
+    for name in (CONFIG, WEIGHTS, *names, *card):
+        path = folder / name
+        check_replaceable(path)
+        ours = configured or not path.exists() or name == CARD
         try:
-            if place.parent.is_symlink() and place.parent != folder:
+            if path.parent.is_symlink() and path.parent != folder:
                 ours = False  # it leads elsewhere
             elif name == CONFIG and configured:
-                read_configuration(read_bytes(place, CONFIG_LARGEST), CONFIG)
+                parse_config(read_bytes(path, CONFIG_LARGEST), CONFIG)
             elif name == WEIGHTS and not ours:
-                ours = set(declared(read_bytes(place, LARGEST), WEIGHTS)) == set(own)
+                ours = set(parse_header(read_bytes(path, LARGEST), WEIGHTS)) == set(tensors)
         except WeightsError:
             ours = False
         if not ours:
             raise WeightsError(
-                f"{shown(place)} is not of a model that sqzoo saved, and would be replaced; name another folder."
+                f"{shown(path)} is not of a model that sqzoo saved, and would be replaced; name another folder."
             )
 
 
 def _check(model: nn.Module) -> ZooModel:
     if not isinstance(model, ZooModel):
-        raise ArgumentError(f"{type(model).__name__} is no model of create_model; give one that it made.")
+        raise ArgumentError(f"{type(model).__name__} was not created by create_model; pass a model that was.")
     return model
 
 
-def _transformers_js(model: nn.Module) -> dict[str, bytes]:
-    return javascript_files(model, metadata(model) | {"input": "float32 NCHW of any size, normalised"})
-
-
-def _card(model: nn.Module) -> str:
-    config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+def _card(model: ZooModel) -> str:
     return (
-        f"---\nlibrary_name: sqzoo\npipeline_tag: image-classification\n---\n\n# {config['architecture']}\n\n"
+        "---\nlibrary_name: sqzoo\npipeline_tag: image-classification\n---\n\n"
+        f"# {model.pretrained_cfg['architecture']}\n\n"
         "Saved by [sqzoo](https://github.com/org/sqzoo). Load it with `sqzoo.hub.from_pretrained`, or after "
         '`import sqzoo` with `timm.create_model("hf-hub:ORG/NAME", pretrained=True)`.\n'
     )

@@ -1,4 +1,4 @@
-"""Pictures in, labelled probabilities out."""
+"""Classify images: labelled probabilities, and an out-of-distribution score for each image."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -12,14 +12,14 @@ from PIL import Image
 
 from sqzoo.data import Normalise
 from sqzoo.errors import ArgumentError, DataError
-from sqzoo.images.reader import ImageReader, Picture, label_names, read_ahead
+from sqzoo.images.reader import ImageInput, ImageReader, label_names, read_ahead
 from sqzoo.models.base import evaluation_mode
-from sqzoo.uncertainty import score
+from sqzoo.uncertainty import ood_score
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """A class, its index, and its probability in 0...1 (softmax of the model's logits)."""
+    """A class: its label, index, and probability in 0...1 (softmax of the model's logits)."""
 
     label: str
     index: int
@@ -27,106 +27,113 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a model says of one picture: its classes, the likeliest first, or the error that kept it from reading it.
+class Classification:
+    """The result for one image.
 
-    score: that of `sqzoo.uncertainty`, low for what is unlike the training pictures. unsure: it is below the
-    threshold of the weights, "none of the classes, perhaps"; None where the model has no threshold.
+    Args:
+        image: the input.
+        predictions: classes, most probable first.
+        ood_score: see `sqzoo.uncertainty`; low for images unlike the training images.
+        abstain: whether the score is below the weights' threshold: probably none of the classes. None where the model
+            has no threshold.
+        error: why the image could not be read; then there are no predictions.
     """
 
-    picture: Picture
+    image: ImageInput
     predictions: list[Prediction]
-    score: float | None = None
-    unsure: bool | None = None
+    ood_score: float | None = None
+    abstain: bool | None = None
     error: DataError | None = None
 
 
 def predict(
-    model: nn.Module,
-    images: Picture | Iterable[Picture],
-    *,
-    top_k: int = 1,
-    batch_size: int = 16,
+    model: nn.Module, images: ImageInput | Iterable[ImageInput], *, top_k: int = 1, batch_size: int = 16
 ) -> list[list[Prediction]]:
-    """Return the `top_k` classes of each image, the likeliest first.
+    """Return the `top_k` most probable classes of each image.
 
-    They are prepared as the model's `pretrained_cfg` says, by the steps of timm's own transform. A model that was
-    trained on CIFAR-10 asks for 32x32 and so sees a sharp photo as CIFAR-10 was made, reduced to 32 pixels; large JPEGs
-    are decoded at a half, quarter or eighth of their size first.
+    Images are prepared by the steps of timm's transform for the model's `pretrained_cfg`. Models trained on CIFAR-10
+    take 32x32 pixels, so photos are reduced to that, as CIFAR-10 was made.
 
     Args:
-        model: a model that `sqzoo.create_model` or `timm.create_model` made; it keeps its mode.
-        images: one or several of: file name, PIL image, uint8 array (H, W, 3), uint8 tensor (3, H, W); several arrays
-            or tensors may come as one batch.
-        top_k: classes to return per image.
+        model: a model of `sqzoo.create_model` or `timm.create_model`; its mode is restored.
+        images: one or several file names, PIL images, uint8 arrays (H, W, 3) or uint8 tensors (3, H, W); several
+            arrays or tensors may come as one batch.
+        top_k: classes per image.
         batch_size: images per forward pass.
 
     Returns:
         A list of predictions for each image.
 
     Raises:
-        DataError: a file is no picture.
+        DataError: a file is not an image.
         ArgumentError: anything else is not as above.
     """
     results = []
-    for answer in classify(model, images, top_k=top_k, batch_size=batch_size):
-        if answer.error:
-            raise answer.error
-        results.append(answer.predictions)
+    for result in classify(model, images, top_k=top_k, batch_size=batch_size):
+        if result.error:
+            raise result.error
+        results.append(result.predictions)
     return results
 
 
 def classify(
     model: nn.Module,
-    images: Picture | Iterable[Picture],
+    images: ImageInput | Iterable[ImageInput],
     *,
     top_k: int = 1,
     batch_size: int = 16,
     readers: int | None = None,
-) -> Iterator[Answer]:
-    """Yield an `Answer` for each image, in order; a file that is no picture becomes an answer with its error.
+) -> Iterator[Classification]:
+    """Yield a `Classification` for each image, in order, in constant memory; unreadable files become results too.
 
-    Arguments as in `predict`. `readers` threads (default: one a core) decode ahead of the network by two batches, so
-    that any number of images takes the same memory: `images` may be a generator.
+    Args:
+        model: as in `predict`.
+        images: as in `predict`; may be a generator.
+        top_k: classes per image.
+        batch_size: images per forward pass.
+        readers: threads that decode ahead of the network, by two batches; by default one per core.
+
+    Raises:
+        ArgumentError: an argument is not as above.
     """
     labels = label_names(model)
-    if isinstance(top_k, bool) or not isinstance(top_k, int) or not 1 <= top_k <= len(labels):
+    if type(top_k) is not int or not 1 <= top_k <= len(labels):
         raise ArgumentError(f"top_k must be a whole number from 1 to {len(labels)}, not {top_k!r}.")
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+    if type(batch_size) is not int or batch_size < 1:
         raise ArgumentError(f"batch_size must be a whole number from 1, not {batch_size!r}.")
-    pictures = read_ahead(_each(images), ImageReader.of(model), 3 * batch_size, readers)
-    return _answers(model, Normalise.of(model), pictures, labels, top_k, batch_size)
+    pixels = read_ahead(_as_iterable(images), ImageReader.of(model), 3 * batch_size, readers)
+    return _classify(model, pixels, labels, top_k, batch_size)
 
 
-def _answers(
+def _classify(
     model: nn.Module,
-    normalise: Normalise,
-    pictures: Iterator[tuple[Picture, np.ndarray | DataError]],
+    pixels: Iterator[tuple[ImageInput, np.ndarray | DataError]],
     labels: list[str],
     top_k: int,
     batch_size: int,
-) -> Iterator[Answer]:
-    weight, threshold = next(model.parameters()), getattr(model, "ood_threshold", None)
-    while batch := list(islice(pictures, batch_size)):
-        squares = [square for _, square in batch if not isinstance(square, DataError)]
-        found: Iterator[tuple[list[float], list[int], float]] = iter(())
-        if squares:
+) -> Iterator[Classification]:
+    normalise, weight = Normalise.of(model), next(model.parameters())
+    threshold = getattr(model, "ood_threshold", None)
+    while batch := list(islice(pixels, batch_size)):
+        readable = [x for _, x in batch if not isinstance(x, DataError)]
+        rows: Iterator[tuple[list[float], list[int], float]] = iter(())
+        if readable:
             with evaluation_mode(model), torch.inference_mode():
-                inputs = normalise(np.stack(squares)).to(weight.device, weight.dtype)
-                # float32 rounds the largest to 1 where the score still tells: what is left to the others counts.
-                probabilities = model(inputs).cpu().double().softmax(1)  # not every device has float64
-                top, scores = probabilities.topk(top_k), score(probabilities)
-            found = zip(top.values.tolist(), top.indices.tolist(), scores.tolist(), strict=True)
-        for picture, square in batch:
-            if isinstance(square, DataError):
-                yield Answer(picture, [], error=square)
-            else:
-                values, indices, value = next(found)
-                predictions = [Prediction(labels[i], i, v) for v, i in zip(values, indices, strict=True)]
-                yield Answer(picture, predictions, value, None if threshold is None else value < threshold)
+                inputs = normalise(np.stack(readable)).to(weight.device, weight.dtype)
+                # float32 rounds the largest probability to 1 while the score still depends on the small ones.
+                probabilities = model(inputs).cpu().double().softmax(1)  # on the CPU: not every device has float64
+                top, scores = probabilities.topk(top_k), ood_score(probabilities)
+            rows = zip(top.values.tolist(), top.indices.tolist(), scores.tolist(), strict=True)
+        for image, x in batch:
+            if isinstance(x, DataError):
+                yield Classification(image, [], error=x)
+                continue
+            values, indices, score = next(rows)
+            predictions = [Prediction(labels[i], i, v) for v, i in zip(values, indices, strict=True)]
+            yield Classification(image, predictions, score, None if threshold is None else score < threshold)
 
 
-def _each(images: Picture | Iterable[Picture]) -> Iterable[Picture]:
+def _as_iterable(images: ImageInput | Iterable[ImageInput]) -> Iterable[ImageInput]:
     single = isinstance(images, str | os.PathLike | Image.Image)
     if isinstance(images, np.ndarray | torch.Tensor):
         single = images.ndim == 3

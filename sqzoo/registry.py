@@ -1,20 +1,23 @@
 """Models by name: a thin layer over timm's registry that suggests the nearest name and loads trunks."""
 
+import errno
 import os
+from pathlib import Path
 from typing import Any, Literal
 
 import timm
 import torch.nn as nn
-from safetensors.torch import load_file
 from timm.models import model_entrypoint
 
 from sqzoo import models as _models  # registers the architectures
-from sqzoo.errors import ArgumentError, UnknownArgumentError, UnknownModelError, WeightsError, did_you_mean
+from sqzoo.errors import ArgumentError, UnknownArgumentError, UnknownModelError, WeightsError, did_you_mean, shown, why
 from sqzoo.files import file_sha256
 from sqzoo.models.build import source_cfg
 from sqzoo.weights import get_weights, load_trunk, read_manifest, trunk_source
+from sqzoo.weights.header import read_tensors
 from sqzoo.weights.loading import read_verified
-from sqzoo.weights.remote import Source, parse, read_config
+from sqzoo.weights.remote import Source, parse_source, read_config
+from sqzoo.weights.untrusted import LARGEST, read_bytes
 
 _CLASSES = {getattr(_models, name).__module__: getattr(_models, name) for name in _models.__all__}
 
@@ -66,7 +69,7 @@ def create_model(
             "checkpoint_path is not taken; save_pretrained the model and name its folder as local-dir:FOLDER."
         )
     options = {"revision": revision, "token": token, "force_download": force_download}
-    source = parse(name, cache_dir=None if cache_dir is None else str(cache_dir), **options)
+    source = parse_source(name, cache_dir=None if cache_dir is None else str(cache_dir), **options)
     if source:
         return _from_source(source, num_classes, in_chans, model_args)
     check_name(name)
@@ -154,19 +157,20 @@ def start_sha256(file: str) -> str:
     if file in read_manifest():
         return get_weights(file).sha256
     try:
+        if os.path.getsize(file) > LARGEST:
+            raise OSError(errno.EFBIG, f"it has more than {LARGEST:,} bytes")
         return file_sha256(file)
-    except OSError as e:
-        raise ArgumentError(f"Cannot read start={file!r} ({e.strerror}); give a run's best.safetensors.") from e
+    except (OSError, ValueError) as e:  # ValueError: a name with a NUL
+        raise ArgumentError(f"Cannot read start={shown(file)!r} ({why(e)}); give a run's best.safetensors.") from e
 
 
 def start_from(model: nn.Module, file: str) -> None:
     """Load the backbone of a weights tag or of an all-layers run's file, and the head where it fits the model."""
     try:
-        tensors = read_verified(get_weights(file)) if file in read_manifest() else load_file(file)
-    except WeightsError:
-        raise
-    except Exception as e:  # whatever a foreign or damaged file makes safetensors raise
-        raise ArgumentError(f"start={file!r} is not a safetensors file ({e}); give a run's best.safetensors.") from e
+        known = file in read_manifest()
+        tensors = read_verified(get_weights(file)) if known else read_tensors(read_bytes(Path(file), LARGEST), file)
+    except (OSError, WeightsError) as e:
+        raise ArgumentError(f"Cannot use start={shown(file)!r} ({why(e)}); give a run's best.safetensors.") from e
     own = model.state_dict()
     fitting = {k: v for k, v in tensors.items() if k in own and v.shape == own[k].shape}
     backbone = {k: v for k, v in fitting.items() if k.startswith("features.")}

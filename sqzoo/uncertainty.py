@@ -1,8 +1,8 @@
-"""Unsure is an answer: honest probabilities by a temperature, and a score that is low for none of the classes.
+"""Temperature scaling, and an out-of-distribution score: low for images that belong to none of the classes.
 
-Both are fitted on images that were held out of training. Temperature: Guo et al. 2017, "On calibration of modern neural
-networks". Score: the generalised entropy of Liu et al. 2023, "GEN: pushing the limits of softmax-based
-out-of-distribution detection", which needs the probabilities alone, so that any runtime of a model will do.
+Both are fitted on validation images. Temperature: Guo et al. 2017, "On calibration of modern neural networks". Score:
+the generalised entropy of Liu et al. 2023, "GEN: pushing the limits of softmax-based out-of-distribution detection",
+which needs only the probabilities, so that it works in every runtime.
 """
 
 import torch
@@ -10,27 +10,38 @@ import torch.nn.functional as F
 
 from sqzoo.errors import ArgumentError
 
-KEPT = 0.95  # of held-out images are above the threshold
-_POWER = 0.1  # the paper's: small probabilities of the other classes count nearly as much as large ones
+TPR = 0.95  # true positive rate: fraction of validation images above the threshold
+_POWER = 0.1  # the paper's gamma: small probabilities count nearly as much as large ones
 
 
-def score(probabilities: torch.Tensor) -> torch.Tensor:
-    """Return (N,) scores of probabilities (N, classes): 0 where one class is certain, the lower the more even they are.
+def ood_score(probabilities: torch.Tensor) -> torch.Tensor:
+    """Return the negative generalised entropy: 0 where one class is certain, lower the more even the probabilities.
 
-    A picture that is none of the classes leaves a trace in the probabilities of several, whichever the largest is.
+    Args:
+        probabilities: (N, classes), in 0...1.
+
+    Returns:
+        Scores (N,), float64.
     """
     p = probabilities.double()
     return -(p * (1 - p)).clamp(min=0).pow(_POWER).sum(1)
 
 
 def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    """Return the temperature by which logits (N, classes) of held-out images are divided for the least loss.
+    """Return the temperature that minimises the cross-entropy of `logits / temperature`.
 
-    Raises `ArgumentError` where there is nothing to fit: no images, or none of them wrong.
+    Args:
+        logits: (N, classes) of validation images.
+        labels: (N,).
+
+    Raises:
+        ArgumentError: nothing can be fitted: there are no images, or no errors among them.
     """
     if not len(labels) or bool((logits.argmax(1) == labels).all()):
-        raise ArgumentError(f"a temperature needs held-out images, some called wrongly, not {len(labels)} all right.")
-    # The loss is convex in the inverse temperature: L-BFGS finds its one minimum.
+        raise ArgumentError(
+            f"a temperature needs validation images, some of them misclassified, not {len(labels)} all right."
+        )
+    # The loss is convex in the inverse temperature, so L-BFGS finds its one minimum.
     inverse = torch.ones((), dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([inverse], max_iter=100, line_search_fn="strong_wolfe")
 
@@ -44,12 +55,13 @@ def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
     return 1 / inverse.item()
 
 
-def threshold(scores: torch.Tensor, kept: float = KEPT) -> float:
-    """Return the score that the share `kept` of held-out images reaches."""
-    return torch.quantile(scores.double(), 1 - kept).item()
+def ood_threshold(scores: torch.Tensor, tpr: float = TPR) -> float:
+    """Return the score that the fraction `tpr` of validation images reaches."""
+    return torch.quantile(scores.double(), 1 - tpr).item()
 
 
 def calibrate(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-    """Return {"temperature", "threshold"} for a model's `calibration` from its logits of held-out images."""
+    """Fit {"temperature", "threshold"} on validation logits (N, classes) and labels (N,); see `fit_temperature`."""
     temperature = fit_temperature(logits, labels)
-    return {"temperature": temperature, "threshold": threshold(score((logits.double() / temperature).softmax(1)))}
+    scores = ood_score((logits.double() / temperature).softmax(1))
+    return {"temperature": temperature, "threshold": ood_threshold(scores)}

@@ -68,7 +68,7 @@ def shared(server: HubServer, files: dict[str, bytes], monkeypatch: pytest.Monke
         server.put(REPO, files)
         server.put("some-org/other", files)
         sqzoo.create_model(f"hf-hub:{REPO}")
-        cache.kept()  # all modules are there for who may not read this one's packages
+        cache.entries()  # all modules are there for who may not read this one's packages
         yield Path(folder) / "of all ü"
 
 
@@ -86,7 +86,7 @@ def test_another_users_cache_is_read_and_not_written(
 ) -> None:
     calls = len(server.requests)
     assert as_nobody(lambda: same(sqzoo.create_model(f"hf-hub:{REPO}"), model)) is True
-    assert as_nobody(lambda: [k.name for k in cache.kept() if k.kind == "hub" and not k.damage()]) == [REPO]
+    assert as_nobody(lambda: [k.name for k in cache.entries() if k.kind == "hub" and not k.damage()]) == [REPO]
     assert len(server.requests) == calls
     for call in (
         lambda: sqzoo.create_model("hf-hub:some-org/other"),
@@ -130,7 +130,7 @@ def test_a_cache_that_both_write(shared: Path, model: torch.nn.Module) -> None:
 def test_folders_one_may_not_look_into(shared: Path) -> None:
     shared.chmod(0o700)
     one_sentence(as_nobody(lambda: sqzoo.create_model(f"hf-hub:{REPO}")), REPO)
-    assert as_nobody(lambda: [k.name for k in cache.kept() if k.kind != "package"]) == []
+    assert as_nobody(lambda: [k.name for k in cache.entries() if k.kind != "package"]) == []
     one_sentence(as_nobody(lambda: sqzoo.create_model(f"local-dir:{shared}/x")), shared, "Permission denied")
     one_sentence(as_nobody(lambda: load_trunk("squeezenet1_1", shared / "trunks")), shared)
 
@@ -166,7 +166,7 @@ for name in names:
         found[name] = tensors_sha256(sqzoo.create_model(name, pretrained=True).state_dict())
     except sqzoo.SqzooError as e:
         found[name] = str(e)
-found["kept"] = {k.name: [str(k.path), k.damage()] for k in sqzoo.cache.kept() if k.kind != "package"}
+found["kept"] = {k.name: [str(k.path), k.damage()] for k in sqzoo.cache.entries() if k.kind != "package"}
 print(json.dumps(found))
 """
 

@@ -213,9 +213,9 @@ model = sqzoo.create_model("sq1", num_classes=3)
 model.pretrained_cfg = {{**model.pretrained_cfg, "input_size": (3, 64, 64)}}
 export(model, {str(target)!r})
 print("once", flush=True)
-from sqzoo.files import write_whole
+from sqzoo.files import write_bytes
 while True:
-    write_whole(__import__("pathlib").Path({str(target)!r}), open({str(target)!r}, "rb").read())
+    write_bytes(__import__("pathlib").Path({str(target)!r}), open({str(target)!r}, "rb").read())
 """
     child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert child.stdout and child.stdout.readline() == "once\n"

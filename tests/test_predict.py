@@ -160,7 +160,7 @@ def test_answers_come_in_order_around_bad_pictures_and_read_no_further_than_need
     assert asked <= 20
     found = [first, *answers]
     assert [i for i, a in enumerate(found) if a.error] == list(range(3, 100, 5))
-    assert [a.picture.getpixel((0, 0))[0] for a in found if not a.error] == [i for i in range(100) if i % 5 != 3]
+    assert [a.image.getpixel((0, 0))[0] for a in found if not a.error] == [i for i in range(100) if i % 5 != 3]
     assert all(len(a.predictions) == (0 if a.error else 1) for a in found)
     with pytest.raises(DataError, match=r"bad\.jpg"):
         predict(model, pictures())
@@ -211,7 +211,7 @@ def test_json_lines_and_csv_say_the_same(folder: Path, capsys: pytest.CaptureFix
                 pytest.approx(p["probability"], abs=1e-6),
             )
     assert rows[0]["label_1"] == "cat"
-    assert set(objects[0]) == {"image", "predictions", "score", "unsure"}
+    assert set(objects[0]) == {"image", "predictions", "ood_score", "abstain"}
 
 
 def test_names_on_stdin(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

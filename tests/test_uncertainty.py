@@ -15,7 +15,7 @@ from benchmarks.accuracy.outside import sets
 from sqzoo import hub
 from sqzoo.errors import ArgumentError, WeightsError
 from sqzoo.predict import classify, predict
-from sqzoo.uncertainty import calibrate, fit_temperature, score, threshold
+from sqzoo.uncertainty import calibrate, fit_temperature, ood_score, ood_threshold
 from sqzoo.weights import read_manifest
 from tests.support import ROOT
 
@@ -40,22 +40,22 @@ def test_the_temperature_that_was_put_in_is_found(temperature: float) -> None:
 
 def test_a_temperature_needs_mistakes() -> None:
     for logits in (torch.zeros(0, 10), torch.eye(10)):
-        with pytest.raises(ArgumentError, match="needs held-out images, some called wrongly"):
+        with pytest.raises(ArgumentError, match="needs validation images, some of them misclassified"):
             fit_temperature(logits, torch.arange(len(logits)))
 
 
 def test_the_threshold_keeps_what_it_says() -> None:
     logits, labels = drawn(1.0)
-    values = score(logits.softmax(1))
+    values = ood_score(logits.softmax(1))
     for kept in (0.9, 0.95):
-        assert (values >= threshold(values, kept)).double().mean() == pytest.approx(kept, abs=1e-3)
+        assert (values >= ood_threshold(values, kept)).double().mean() == pytest.approx(kept, abs=1e-3)
     assert calibrate(logits, labels).keys() == {"temperature", "threshold"}
 
 
 def test_the_score_is_lower_the_more_even_the_probabilities() -> None:
     even, two, one = torch.full((10,), 0.1), torch.tensor([0.5, 0.5] + [0.0] * 8), torch.eye(10)[3]
     nearly = torch.tensor([0.91] + [0.01] * 9)
-    values = score(torch.stack([even, nearly, two, one]))
+    values = ood_score(torch.stack([even, nearly, two, one]))
     assert values.tolist() == sorted(values.tolist())
     assert values[-1] == 0
     assert values[0].item() == pytest.approx(-10 * 0.09**0.1, rel=1e-6)
@@ -65,19 +65,19 @@ def test_the_network_divides_by_the_temperature_and_predict_says_unsure() -> Non
     model = sqzoo.create_model("sq1", pretrained=True, temperature=1.0)
     model.ood_threshold = None
     (plain,) = classify(model, CAT, top_k=10)
-    assert plain.unsure is None
+    assert plain.abstain is None
     logits = torch.tensor([p.probability for p in sorted(plain.predictions, key=lambda p: p.index)]).double().log()
     model = sqzoo.create_model("sq1", pretrained=True, temperature=2.0)
     model.ood_threshold = -1e-3
     (cooled,) = classify(model, CAT, top_k=10)
     expected = (logits / 2).softmax(0)
-    assert cooled.score == pytest.approx(score(expected[None]).item(), abs=1e-3)
+    assert cooled.ood_score == pytest.approx(ood_score(expected[None]).item(), abs=1e-3)
     assert [p.probability for p in cooled.predictions] == pytest.approx(
         [expected[p.index].item() for p in cooled.predictions], abs=1e-5
     )
-    assert cooled.unsure is True
-    model.ood_threshold = cooled.score - 1e-3
-    assert next(classify(model, CAT)).unsure is False
+    assert cooled.abstain is True
+    model.ood_threshold = cooled.ood_score - 1e-3
+    assert next(classify(model, CAT)).abstain is False
     assert predict(model, CAT)[0][0].label == "cat"
 
 
@@ -129,13 +129,13 @@ def test_noise_is_none_of_the_ten(tag: str) -> None:
     noise = [Image.fromarray(np.random.default_rng(i).integers(0, 256, (64, 64, 3), np.uint8)) for i in range(20)]
     answers = classify(sqzoo.create_model(tag, pretrained=True), noise)
     # AlexNet is surer of noise than the others (its card: of synthetic pictures a third get a class).
-    assert sum(bool(a.unsure) for a in answers) >= (8 if tag.startswith("alexnet") else 15)
+    assert sum(bool(a.abstain) for a in answers) >= (8 if tag.startswith("alexnet") else 15)
 
 
 @pytest.mark.parametrize("tag", CALIBRATED)
 def test_the_cat_is_one_of_the_ten(tag: str) -> None:
     (cat,) = classify(sqzoo.create_model(tag, pretrained=True), [Image.open(CAT)])
-    assert not cat.unsure
+    assert not cat.abstain
 
 
 def test_the_benchmarks_measures() -> None:

@@ -19,6 +19,7 @@ README = ROOT / "README.md"
 BENCHMARKS = ROOT / "docs" / "benchmarks.md"
 OWN_IMAGES = ROOT / "docs" / "pictures.md"
 PAPER = ROOT / "docs" / "paper.md"
+TRAINING = ROOT / "docs" / "training.md"
 ZOO = ROOT / "docs" / "zoo.md"
 
 
@@ -106,6 +107,30 @@ def codecs(record: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"Loading a tag, checks included: {loads}. Machine: {machine}.{note}"])
 
 
+def training_speed(record: dict[str, Any]) -> str:
+    """Return the sentence on results/speed/training_speed.json."""
+    hours = {name: s / 3600 for name, s in record["seconds_for_50_epochs_of_50000"].items()}
+    return (
+        f"Fifty epochs of Sq-1's head on 50,000 images take {hours['cached'] * 60:.0f} minutes, features included; the "
+        f"textbook loop, which runs the backbone in each epoch, takes {hours['textbook']:.1f} hours: "
+        f"{record['ratio']:.0f} times as long. Machine: {_machine(record['environment'])}; measured on "
+        f"{record['images']:,} images, multiplied up."
+    )
+
+
+def gpu_estimate(record: dict[str, Any]) -> str:
+    """Return the sentence on results/speed/gpu_estimate.json."""
+    ft, head = (record["launches"][name]["step in all"] for name in ("ft", "head"))
+    low, high = (f"{s / 60:.0f}" for s in record["ft_seconds"])
+    least, most = (f"{s / 60:.0f}" for s in record["sweep_seconds"])
+    tera, micro = record["assumed"]["tflops"], record["assumed"]["microseconds_per_launch"]
+    return (
+        f"Estimated for one H100-class GPU, not measured: `ft_cifar10` for `sq1` takes {low} to {high} minutes, the "
+        f"paper's sweeps with three seeds {least} to {most}. Counted: {ft} and {head} launches per step. Assumed: "
+        f"{micro[0]} to {micro[1]} microseconds per launch, {tera:.0f} TFLOPS."
+    )
+
+
 def _machine(environment: dict[str, Any]) -> str:
     return f"{environment['cpu']}, {environment['cores']} cores, torch {environment['versions']['torch']}"
 
@@ -132,13 +157,18 @@ BLOCKS: dict[tuple[Path, str], Callable[[], str]] = {
     (README, "table2"): render("table2", "paper_rows"),
     (ZOO, "tags"): tags,
     (ZOO, "plain_batches"): record("accuracy/plain_batches", plain_batches),
+    (README, "data"): render("accuracy/data", "sentence"),
+    (BENCHMARKS, "data"): render("accuracy/data", "details"),
     (PAPER, "table2"): render("table2", "paper_rows"),
+    (PAPER, "open_choices"): render("paper/open_choices"),
     (BENCHMARKS, "table2"): render("table2"),
     (BENCHMARKS, "pareto"): render("size/pareto"),
     (BENCHMARKS, "latency"): render("speed/latency"),
     (BENCHMARKS, "optimize"): record("speed/optimize", optimize),
     (BENCHMARKS, "reading"): record("speed/image_reading", reading),
     (BENCHMARKS, "codecs"): record("size/codecs", codecs),
+    (TRAINING, "training_speed"): record("speed/training_speed", training_speed),
+    (TRAINING, "gpu_estimate"): record("speed/gpu_estimate", gpu_estimate),
     (OWN_IMAGES, "own_pictures"): render("accuracy/own_images"),
     (OWN_IMAGES, "score_many"): render("speed/score_many"),
 }

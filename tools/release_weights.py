@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
+from benchmarks.record import check
 from sqzoo.compress.release import add, entry_of, read_run, write_record
 from sqzoo.errors import SqzooError, WeightsError
 from sqzoo.weights import load_trunk
@@ -22,6 +23,7 @@ def publish(run: str | os.PathLike[str], tag: str, root: str | os.PathLike[str],
     the trunk's own. `record_only` writes the record alone, for weights too large to ship.
     """
     result, tensors = read_run(run, tag.partition(".")[0])
+    check(result)
     entry = entry_of(result, tag, f"benchmarks/results/runs/{tag}.json")
     if record_only:
         write_record(Path(root), entry, result | {"tag": tag})

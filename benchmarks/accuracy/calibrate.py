@@ -26,13 +26,14 @@ from scipy.stats import mannwhitneyu
 
 from benchmarks import RESULTS, ROOT
 from benchmarks.accuracy.outside import sets
+from benchmarks.record import write_record
 from sqzoo import create_model, get_weights, list_models
-from sqzoo.data import Normalise, cifar10, hold_out
+from sqzoo.data import Normalise, cifar10
 from sqzoo.environment import environment
 from sqzoo.files import write_text
 from sqzoo.images.reader import ImageReader
 from sqzoo.report.page import calibration
-from sqzoo.uncertainty import KEPT, calibrate, score, threshold
+from sqzoo.uncertainty import TPR, calibrate, ood_score, ood_threshold
 
 RESULT = RESULTS / "accuracy" / "uncertainty.json"
 MANIFEST = ROOT / "sqzoo" / "weights" / "manifest.json"
@@ -58,7 +59,7 @@ def scores(
     """Return each candidate's score (N,), high for what is like training; the first is the one that ships."""
     probabilities = (logits.double() / temperature).softmax(1)
     return {
-        "generalised entropy": score(probabilities),
+        "generalised entropy": ood_score(probabilities),
         "energy": logits.double().logsumexp(1),
         "largest probability": probabilities.max(1).values,
         "largest logit": logits.max(1).values.double(),
@@ -96,7 +97,7 @@ def measure(model: nn.Module, labels: dict[str, np.ndarray], images: dict[str, n
     fitted = calibrate(held, held_labels)
     cold = test.double() / fitted["temperature"]
     by_score = {name: scores(*each, fitted["temperature"], distance) for name, each in found.items()}
-    limits = {kind: threshold(values) for kind, values in by_score["held out"].items()}
+    limits = {kind: ood_threshold(values) for kind, values in by_score["held out"].items()}
     inside = by_score["test"]
     below = {
         name: {kind: round(100 * (each[kind] < limits[kind]).double().mean().item(), 2) for kind in limits}
@@ -149,7 +150,7 @@ def main() -> int:
             print(f"{tag}: its recipe held no training images out, it stays uncalibrated", file=sys.stderr)
             continue
         model = create_model(tag, pretrained=True, temperature=1.0, trunk=arguments.trunk)
-        rest, held = hold_out(train.labels, count)
+        rest, held = train.split(count)
         known = rest[:: len(rest) // KNOWN][:KNOWN]
         images = {"held out": train.images[held], "test": test.images, "known": train.images[known]}
         read = ImageReader.of(model)
@@ -180,7 +181,7 @@ def record(tag: str, row: dict[str, Any], pictures: dict[str, tuple[str, list[Im
     known = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {"tags": {}}
     tags = {k: v for k, v in sorted((known["tags"] | {tag: row}).items()) if k in list_models("*.*", pretrained=True)}
     what = {name: {"what": text, "pictures": len(each)} for name, (text, each) in pictures.items()}
-    write_text(RESULT, json.dumps({"kept": KEPT, "outside": what, "tags": tags}, indent=1) + "\n")
+    write_record(RESULT, {"kept": TPR, "outside": what, "tags": tags})
     entries = json.loads(MANIFEST.read_text(encoding="utf-8"))["weights"]
     (entry,) = (e for e in entries if e["tag"] == tag)
     entry["model_args"]["temperature"] = row["temperature"]

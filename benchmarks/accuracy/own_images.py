@@ -27,10 +27,10 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import RESULTS
+from benchmarks.record import write_record
 from sqzoo import create_model
 from sqzoo.data import Dataset, cifar10
 from sqzoo.environment import environment
-from sqzoo.files import write_text
 from sqzoo.predict import predict
 from sqzoo.weights import CIFAR10_CLASSES
 from tools.readme import OWN_IMAGES, write_into
@@ -179,7 +179,7 @@ def main() -> None:
     if not arguments.quick:
         known = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
         known |= {part.__name__: found}
-        write_text(RESULT, json.dumps(known, indent=1) + "\n")
+        write_record(RESULT, known)
         write_into(OWN_IMAGES, "own_pictures", render(known))
 
 

@@ -15,10 +15,10 @@ import timm
 import torch
 
 from benchmarks import RESULTS
+from benchmarks.record import write_record
 from sqzoo import SqzooError, get_weights, list_models
 from sqzoo.data import CIFAR10, cifar10
 from sqzoo.environment import environment
-from sqzoo.files import write_json
 
 RESULT = RESULTS / "accuracy" / "plain_batches.json"
 TOLERANCE = 0.05  # points of top-1
@@ -56,7 +56,7 @@ def main() -> int:
             f"{tag}: recorded {recorded:.2f} %, own mean and std {row['own']:.2f} %, CIFAR-10's {row['cifar10']:.2f} %"
         )
         rows[tag] = row | {"weights_sha256": get_weights(tag).sha256, "environment": about}
-        write_json(RESULT, {"test_digest": data.digest, "tags": rows})  # after each, so that a stop loses one alone
+        write_record(RESULT, {"test_digest": data.digest, "tags": rows})  # after each, so that a stop loses one alone
     return 1 if off else 0
 
 

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from benchmarks import RESULTS
+from benchmarks.record import write_record
 from sqzoo import create_model
 from sqzoo.data import Dataset, cifar10
 from sqzoo.environment import environment
-from sqzoo.files import write_json
 from sqzoo.models.upsample import Upsample
 from sqzoo.train import Recipe, logits, recipe, train
 from sqzoo.train.checkpoint import best_weights
@@ -88,7 +88,7 @@ def main() -> None:
             "environment": environment(),
         }
         known |= {"recipe": recipe("ft_cifar10", "fire_next", **BASE).to_json(), "train_digest": data.digest}
-        write_json(RESULT, known)
+        write_record(RESULT, known)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The paper's experiments, read from experiments.yaml: their settings, and the passes that train them together."""
+"""The paper's experiments, read from experiments.yaml: their settings, and the runs that train them."""
 
 import itertools
 import json
@@ -9,11 +9,10 @@ from typing import Any
 
 import yaml
 
+from benchmarks.paper.runner import Run
 from sqzoo.train import Recipe
 
 FILE = Path(__file__).resolve().parent / "experiments.yaml"
-HEADS = {"sq1": 8, "fire_next": 3}  # trained in one pass: more would save little and make it long
-TRUNK = ("pool2", "pool3")  # model arguments that change the frozen trunk, so that its features are others
 
 
 @dataclass(frozen=True)
@@ -31,35 +30,18 @@ class Setting:
 
     def precision(self, bfloat16: bool) -> str:
         """Return the precision to train it in: bfloat16 where asked for and a gain."""
-        return "bfloat16" if bfloat16 and self.dense else "float32"
+        return "bfloat16" if bfloat16 and self.model != "sq1" else "float32"  # Sq-1's head reads non-zeros alone
 
     def run(self, seed: int) -> str:
         """Return the name of its run with a seed: its run folder, and its key in the records."""
         return f"{self.name},seed={seed}"
 
     @property
-    def frozen(self) -> bool:
-        """Whether the head alone is trained."""
-        return bool(json.loads(self.fields)["layers"] != "all")
-
-    @property
-    def dense(self) -> bool:
-        """Whether its work is products of all values, and not, as for Sq-1's head, of a map's non-zeros."""
-        return self.model != "sq1" or not self.frozen
-
-    @property
-    def trunk(self) -> str:
-        """Return what settings have in common that train in one pass; a trained trunk is a setting's own."""
-        if not self.frozen:
-            return self.name
+    def pools(self) -> str:
+        """Return the backbone's pools where they are not its own, so that its features are those of few runs."""
         arguments = json.loads(self.fields)["model_args"]
-        return f"{self.model}, {json.dumps({k: arguments.get(k) for k in TRUNK})}"
-
-    @property
-    def ordinary_trunk(self) -> bool:
-        """Whether the trunk's layers are ImageNet's own, whose features many passes share."""
-        arguments = json.loads(self.fields)["model_args"]
-        return all(arguments.get(k, "max") == "max" for k in TRUNK)
+        own = [arguments.get(name, "max") for name in ("pool2", "pool3")]
+        return "" if own == ["max", "max"] else "-".join(own)
 
 
 @dataclass(frozen=True)
@@ -72,19 +54,6 @@ class Experiment:
     draw: str
     settings: dict[tuple[tuple[str, Any], ...], Setting]
     paper: dict[str, list[tuple[dict[str, Any], float]]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False)
-class Pass:
-    """Settings that train together, each for its epochs, with every seed in turn."""
-
-    name: str
-    settings: dict[Setting, int]
-
-    @property
-    def any(self) -> Setting:
-        """One of its settings, for what they have in common."""
-        return next(iter(self.settings))
 
 
 def experiments() -> dict[str, Experiment]:
@@ -121,19 +90,18 @@ def _file() -> dict[str, Any]:
     return dict(yaml.safe_load(FILE.read_text(encoding="utf-8")))
 
 
-def passes(chosen: list[Experiment], most_epochs: int | None = None) -> list[Pass]:
-    """Return the passes that train every setting of the chosen experiments once, as long as the longest asks for."""
+def runs(chosen: list[Experiment], seeds: int, most_epochs: int | None = None, bfloat16: bool = False) -> list[Run]:
+    """Return the runs that train every setting of the chosen experiments once a seed, as long as the longest asks for.
+
+    Those that share a backbone stand together.
+    """
     epochs: dict[Setting, int] = {}
     for experiment in chosen:
         for setting in experiment.settings.values():
             epochs[setting] = max(epochs.get(setting, 0), min(experiment.epochs, most_epochs or experiment.epochs))
-    groups: dict[str, list[Setting]] = {}
-    for setting in sorted(epochs, key=lambda s: -epochs[s]):  # a head that ends early leaves the pass to the others
-        groups.setdefault(setting.trunk, []).append(setting)
-    found = []
-    for trunk, members in groups.items():
-        heads = HEADS[members[0].model]
-        for low in range(0, len(members), heads):
-            part = {s: epochs[s] for s in members[low : low + heads]}
-            found.append(Pass(f"{trunk}: {'; '.join(f'{s.name} x {e}' for s, e in part.items())}", part))
-    return found
+    order = sorted(epochs, key=lambda s: (s.model, s.pools))
+    return [
+        Run(f"{s.run(seed)},epochs={epochs[s]}", s.recipe(seed, epochs[s]), True, True, s.precision(bfloat16), s.pools)
+        for s in order
+        for seed in range(seeds)
+    ]

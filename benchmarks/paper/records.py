@@ -10,6 +10,7 @@ from typing import Any
 from filelock import FileLock
 
 from benchmarks.paper.experiments import Experiment, Setting
+from benchmarks.record import check
 from sqzoo.errors import DataError
 from sqzoo.files import write_text
 
@@ -32,8 +33,7 @@ def record(records: Path, results: dict[str, dict[str, Any]]) -> None:
         environments[key] = result["environment"]
         data = {k: result[k] for k in ("train_digest", "test_digest")}
         runs[name] = {
-            "recipe": result["recipe"],
-            "params": result["params"],
+            **{k: result[k] for k in ("recipe", "precision", "params", "weights_sha256") if k in result},
             "environment": key,
             "training_seconds": result["training_seconds"],
             "log": [
@@ -47,8 +47,9 @@ def record(records: Path, results: dict[str, dict[str, Any]]) -> None:
 def join(records: Path, others: dict[str, Any]) -> None:
     """Add records, of another machine say; of two of the same run the longer stays.
 
-    Raises `DataError` where they are of other data.
+    Raises `DataError` where they are of other data, and what `check` raises.
     """
+    check(others)
     records.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(records.with_name(f".{records.name}.lock")):
         known = recorded(records)

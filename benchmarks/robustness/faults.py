@@ -53,6 +53,7 @@ from safetensors.torch import load, save
 
 import sqzoo
 from benchmarks import RESULTS
+from benchmarks.record import write_record
 from sqzoo import hub
 from sqzoo.data import Dataset
 from sqzoo.environment import environment
@@ -60,7 +61,7 @@ from sqzoo.files import tensors_sha256
 from sqzoo.train import Recipe, train
 from sqzoo.weights import read_manifest
 from sqzoo.weights.coded import LAYERS, SYMBOLS, VALUES
-from sqzoo.weights.header import compare
+from sqzoo.weights.header import check_matches
 from sqzoo.weights.loading import read_verified
 from sqzoo.weights.remote import WEIGHTS, Source, read_weights
 from tests.support.hub_server import Fault, HubServer
@@ -255,7 +256,7 @@ def run_coded(count: int, seed: int) -> dict[str, Any]:
                 tracemalloc.start()
             began = time.process_time()
             try:
-                compare(read_verified(mutated), own, str(file))
+                check_matches(read_verified(mutated), own, str(file))
                 outcome["values_differ"] += 1
             except sqzoo.SqzooError as e:
                 outcome["refused" if "\n" not in str(e) and str(e).endswith(".") else "unclear"] += 1
@@ -534,7 +535,7 @@ def main() -> int:
         results[name]["seconds"] = round(time.perf_counter() - began, 1)
         print(name, json.dumps(results[name]), flush=True)
     if not arguments.trial:
-        RESULT.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        write_record(RESULT, results)
     broken = broken_promises(results)
     print(*broken, sep="\n")
     return 1 if broken else 0

@@ -26,12 +26,12 @@ import zstandard
 from safetensors.torch import load
 
 from benchmarks import RESULTS
+from benchmarks.record import write_record
 from sqzoo import create_model
 from sqzoo.environment import environment
-from sqzoo.files import write_text
 from sqzoo.weights import Entry, read_manifest
 from sqzoo.weights.coded import LAYERS, SYMBOLS, deflate
-from sqzoo.weights.loading import fit, read_verified
+from sqzoo.weights.loading import load_strict, read_verified
 
 RESULT = RESULTS / "size" / "codecs.json"
 
@@ -85,7 +85,7 @@ def measure(entry: Entry, runs: int) -> dict[str, Any]:
     model = create_model(entry.tag)
 
     def loading() -> None:
-        fit(model, read_verified(entry), entry.tag, model.classifier_name, "features.0")
+        load_strict(model, read_verified(entry), entry.tag, model.classifier_name, "features.0")
 
     return {"file_bytes": entry.size, "load_ms": best(loading, runs), "codecs": rows}
 
@@ -105,7 +105,7 @@ def main() -> None:
             print(f"  {name:28} {found['bytes']:>10,} bytes  {found.get('decode_ms', '-'):>8} ms to decode")
     if arguments.only == "*":
         record = {"environment": environment(), "zstandard": zstandard.__version__, "tags": tags}
-        write_text(RESULT, json.dumps(record, indent=1) + "\n")
+        write_record(RESULT, record, tags)
 
 
 if __name__ == "__main__":

@@ -23,12 +23,12 @@ import torch.nn as nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import RESULTS
+from benchmarks.record import write_record
 from benchmarks.size.published import PUBLISHED
 from sqzoo import SqzooError, create_model, get_weights
-from sqzoo.data import Dataset, cifar10, hold_out
+from sqzoo.data import Dataset, cifar10
 from sqzoo.deploy.onnx_graph import to_onnx
 from sqzoo.environment import environment
-from sqzoo.files import write_text
 from sqzoo.models.upsample import Upsample
 from sqzoo.train import logits, metrics
 from sqzoo.weights import tags
@@ -64,7 +64,7 @@ def evaluate_ours(train: Dataset, test: Dataset, sides: list[int]) -> list[dict[
     for tag in (tag for name in OURS for tag in shipped(name)):
         entry = get_weights(tag)
         model = create_model(tag, pretrained=True)
-        held = train[hold_out(train.labels, entry.recipe["hold_out"])[1]]
+        held = train[train.split(entry.recipe["hold_out"])[1]]
         own = entry.resolution
         for side in sorted({*sides, own}) if tag == shipped(entry.architecture)[0] else [own]:
             model.upsample = Upsample(side)
@@ -245,7 +245,9 @@ def main() -> int:
             results = json.loads(file.read_text(encoding="utf-8"))
         else:
             results = measured(arguments.data, [int(side) for side in arguments.sides.split(",")])
-        write_text(file, json.dumps(timed(results, arguments.seconds, arguments.threads), indent=1) + "\n")
+        write_record(
+            file, timed(results, arguments.seconds, arguments.threads), {row["tag"] for row in results["ours"]}
+        )
     results = json.loads(file.read_text(encoding="utf-8"))
     draw(results)
     write_into(BENCHMARKS, "pareto", render(results))

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 
 from benchmarks import RESULTS
+from benchmarks.record import write_record
 from sqzoo import SqzooError, create_model
 from sqzoo.data import Dataset, cifar10
 from sqzoo.environment import environment
 from sqzoo.errors import ArgumentError
-from sqzoo.files import write_text
 from sqzoo.train import recipe, train
 
 RESULT = RESULTS / "speed" / "gpu.json"
@@ -104,7 +104,7 @@ def main() -> int:
         for name, part in every.items():
             if name.startswith(arguments.only) and name not in done["parts"]:
                 done["parts"][name] = part() | {"environment": environment()}
-                write_text(RESULT, json.dumps(done, indent=1) + "\n")
+                write_record(RESULT, done)
                 print(name, json.dumps({k: v for k, v in done["parts"][name].items() if k != "environment"}))
                 if time.monotonic() > until:
                     raise OutOfTimeError

@@ -27,9 +27,9 @@ import torch
 from PIL import Image
 
 from benchmarks import RESULTS, ROOT
-from sqzoo import create_model, optimize
+from benchmarks.record import write_record
+from sqzoo import create_model, get_weights, optimize
 from sqzoo.environment import environment
-from sqzoo.files import write_text
 from sqzoo.images.reader import ImageReader, read_ahead
 from sqzoo.images.walk import image_files
 from sqzoo.predict import classify
@@ -150,9 +150,10 @@ def main() -> int:
             "batch": BATCH,
             "pictures_a_second": rows,
             "folder": long,
+            "weights_sha256": get_weights(arguments.model).sha256,
             "environment": environment(),
         }
-        write_text(RESULT, json.dumps(known, indent=1) + "\n")
+        write_record(RESULT, known)
     return 0
 
 

@@ -27,6 +27,7 @@ import torch.nn as nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import RESULTS
+from benchmarks.record import write_record
 from benchmarks.size.pareto import chosen, shipped
 from benchmarks.speed.contenders import PEERS, Contender, Process, input_size, network
 from sqzoo import SqzooError, get_weights
@@ -34,8 +35,8 @@ from sqzoo.data import Dataset, cifar10
 from sqzoo.deploy.backends import BACKENDS, ExportModel
 from sqzoo.deploy.onnx_graph import CALIBRATION
 from sqzoo.environment import environment, package_version
-from sqzoo.files import write_text
 from sqzoo.train import metrics
+from sqzoo.weights import read_manifest
 from tools.readme import BENCHMARKS, write_into
 
 OURS = ("sq1", "squeezenet_cifar", "fire_next")
@@ -335,7 +336,7 @@ def main() -> int:
         if arguments.accuracy:
             results |= {"accuracy_environment": environment(), "int8": int8_accuracy(*_data(arguments.data))}
             results["verdicts"] = verdicts(results)
-            write_text(file, json.dumps(results, indent=1) + "\n")
+            write_record(file, results, results["int8"])
     else:
         # What optimize chose another day, while other programs ran, must not count here.
         kept = tempfile.TemporaryDirectory()
@@ -361,7 +362,7 @@ def main() -> int:
         results["verdicts"] = verdicts(results) if whole else []
         results["minutes"] = round((time.perf_counter() - began) / 60, 1)
         if whole:
-            write_text(file, json.dumps(results, indent=1) + "\n")
+            write_record(file, results, {row["network"] for row in results["rows"]} & read_manifest().keys())
     if arguments.only == "*":
         draw(results)
         write_into(BENCHMARKS, "latency", render(results))

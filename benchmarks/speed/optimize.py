@@ -10,7 +10,6 @@ results/speed/optimize.json, with the machine's load.
 """
 
 import argparse
-import json
 import os
 import tempfile
 import time
@@ -24,10 +23,10 @@ import torchvision
 
 import sqzoo
 from benchmarks import RESULTS
+from benchmarks.record import write_record
 from sqzoo.deploy.backends import ExportModel
 from sqzoo.deploy.optimize import EXACT
 from sqzoo.environment import environment, package_version, require
-from sqzoo.files import write_whole
 
 RESULT = RESULTS / "speed" / "optimize.json"
 NETWORKS = ("sq1.ft_cifar10", "sq1")
@@ -129,7 +128,7 @@ def main() -> None:
         "ratios": found,
     }
     RESULT.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(RESULT, (json.dumps(record, indent=1) + "\n").encode())
+    write_record(RESULT, record, [name for name in NETWORKS if "." in name])
     for name, value in milliseconds.items():
         print(f"{value:8.3f} ms  {name}")
     for name, values in found.items():

@@ -8,7 +8,6 @@ Writes results/speed/page.json. Needs Chromium: apt-get install chromium chromiu
 """
 
 import argparse
-import json
 import threading
 import time
 from statistics import quantiles
@@ -19,6 +18,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
 
 from benchmarks import RESULTS, ROOT
+from benchmarks.record import write_record
 from sqzoo.demo import Page, runtime, serve
 from sqzoo.environment import environment
 
@@ -53,7 +53,7 @@ def main() -> None:
         "bytes": {urlsplit(url).path: int(size) for url, size in loaded + rest},
         "milliseconds": tags,
     }
-    RESULT.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_record(RESULT, record, tags)
     print(render(record))
 
 

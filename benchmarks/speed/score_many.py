@@ -29,11 +29,11 @@ import torch
 from PIL import Image
 
 from benchmarks import RESULTS, ROOT
-from sqzoo import create_model, optimize
+from benchmarks.record import write_record
+from sqzoo import create_model, get_weights, optimize
 from sqzoo.data import Dataset, cifar10
 from sqzoo.deploy.onnx_graph import pixels_side
 from sqzoo.environment import environment
-from sqzoo.files import write_text
 from tools.readme import OWN_IMAGES, write_into
 
 RESULT = RESULTS / "speed" / "score_many.json"
@@ -158,12 +158,13 @@ def main() -> None:
         "share_of_the_network": rate / network,
         "runs": runs,
         "data_digest": data.digest,
+        "weights_sha256": get_weights(model).sha256,
         "environment": environment(),
     }
     if arguments.images >= WHOLE:
         known = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
         known |= {f"{arguments.side} pixels": result}
-        write_text(RESULT, json.dumps(known, indent=1) + "\n")
+        write_record(RESULT, known)
         write_into(OWN_IMAGES, "score_many", render(known))
     print(summary(result))
 

@@ -15,8 +15,8 @@ import sys
 import time
 
 from benchmarks import RESULTS
+from benchmarks.record import write_record
 from sqzoo.environment import environment
-from sqzoo.files import write_text
 
 RESULT = RESULTS / "speed" / "startup.json"
 PROBE = """
@@ -70,7 +70,7 @@ def main() -> None:
                 seconds.setdefault(name, []).append(round(value, 4))
     medians = {name: round(statistics.median(values), 4) for name, values in seconds.items()}
     record = {"environment": environment(), "load_average_before": load, "runs": runs, "median_seconds": medians}
-    write_text(RESULT, json.dumps(record | {"peak_mb": memory, "seconds": seconds}, indent=1) + "\n")
+    write_record(RESULT, record | {"peak_mb": memory, "seconds": seconds}, ["sq1"])
     for name, value in medians.items():
         print(f"{name:38} {value:7.3f} s" + (f"  {memory[name]:5.0f} MB" if name in memory else ""))
 

@@ -8,7 +8,6 @@ Writes results/speed/training_memory.json. Linux only.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ import time
 from pathlib import Path
 
 from benchmarks import RESULTS
+from benchmarks.record import write_record
 from sqzoo.environment import environment
 
 RESULT = RESULTS / "speed" / "training_memory.json"
@@ -57,7 +57,7 @@ def main() -> None:
             result[where] = {"peak_anonymous_gib": round(peak, 2), "seconds": round(seconds, 1)}
             print(f"{arguments.model}, cache {'on' if where == 'disk' else 'in'} {where}: {peak:.2f} GiB")
     record = {"environment": environment(), "model": arguments.model, "seed": 0, **result}
-    RESULT.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_record(RESULT, record)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ Writes results/speed/training_speed.json.
 """
 
 import argparse
-import json
 import os
 import time
 from typing import Any
@@ -23,6 +22,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from benchmarks import RESULTS
+from benchmarks.record import write_record
 from sqzoo import create_model
 from sqzoo.data import IMAGENET, Dataset, Normalise, cifar10
 from sqzoo.environment import environment
@@ -129,7 +129,7 @@ def main() -> None:
         "ratio": textbook_50 / ours_50,
         "heads": {"largest_difference": difference, "largest_change_by_training": moved},
     }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_record(RESULT, result)
     print(
         f"50 epochs of 50,000 images: textbook {textbook_50 / 3600:.2f} h, cached {ours_50 / 60:.1f} min: "
         f"x{result['ratio']:.1f}\nheads after {len(orders)} epochs differ by at most {difference:.1e}, where training "

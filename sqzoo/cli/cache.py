@@ -31,7 +31,7 @@ def run(
         print(f"removed {gone.name}, {gone.size / 1e6:.2f} MB, from {shown(gone.path)}")
         return 0
     damaged = 0
-    for each in cache.kept():
+    for each in cache.entries():
         wrong = each.damage() if verify else None
         damaged += wrong is not None
         state = f"  {wrong or 'undamaged'}" if verify else ""

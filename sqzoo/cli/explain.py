@@ -28,7 +28,7 @@ def run(
     """
     from sqzoo.errors import ArgumentError, shown
     from sqzoo.explain import explain
-    from sqzoo.files import whole_file
+    from sqzoo.files import atomic_file
 
     kind = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}.get(output.suffix.lower())
     if kind is None:
@@ -36,7 +36,7 @@ def run(
     _options.check_writable(output)
     found = explain(_options.network(model, trunk), picture, label)
     try:
-        with whole_file(output) as stream:
+        with atomic_file(output) as stream:
             found.overlay.save(stream, kind)
     except OSError as e:
         raise _options.unwritable(output, e) from e

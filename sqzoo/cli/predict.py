@@ -17,7 +17,7 @@ from sqzoo.cli import _options
 from sqzoo.errors import ArgumentError, DataError
 
 if TYPE_CHECKING:
-    from sqzoo.predict import Answer
+    from sqzoo.predict import Classification
 
 
 class Format(StrEnum):
@@ -74,7 +74,7 @@ def run(
         quiet = not sys.stderr.isatty() or stream.isatty()
         if format is Format.csv:
             _row(stream, ["image", *(f"{kind}_{n}" for n in range(1, top + 1) for kind in ("label", "probability")),
-                          "unsure", "error"])  # fmt: skip
+                          "abstain", "error"])  # fmt: skip
         for answer in tqdm(answers, unit=" pictures", disable=quiet):
             seen += 1
             if answer.error:
@@ -113,23 +113,24 @@ def _each(images: list[str]) -> Iterator[str]:
             yield name
 
 
-def _write(stream: TextIO, answer: "Answer", format: Format, top: int, classes: int) -> None:
-    image, found = str(answer.picture), answer.predictions
+def _write(stream: TextIO, answer: "Classification", format: Format, top: int, classes: int) -> None:
+    image, found = str(answer.image), answer.predictions
     if format is Format.jsonl:
         facts: dict[str, Any] = {"image": image}
         if answer.error:
             facts["error"] = str(answer.error)
         else:
             facts["predictions"] = [asdict(prediction) for prediction in found]
-            facts |= {"score": answer.score, "unsure": answer.unsure}
+            facts |= {"ood_score": answer.ood_score, "abstain": answer.abstain}
         stream.write(json.dumps(facts) + "\n")
     elif format is Format.csv:
         cells = [cell for p in found for cell in (p.label, f"{p.probability:.6f}")] or [""] * (2 * top)
-        _row(stream, [image, *cells, "" if answer.unsure is None else str(answer.unsure), str(answer.error or "")])
+        _row(stream, [image, *cells, "" if answer.abstain is None else str(answer.abstain), str(answer.error or "")])
     elif not answer.error:
         classed = ", ".join(f"{p.label} {100 * p.probability:.1f} %" for p in found)
-        number = "ten" if classes == 10 else str(classes)
-        stream.write(f"{image}: " + (f"none of the {number}, perhaps ({classed})" if answer.unsure else classed) + "\n")
+        if answer.abstain:
+            classed = f"none of the {'ten' if classes == 10 else classes}, perhaps ({classed})"
+        stream.write(f"{image}: {classed}\n")
 
 
 def _row(stream: TextIO, cells: list[str]) -> None:

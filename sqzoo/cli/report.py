@@ -33,7 +33,7 @@ def run(
     from sqzoo.data import cifar10
     from sqzoo.environment import require
     from sqzoo.errors import shown
-    from sqzoo.files import write_whole
+    from sqzoo.files import write_bytes
     from sqzoo.registry import create_model
     from sqzoo.report.page import report
     from sqzoo.train import logits
@@ -64,7 +64,7 @@ def run(
         facts=facts,
     )
     try:
-        write_whole(file, page.encode())
+        write_bytes(file, page.encode())
     except OSError as e:
         raise _options.unwritable(file, e) from e
     print(shown(file))

@@ -15,7 +15,7 @@ from safetensors.torch import load
 
 from sqzoo.compress.quantize import compress
 from sqzoo.compress.release import add, entry_of, read_run
-from sqzoo.data import Dataset, hold_out
+from sqzoo.data import Dataset
 from sqzoo.environment import environment
 from sqzoo.errors import ArgumentError, WeightsError, shown
 from sqzoo.files import read_json, tensors_sha256
@@ -62,7 +62,7 @@ def make_tiny(
             f"{shown(root)} is no checkout of sqzoo (sqzoo/weights/manifest.json); name one with --root."
         )
     parents_own = entry["recipe"].get("hold_out", 0)
-    kept, apart = hold_out(train_set.labels, min(held, parents_own or held))
+    kept, apart = train_set.split(min(held, parents_own or held))
     sensitive = train_set[apart[:: max(1, len(apart) // 250)]]
     made = compress(
         model, train_set[kept[:images]], sensitive, size, metadata={"format": "pt", "tag": tag}, progress=progress

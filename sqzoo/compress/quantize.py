@@ -21,10 +21,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 from safetensors.torch import load, save
 
-from sqzoo.data import Dataset, Preprocessing
+from sqzoo.data import Dataset, Normalise
 from sqzoo.errors import ArgumentError
 from sqzoo.models.base import ZooModel
-from sqzoo.weights.coded import Coded, decode, encode, shortest
+from sqzoo.weights.coded import CodedTensor, decode, encode, pick_encoding
 
 Batches = list[torch.Tensor]
 _BATCH = 16  # images
@@ -136,9 +136,9 @@ def _behind_trunk(model: ZooModel, data: Dataset) -> Batches:
 
 
 def _batches(model: ZooModel, data: Dataset) -> Iterator[torch.Tensor]:
-    prepare = Preprocessing.of(model.pretrained_cfg)
+    normalise = Normalise.of(model)
     for i in range(0, len(data), _BATCH):
-        yield model.upsample(prepare(data.images[i : i + _BATCH]))
+        yield model.upsample(normalise(data.images[i : i + _BATCH]))
 
 
 def _advance(stage: Callable[[torch.Tensor], torch.Tensor], batches: Batches) -> None:
@@ -224,10 +224,10 @@ def _code(
     calibration: Dataset,
     steps: Mapping[str, float],
     progress: Callable[[str], Any],
-) -> tuple[dict[str, Coded], dict[str, torch.Tensor], dict[str, dict[str, Any]]]:
+) -> tuple[dict[str, CodedTensor], dict[str, torch.Tensor], dict[str, dict[str, Any]]]:
     """Code all layers in turn, each on what the coded ones before it give; return indices and values, biases, rows."""
     layers, inputs = _layers(model), _prepared(model, calibration[:_TRUNK_IMAGES])
-    coded: dict[str, Coded] = {}
+    coded: dict[str, CodedTensor] = {}
     biases, rows = {}, {}
     for i, stage, names in _stages(model):
         if i == len(model.features):
@@ -370,7 +370,7 @@ def _step(rows: torch.Tensor, bits: float) -> float:
 
 def _bits(indices: torch.Tensor, values: torch.Tensor) -> float:
     """Return the bits that a weight takes in the file."""
-    coded = shortest(indices.to(torch.uint8).numpy().ravel(), values.numpy())
+    coded = pick_encoding(indices.to(torch.uint8).numpy().ravel(), values.numpy())
     return 8 * coded[1] / indices.numel()
 
 

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sqzoo.data import NORMALISATIONS
 from sqzoo.errors import WeightsError
-from sqzoo.files import read_json, write_text, write_whole
+from sqzoo.files import read_json, write_bytes, write_text
 from sqzoo.registry import create_model
 from sqzoo.train.checkpoint import best_weights
 
@@ -101,7 +101,7 @@ def add(root: Path, entry: dict[str, Any], data: bytes, record: dict[str, Any]) 
     """Put a weights file, its record and, last, its entry into the package of the checkout `root`."""
     weights, tag = root / "sqzoo" / "weights", record["tag"]
     file = weights / f"{tag}.safetensors"
-    write_whole(file, data)
+    write_bytes(file, data)
     about = {"tag": tag, "file": file.name, "sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
     manifest = weights / "manifest.json"
     entries = [e for e in json.loads(manifest.read_text(encoding="utf-8"))["weights"] if e["tag"] != tag]

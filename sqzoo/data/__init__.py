@@ -1,8 +1,8 @@
-"""CIFAR-10 as uint8 arrays, and what turns uint8 images into a network's input."""
+"""Read CIFAR-10 as uint8 arrays, and normalise images for a network."""
 
 from sqzoo.data.cifar import Split, cifar10, holds_cifar10
-from sqzoo.data.dataset import Dataset, hold_out
-from sqzoo.data.preprocessing import CIFAR10, IMAGENET, NORMALISATIONS, Normalise, Preprocessing, normalise
+from sqzoo.data.dataset import Dataset
+from sqzoo.data.preprocessing import CIFAR10, IMAGENET, NORMALISATIONS, Normalise
 
 __all__ = [
     "CIFAR10",
@@ -10,10 +10,7 @@ __all__ = [
     "NORMALISATIONS",
     "Dataset",
     "Normalise",
-    "Preprocessing",
     "Split",
     "cifar10",
-    "hold_out",
     "holds_cifar10",
-    "normalise",
 ]

@@ -11,7 +11,8 @@ from PIL import Image
 from sqzoo.data.batches import LARGEST as BATCH_LARGEST
 from sqzoo.data.batches import read_batch
 from sqzoo.data.dataset import Dataset
-from sqzoo.errors import ArgumentError, DataError, printable
+from sqzoo.data.parquet import open_checked
+from sqzoo.errors import ArgumentError, DataError, describe
 from sqzoo.files import environment_path, file_sha256, open_regular
 
 _FOLDER_VARIABLE = "SQZOO_CIFAR10"
@@ -21,18 +22,25 @@ _HUB_SHA256 = {
     "test": "841389e6f2d64f28bf17310e430aebac20ec3ba611a3c5e231dc93c645ce84de",
 }
 _COUNTS = {"train": 50_000, "test": 10_000}
-_SIDE = 32
-_PARQUET_LARGEST = 1 << 28  # bytes: the training images take 120 MB
+_SIZE = 32
+_PARQUET_LARGEST = 1 << 28  # bytes, of a file and of what it unpacks to: the training images take 120 MB
+_PAGES = 4000  # in a file, and columns of row groups: the Hub's way, in row groups of 100 images, has 3,000
+_ROWS = 100  # read at a time
+_IMAGE_LARGEST = 1 << 16  # bytes of a PNG on average: one of 32x32 takes at most some 6,000
 Split = Literal["train", "test"]
 
 
 def cifar10(split: Split, root: str | os.PathLike[str] | None = None) -> Dataset:
-    """Return CIFAR-10's train (50,000) or test (10,000) images in their published order.
+    """Return CIFAR-10's training (50,000) or test (10,000) images in their published order.
 
-    root: a folder of parquet files in the layout of the Hub's `uoft-cs/cifar10`, or torchvision's
-    `cifar-10-batches-py` (the folder itself or its parent). Without it: the folder in the environment variable
-    SQZOO_CIFAR10, else the Hub's data set at a pinned commit, whose files are checked by SHA-256.
-    Raises `DataError` where files are missing, damaged or not CIFAR-10.
+    Args:
+        split: "train" or "test".
+        root: a folder of parquet files in the layout of the Hub's `uoft-cs/cifar10`, or torchvision's
+            `cifar-10-batches-py` (the folder or its parent). By default the folder in the environment variable
+            SQZOO_CIFAR10, else the Hub's data set at a pinned commit, verified by SHA-256.
+
+    Raises:
+        DataError: files are missing, damaged or not CIFAR-10.
     """
     if split not in _COUNTS:
         raise ArgumentError(f"split must be 'train' or 'test', not {split!r}.")
@@ -40,19 +48,19 @@ def cifar10(split: Split, root: str | os.PathLike[str] | None = None) -> Dataset
     data = _from_folder(source, split) if source else _read_parquet([_hub_file(split)], split)
     classes, per_class = np.unique(data.labels, return_counts=True)
     count = _COUNTS[split]
-    whole = data.images.shape == (count, 32, 32, 3) and data.labels.shape == (count,)
-    if not whole or classes.tolist() != list(range(10)) or len(set(per_class)) != 1:
-        found = dict(zip(classes[:11].tolist(), per_class[:11].tolist(), strict=True))
+    complete = data.images.shape == (count, _SIZE, _SIZE, 3) and data.labels.shape == (count,)
+    if not complete or classes.tolist() != list(range(10)) or len(set(per_class)) != 1:
+        counts = dict(zip(classes[:11].tolist(), per_class[:11].tolist(), strict=True))
         raise DataError(
             f"{source or HUB_REPO} does not hold CIFAR-10's {split} split: expected {count} images of 32x32 in ten "
-            f"equal classes, found an array {list(data.images.shape)} with these counts of labels: {found}; fetch it "
+            f"equal classes, found an array {list(data.images.shape)} with these counts of labels: {counts}; fetch it "
             "again."
         )
     return data
 
 
 def holds_cifar10(folder: Path) -> bool:
-    """Whether a folder is laid out as one of those that `cifar10` reads."""
+    """Whether a folder has one of the layouts that `cifar10` reads."""
     return any(_parquet(folder, split) for split in _COUNTS) or _batches(folder) is not None
 
 
@@ -77,44 +85,41 @@ def _from_folder(folder: Path, split: Split) -> Dataset:
 
 def _read_parquet(files: list[Path], split: Split) -> Dataset:
     try:
-        import pyarrow.parquet as pq
+        import pyarrow.parquet  # noqa: F401
     except ImportError as e:
         raise DataError("Reading parquet needs pyarrow; install it with: pip install 'sqzoo[train]'.") from e
     images: list[np.ndarray] = []
     labels: list[int] = []
-    for file in files:
-        try:
+    file = files[0]
+    try:
+        for file in files:
             with open_regular(file) as stream:
                 if os.fstat(stream.fileno()).st_size > _PARQUET_LARGEST:
                     raise ValueError("it is larger than CIFAR-10")
-                table = pq.ParquetFile(stream)
-                about = table.metadata
-                groups = [about.row_group(i) for i in range(about.num_row_groups)]
-                unpacked = sum(g.column(c).total_uncompressed_size for g in groups for c in range(about.num_columns))
-                if len(labels) + about.num_rows > _COUNTS[split] or unpacked > _PARQUET_LARGEST:
-                    raise ValueError(f"{about.num_rows:,} rows of {unpacked:,} bytes, more than CIFAR-10 has")
-                for batch in table.iter_batches(100, columns=["img", "label"]):
-                    images += [_tiny_picture(b) for b in batch["img"].field("bytes").to_pylist()]
+                table = open_checked(stream, unpacked=_PARQUET_LARGEST, pages=_PAGES, values=_COUNTS["train"])
+                facts = table.metadata
+                if any(facts.schema.column(i).max_repetition_level for i in range(facts.num_columns)):
+                    raise ValueError("a column holds lists")  # of which one row may be as long as it likes
+                if len(labels) + facts.num_rows > _COUNTS[split]:
+                    raise ValueError(f"{facts.num_rows:,} rows, more than CIFAR-10 has")
+                for batch in table.iter_batches(_ROWS, columns=["img", "label"]):
+                    if batch.nbytes > _ROWS * _IMAGE_LARGEST:  # all of one dictionary's entry, say
+                        raise ValueError(f"rows of {batch.nbytes // _ROWS:,} bytes")
+                    images += [_decode(b) for b in batch["img"].field("bytes").to_pylist()]
                     labels += batch["label"].to_pylist()
-        except Exception as e:  # pyarrow, Pillow and numpy each have their own errors for damaged or foreign files
-            raise DataError(
-                f"{file} is not a readable CIFAR-10 parquet file ({_reason(e)}); expected columns img (PNG bytes) and "
-                "label; fetch it again."
-            ) from e
-    try:
         return Dataset(np.stack(images), np.array(labels, np.int64))
-    except (TypeError, ValueError, OverflowError) as e:
+    except Exception as e:  # pyarrow, Pillow and numpy each have their own errors for damaged or foreign files
         raise DataError(
-            f"{files[0]} is not a readable CIFAR-10 parquet file ({_reason(e)}); expected rows of a picture and a "
+            f"{file} is not a readable CIFAR-10 parquet file ({describe(e)}); expected columns img (PNG bytes) and "
             "label; fetch it again."
         ) from e
 
 
-def _tiny_picture(data: bytes) -> np.ndarray:
-    """Decode a picture of 32x32 pixels, whose size is compared before it is decoded."""
+def _decode(data: bytes) -> np.ndarray:
+    """Decode a PNG of 32x32 pixels; its size is checked first."""
     with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-        if image.size != (_SIDE, _SIDE):
-            raise ValueError(f"a picture of {image.width}x{image.height} pixels, not {_SIDE}x{_SIDE}")
+        if image.size != (_SIZE, _SIZE):
+            raise ValueError(f"an image of {image.width}x{image.height} pixels, not {_SIZE}x{_SIZE}")
         return np.asarray(image.convert("RGB"))
 
 
@@ -122,7 +127,7 @@ def _hub_file(split: Split) -> Path:
     from huggingface_hub import hf_hub_download
 
     name = f"plain_text/{split}-00000-of-00001.parquet"
-    for again in (False, True):  # a damaged file in the Hub's cache is fetched once more
+    for again in (False, True):  # a damaged file in the Hub's cache is downloaded once more
         try:
             file = hf_hub_download(HUB_REPO, name, repo_type="dataset", revision=HUB_COMMIT, force_download=again)
         except Exception as e:  # network, authorisation and cache errors of huggingface_hub
@@ -130,29 +135,23 @@ def _hub_file(split: Split) -> Path:
                 f"Could not get {name} of {HUB_REPO} from the Hub ({type(e).__name__}); connect to the network, or "
                 f"name a folder that has it in {_FOLDER_VARIABLE}."
             ) from e
-        found = file_sha256(file)
-        if found == _HUB_SHA256[split]:
+        sha256 = file_sha256(file)
+        if sha256 == _HUB_SHA256[split]:
             return Path(file)
     raise DataError(
-        f"{file}, fetched twice from {HUB_REPO} on the Hub, has SHA-256 {found}, expected {_HUB_SHA256[split]}; "
+        f"{file}, downloaded twice from {HUB_REPO} on the Hub, has SHA-256 {sha256}, expected {_HUB_SHA256[split]}; "
         f"look for what changes files on the way, or name a folder that has the right one in {_FOLDER_VARIABLE}."
     )
 
 
-def _reason(e: Exception) -> str:
-    """Return an error's type and its first sentence, to stand in brackets within ours."""
-    return printable(f"{type(e).__name__}: {str(e).strip()}".splitlines()[0].partition(". ")[0].rstrip(".: "), 300)
-
-
 def _read_batches(folder: Path, split: Split) -> Dataset:
     names = ["test_batch"] if split == "test" else [f"data_batch_{i}" for i in range(1, 6)]
-    images, labels = [], []
+    batches = []
     for name in names:
         try:
             with open_regular(folder / name) as stream:
-                pixels, classes = read_batch(stream.read(BATCH_LARGEST))
-            images.append(pixels)
-            labels.append(classes)
+                batches.append(read_batch(stream.read(BATCH_LARGEST)))
         except (OSError, ValueError) as e:
-            raise DataError(f"{folder / name} is not a readable CIFAR-10 batch ({_reason(e)}); fetch it again.") from e
+            raise DataError(f"{folder / name} is not a readable CIFAR-10 batch ({describe(e)}); fetch it again.") from e
+    images, labels = zip(*batches, strict=True)
     return Dataset(np.concatenate(images), np.concatenate(labels))

@@ -1,4 +1,4 @@
-"""Labelled images in memory, with a digest of their pixels and a fixed validation split."""
+"""Hold labelled images in memory, with a digest of their pixels and a fixed validation split."""
 
 import hashlib
 from dataclasses import dataclass
@@ -11,7 +11,12 @@ from sqzoo.errors import ArgumentError
 
 @dataclass(frozen=True)
 class Dataset:
-    """Labelled images in memory: `images` (N, H, W, 3) uint8, `labels` (N,) int64."""
+    """Labelled images in memory.
+
+    Args:
+        images: (N, H, W, 3) uint8.
+        labels: (N,) int64.
+    """
 
     images: np.ndarray
     labels: np.ndarray
@@ -23,8 +28,27 @@ class Dataset:
         return Dataset(self.images[index], self.labels[index])
 
     def split(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return (training indices, indices of the `count` held-out images); see `hold_out`."""
-        return hold_out(self.labels, count)
+        """Split off the last `count` images, equally many of each class, for validation.
+
+        Only the labels decide, so every run, seed and machine validates on the same images.
+
+        Returns:
+            Train indices and validation indices, both sorted.
+
+        Raises:
+            ArgumentError: `count` is no multiple of the number of classes, or a class would have no image left.
+        """
+        classes, per_class = np.unique(self.labels, return_counts=True)
+        if count == 0:
+            return np.arange(len(self)), np.arange(0)
+        if count < 0 or count % len(classes) or count // len(classes) >= per_class.min():
+            raise ArgumentError(
+                f"hold_out must be a multiple of {len(classes)}, the number of classes, below "
+                f"{len(classes) * per_class.min()}, not {count}."
+            )
+        last = [np.flatnonzero(self.labels == c)[-(count // len(classes)) :] for c in classes]
+        val_idx = np.sort(np.concatenate(last))
+        return np.setdiff1d(np.arange(len(self)), val_idx), val_idx
 
     @cached_property
     def digest(self) -> str:
@@ -32,21 +56,3 @@ class Dataset:
         pixels = hashlib.sha256(np.ascontiguousarray(self.images).data).hexdigest()
         labels = hashlib.sha256(self.labels.astype(np.uint8).data).hexdigest()
         return hashlib.sha256(f"{pixels} {labels}".encode()).hexdigest()
-
-
-def hold_out(labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return (training indices, held-out indices): `count` images, the last of each class in equal parts.
-
-    The choice depends on the labels alone, so that every run, seed and machine holds out the same images. Raises
-    `ArgumentError` unless each class can give its part and keep an image.
-    """
-    classes, per_class = np.unique(labels, return_counts=True)
-    if count == 0:
-        return np.arange(len(labels)), np.arange(0)
-    if count < 0 or count % len(classes) or count // len(classes) >= per_class.min():
-        raise ArgumentError(
-            f"hold_out must be a multiple of {len(classes)}, the number of classes, below "
-            f"{len(classes) * per_class.min()}, not {count}."
-        )
-    held = np.sort(np.concatenate([np.flatnonzero(labels == c)[-(count // len(classes)) :] for c in classes]))
-    return np.setdiff1d(np.arange(len(labels)), held), held

@@ -15,9 +15,9 @@ from pathlib import Path
 from filelock import FileLock
 from tqdm import tqdm
 
-from sqzoo.cache import folder, read_packed
+from sqzoo.cache import read_packed
 from sqzoo.errors import ArgumentError, DataError, WeightsError, printable, shown, why
-from sqzoo.files import write_whole
+from sqzoo.files import cache_folder, write_bytes
 
 _LONGEST = 1800  # seconds to download it
 VERSION = "1.30.0"
@@ -36,7 +36,7 @@ def runtime_files() -> dict[str, bytes]:
     They come from the cache; what is missing or damaged there is fetched, once, from the npm registry
     (`NPM_CONFIG_REGISTRY`, else registry.npmjs.org). Raises `DataError` where it cannot be had.
     """
-    place = folder() / "demo"
+    place = cache_folder() / "demo"
     found = _kept(place)
     if len(found) == len(FILES):
         return found
@@ -108,5 +108,5 @@ def _unpacked(package: bytes, place: Path) -> dict[str, bytes]:
             member = archive.extractfile(f"package/dist/{name}")
             assert member is not None
             found[name] = gzip.compress(member.read(), mtime=0)
-            write_whole(_file(place, name), found[name])
+            write_bytes(_file(place, name), found[name])
     return found

@@ -12,11 +12,11 @@ import torch
 import torch.nn as nn
 
 import sqzoo
-from sqzoo.cache import folder, read_packed
+from sqzoo.cache import read_packed
 from sqzoo.demo.engine import not_kept
 from sqzoo.deploy.onnx_graph import FromPixels, frozen_copy, pixels_side, to_onnx
 from sqzoo.errors import ArgumentError, WeightsError
-from sqzoo.files import tensors_sha256, write_whole
+from sqzoo.files import cache_folder, tensors_sha256, write_bytes
 from sqzoo.images.reader import label_names
 from sqzoo.models.blocks import GlobalPool
 from sqzoo.models.upsample import Upsample
@@ -88,7 +88,7 @@ def page_model(name: str) -> PageModel:
     about |= {"step": net.feature_info[-1]["reduction"]}
     if net.ood_threshold is not None:
         about["threshold"] = net.ood_threshold
-    place, stem = folder() / "demo", f"{config['architecture']}-{key[:16]}"
+    place, stem = cache_folder() / "demo", f"{config['architecture']}-{key[:16]}"
     packed = _kept(place, stem)
     if packed is None:
         side = int(about["pixels"])
@@ -96,7 +96,7 @@ def page_model(name: str) -> PageModel:
             to_onnx(WithMaps(net).eval(), torch.zeros(2, side, side, 3, dtype=torch.uint8), {}), mtime=0
         )
         try:
-            write_whole(place / f"{stem}-{hashlib.sha256(packed).hexdigest()}.onnx.gz", packed)
+            write_bytes(place / f"{stem}-{hashlib.sha256(packed).hexdigest()}.onnx.gz", packed)
         except OSError as e:
             raise not_kept(place, e) from e
     return PageModel(tag, packed, about)

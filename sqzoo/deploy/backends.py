@@ -14,20 +14,19 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from sqzoo import __version__
-from sqzoo.cache import folder
 from sqzoo.data import Normalise
 from sqzoo.deploy.onnx_graph import FromPixels, calibration_images, frozen_copy, run_onnx, to_int8, to_onnx
 from sqzoo.deploy.parity import Run
 from sqzoo.environment import package_version, require
 from sqzoo.errors import ArgumentError
-from sqzoo.files import tensors_sha256, write_whole
+from sqzoo.files import cache_folder, tensors_sha256, write_bytes
 
 Shape = tuple[int, ...]  # of a batch of images, (N, C, H, W) or (N, H, W, 3)
 
 
 def kept_folder() -> Path:
     """Return where graphs and measured choices are kept between processes; `sqzoo cache` shows and removes them."""
-    return folder() / "optimize"
+    return cache_folder() / "optimize"
 
 
 @contextmanager
@@ -120,7 +119,7 @@ def _kept(key: str, make: Callable[[], bytes]) -> bytes:
             return data
     data = make()
     try:
-        write_whole(kept_folder() / f"{key}-{hashlib.sha256(data).hexdigest()}.onnx", data)
+        write_bytes(kept_folder() / f"{key}-{hashlib.sha256(data).hexdigest()}.onnx", data)
     except OSError:  # a full or read-only disk: it is made again next time
         pass
     return data

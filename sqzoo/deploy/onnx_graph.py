@@ -14,11 +14,11 @@ import numpy as np
 import torch
 import torch.nn as nn
 
-from sqzoo.data import Preprocessing, cifar10
+from sqzoo.data import cifar10
 from sqzoo.deploy.parity import INT8_TOLERANCE, Run, compare
 from sqzoo.environment import require
 from sqzoo.errors import ArgumentError, why
-from sqzoo.images.reader import knows_cifar10
+from sqzoo.images.reader import has_cifar10_classes
 from sqzoo.models.upsample import SOURCE_SIZE, Upsample
 
 OPSET = 18
@@ -48,9 +48,9 @@ class FromPixels(nn.Module):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        prepare = Preprocessing.of(net.pretrained_cfg)  # type: ignore[arg-type]
+        config: Mapping[str, Any] = net.pretrained_cfg  # type: ignore[assignment]
         self.net = net
-        mean, std = (torch.tensor(v, dtype=torch.float32).view(1, 3, 1, 1) for v in (prepare.mean, prepare.std))
+        mean, std = (torch.tensor(v, dtype=torch.float32).view(1, 3, 1, 1) for v in (config["mean"], config["std"]))
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.register_buffer("shift", -mean / std, persistent=False)
 
@@ -106,7 +106,7 @@ def calibration_images(
             f"int8 is for models of 3 input channels, not {net.in_chans}; use another format or backend."
         )
     if given is None:
-        if not knows_cifar10(net) or side != SOURCE_SIZE:
+        if not has_cifar10_classes(net) or side != SOURCE_SIZE:
             raise ArgumentError(
                 f"int8 for a model with {net.num_classes} classes that are not CIFAR-10's needs calibration= images of "
                 f"its own: training images, uint8 (N, {side}, {side}, 3)."

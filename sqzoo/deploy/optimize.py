@@ -19,7 +19,7 @@ from sqzoo.deploy.onnx_graph import CALIBRATION
 from sqzoo.deploy.parity import BF16_TOLERANCE, Run, compare
 from sqzoo.environment import cpu, package_version
 from sqzoo.errors import ArgumentError, MissingExtraError, SqzooError, did_you_mean
-from sqzoo.files import write_whole
+from sqzoo.files import write_bytes
 
 EXACT = ("pytorch", "onnxruntime", "openvino")  # what "auto" tries
 BF16 = ("openvino-bf16",)
@@ -148,7 +148,7 @@ def optimize(
             compiler and half a minute, so "auto" does not try it), "onnxruntime", "openvino", "openvino-bf16",
             "onnxruntime-int8", "openvino-int8".
             "auto" measures what is installed, on as many threads as `torch.get_num_threads()`, drops what differs from
-            PyTorch in float32, and remembers the winner in the cache folder (`sqzoo.cache.folder`) until weights,
+            PyTorch in float32, and remembers the winner in the cache folder (`sqzoo.files.cache_folder`) until weights,
             machine or versions change. bf16 is tried where the CPU has it, and taken where it is 1.3 times as fast as
             the best in float32.
         batch_size: images in the batches that are measured.
@@ -294,7 +294,7 @@ def _remembered(model: ExportModel, shape: Shape, checks: Dataset | None) -> Opt
 
 def _remember(file: Path, backend: str, times: dict[str, float]) -> None:
     try:
-        write_whole(file, json.dumps({"backend": backend, "milliseconds": times}).encode())
+        write_bytes(file, json.dumps({"backend": backend, "milliseconds": times}).encode())
     except OSError as e:
         _warn(f"the choice of {backend} is not remembered: cannot write {file} ({e.strerror})")
 

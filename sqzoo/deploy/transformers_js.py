@@ -8,7 +8,6 @@ import numpy as np
 import torch
 import torch.nn as nn
 
-from sqzoo.data import Preprocessing
 from sqzoo.deploy.onnx_graph import frozen_copy, run_onnx, to_onnx
 from sqzoo.deploy.parity import INT8_TOLERANCE, compare
 from sqzoo.environment import require
@@ -42,11 +41,11 @@ class PixelValues(nn.Module):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        prepare = Preprocessing.of(net.pretrained_cfg)  # type: ignore[arg-type]
+        config: Mapping[str, Any] = net.pretrained_cfg  # type: ignore[assignment]
         self.net = net
-        self.side = prepare.side
-        self.whole = int(prepare.side / prepare.crop_pct)
-        mean, std = (255 * torch.tensor(v).view(1, 3, 1, 1) for v in (prepare.mean, prepare.std))
+        self.side = int(config["input_size"][1])
+        self.whole = int(self.side / config["crop_pct"])
+        mean, std = (255 * torch.tensor(config[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
 
@@ -98,7 +97,7 @@ def javascript_files(model: nn.Module, metadata: Mapping[str, str]) -> dict[str,
     compare(graph, run_onnx(data), [images], "onnx")
     quantized = quantize_weights(data)
     compare(graph, run_onnx(quantized), [images], "quantized onnx", INT8_TOLERANCE)
-    prepare = Preprocessing.of(model.pretrained_cfg)  # type: ignore[arg-type]
+    config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     processor = {
         "feature_extractor_type": "ImageFeatureExtractor",  # transformers.js' name for its plain image processor
         "do_convert_rgb": True,
@@ -109,8 +108,8 @@ def javascript_files(model: nn.Module, metadata: Mapping[str, str]) -> dict[str,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": prepare.mean,
-        "image_std": prepare.std,
+        "image_mean": config["mean"],
+        "image_std": config["std"],
     }
     return {PROCESSOR: json_bytes(processor), MODEL: data, QUANTIZED: quantized}
 

@@ -1,1 +1,1 @@
-"""Images: opened by an explicit list of decoders, within a budget of memory."""
+"""Open, find and read image files."""

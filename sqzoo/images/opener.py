@@ -1,7 +1,7 @@
-"""Open an image file: the listed formats by their own decoders, regular files only, within a budget of memory.
+"""Open images from strangers safely: few formats, regular files only, within a memory budget.
 
-Pillow knows forty formats, one of which runs another program (EPS: Ghostscript). An image of a stranger is opened by
-the decoders of photographs and screenshots alone, and only after what decoding takes was compared with the budget.
+Pillow reads forty formats, one of which runs another program (EPS: Ghostscript). Here only decoders of photographs and
+screenshots run, and only after the memory that decoding takes was compared with the budget.
 """
 
 import contextlib
@@ -15,38 +15,30 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from sqzoo.errors import DataError, printable, shown
+from sqzoo.errors import DataError, describe
 from sqzoo.files import open_regular
 
-# Format by suffix; a file's format is found from its first bytes, whatever its suffix says.
+# Format by suffix; a file's format is read from its first bytes, whatever its suffix.
 SUFFIXES = {
     **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"), "JPEG"),
     **dict.fromkeys((".tif", ".tiff"), "TIFF"),
     **dict.fromkeys((".heic", ".heif", ".hif"), "HEIF"),
     **{".png": "PNG", ".webp": "WEBP", ".gif": "GIF", ".bmp": "BMP", ".avif": "AVIF"},
 }
-_BUDGET = 512 << 20  # bytes that all images being decoded at one time may take
-_LONGEST = 100  # long side over short side: more is no photograph, and would fill the memory when it is enlarged
-_SCANS = 100  # of a progressive JPEG: encoders write ten or so, and each is a pass over all of the image
+_BUDGET = 512 << 20  # bytes for all images that are being decoded at one time
+_MAX_ASPECT = 100  # long side over short side: more is no photograph, and would fill the memory when enlarged
+_MAX_SCANS = 100  # of a progressive JPEG: encoders write about ten, and each is a pass over the whole image
 _STRIP = 256  # rows converted at a time
-_RGB = 4  # bytes of a pixel in Pillow's memory
-# Bytes of a pixel that a decoder takes besides the image: frames of an animation, planes of a video codec.
+_RGB = 4  # bytes per pixel in Pillow's memory
+# Bytes per pixel that a decoder takes besides the image: frames of an animation, planes of a video codec.
 _DECODER = {"WEBP": 12, "AVIF": 12, "HEIF": 12, "TIFF": 4}
 _MODE = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "LA": 4, "PA": 4}
-_TURNS = {  # EXIF's orientation
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_ORIENTATION = 0x0112
+_ORIENTATION = 0x0112  # the EXIF tag; 1 is upright, the other values are:
+_TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
 
 
 class _Budget:
-    """Bytes that several threads share; one waits until the others have given back enough."""
+    """A number of bytes that threads share; a thread waits until the others have given back enough."""
 
     def __init__(self, total: int) -> None:
         self.total, self._used, self._changed = total, 0, threading.Condition()
@@ -69,7 +61,7 @@ _budget = _Budget(_BUDGET)
 
 @cache
 def formats() -> tuple[str, ...]:
-    """Return the formats that can be opened here, as Pillow names them: AVIF where Pillow has it, HEIF by an extra."""
+    """Return the formats that can be opened here, as Pillow names them; AVIF and HEIF depend on the installation."""
     Image.init()
     with contextlib.suppress(ImportError):
         import pillow_heif
@@ -78,38 +70,34 @@ def formats() -> tuple[str, ...]:
     return tuple(f for f in dict.fromkeys(SUFFIXES.values()) if f in Image.OPEN)
 
 
-def open_image(file: str | os.PathLike[str], least: int | None = None) -> Image.Image:
-    """Open an image as 8-bit RGB: turned as its EXIF says, on white where it is transparent, its first frame.
+def open_image(file: str | os.PathLike[str], min_size: int | None = None) -> Image.Image:
+    """Open the first frame of an image as 8-bit RGB, upright by its EXIF orientation, transparency on white.
 
     Args:
         file: a regular file (or a link to one) in JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or HEIC.
-        least: pixels that its short side must keep; a JPEG much larger is decoded at a half, a quarter or an eighth of
-            its size, several times faster.
-
-    Returns:
-        The image. See `opened` for a reader that holds many.
+        min_size: pixels that the short side must keep; a much larger JPEG is decoded at 1/2, 1/4 or 1/8 of its size,
+            several times faster.
 
     Raises:
-        DataError: where the file is no image of these formats, is damaged, or takes more memory than the budget.
+        DataError: the file is not such an image, is damaged, or takes more memory than the budget.
     """
-    with opened(file, least) as image:
+    with opened(file, min_size) as image:
         return image
 
 
 @contextmanager
-def opened(file: str | os.PathLike[str], least: int | None = None) -> Iterator[Image.Image]:
+def opened(file: str | os.PathLike[str], min_size: int | None = None) -> Iterator[Image.Image]:
     """Open an image as `open_image` does, and hold its part of the memory budget until the block ends.
 
-    All readers in the process share the budget: one whose image does not fit beside the others' waits for them. So
-    make the image small within the block, and do not open another one there.
+    All threads share the budget, and wait for each other. Reduce the image within the block; open no other there.
     """
     with contextlib.ExitStack() as stack:
         try:
             stream = stack.enter_context(open_regular(file))
             image = stack.enter_context(_identified(stream))
-            if max(image.size) > _LONGEST * min(image.size):
-                raise ValueError(f"{image.width}x{image.height} pixels, a side over {_LONGEST} times the other")
-            cost = _cost(image, least)
+            if max(image.size) > _MAX_ASPECT * min(image.size):
+                raise ValueError(f"{image.width}x{image.height} pixels, a side over {_MAX_ASPECT} times the other")
+            cost = _cost(image, min_size)
             if cost > _BUDGET:
                 raise ValueError(
                     f"its {image.width}x{image.height} pixels take {cost >> 20:,} MB to decode, more than the "
@@ -120,41 +108,33 @@ def opened(file: str | os.PathLike[str], least: int | None = None) -> Iterator[I
         except FileNotFoundError as e:
             raise DataError(f"No such image: {os.fspath(file)!r}; check the name.") from e
         except Exception as e:  # Pillow's readers raise nearly anything for damaged images
-            raise DataError(f"{os.fspath(file)!r} is not a readable image ({_reason(e)}).") from e
+            raise DataError(f"{os.fspath(file)!r} is not a readable image ({describe(e)}).") from e
         yield result
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """Return an opened PIL image as 8-bit RGB: turned as its EXIF says, on white where it is transparent.
+    """Convert an opened PIL image to 8-bit RGB, upright by its EXIF orientation, transparency on white.
 
-    16-bit values are scaled to 8 bits. A file and an image that was opened from it give the same pixels. The image
-    itself stays as it is.
+    16-bit values are scaled to 8 bits. The given image is not changed.
 
     Raises:
-        ValueError: where its values are not of 8 or 16 bits.
+        ValueError: its values are not of 8 or 16 bits.
     """
-    image.load()  # which turns a TIFF, and then its size is another
+    image.load()  # turns a TIFF upright, which changes its size
+    result = image
     if image.mode != "RGB" or image.has_transparency_data:
         result = Image.new("RGB", image.size)
-        for top in range(0, image.height, _STRIP):  # or copies in several modes would take several times the memory
+        for top in range(0, image.height, _STRIP):  # whole copies in several modes would take several times the memory
             box = (0, top, image.width, min(top + _STRIP, image.height))
             result.paste(_strip_as_rgb(image.crop(box)), box)
-    else:
-        result = image
-    turn = _TURNS.get(_orientation(image))
-    if turn is not None:
-        result = result.transpose(turn)
-        result.info = {}  # its EXIF would turn it again
+    if 2 <= (orientation := _orientation(image)) <= 8:
+        result = result.transpose(Image.Transpose[_TURNS[orientation - 2]])
+        result.info = {}  # or its EXIF would turn it again
     return result
 
 
-def as_data_error(name: str, error: Exception) -> DataError:
-    """Return the DataError of an image given as an object, called `name`, that `as_rgb` could not take."""
-    return DataError(f"{printable(name)} is not a readable image ({_reason(error)}).")
-
-
 def _strip_as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):  # Pillow would cut all above 255 off
+    if image.mode.startswith(("I", "F")):  # Pillow would clip them at 255
         values = np.asarray(image)
         if image.mode == "F" or values.min() < 0 or values.max() > 65535:
             raise ValueError("its values are not of 8 or 16 bits")
@@ -168,11 +148,12 @@ def _strip_as_rgb(image: Image.Image) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # whatever Pillow raises for damaged EXIF: the pixels are still there
+    except Exception:  # whatever Pillow raises for damaged EXIF; the pixels are intact
         return 1
 
 
 def _identified(stream: BinaryIO) -> Image.Image:
+    """Open an image by its first bytes, without decoding it."""
     try:
         return Image.open(stream, formats=formats())
     except UnidentifiedImageError as e:
@@ -183,20 +164,22 @@ def _identified(stream: BinaryIO) -> Image.Image:
         raise ValueError(f"its content is none of {', '.join(formats())}") from e
 
 
-def _cost(image: Image.Image, least: int | None) -> int:
-    """Return the bytes that decoding and converting an image take at most; set the scale of a JPEG's decoder."""
+def _cost(image: Image.Image, min_size: int | None) -> int:
+    """Return the most bytes that decoding and converting an image takes; set the scale of a JPEG's decoder."""
     kind, extra = image.format or "", 0
-    turned = "exif" in image.info if kind == "PNG" else _orientation(image) != 1  # PNG's would decode it first
+    turned = (
+        "exif" in image.info if kind == "PNG" else _orientation(image) != 1
+    )  # reading a PNG's orientation would decode it
     converted = image.mode != "RGB" or image.has_transparency_data
-    each = _MODE.get(image.mode, _RGB) + _RGB * converted + _RGB * turned + _DECODER.get(kind, 0)
+    per_pixel = _MODE.get(image.mode, _RGB) + _RGB * converted + _RGB * turned + _DECODER.get(kind, 0)
     if kind in ("JPEG", "MPO"):
-        if _has_several_scans(image):  # its coefficients, 16 bits each, are held for all of the image at any scale
+        if _has_several_scans(image):  # all 16-bit coefficients are held, at any scale
             extra = 2 * image.width * image.height * len(image.getbands())
-        # Too large for the budget: at a half, a quarter or an eighth of its size.
-        fits = next((s for s in (1, 2, 4, 8) if each * image.width * image.height // s**2 + extra <= _BUDGET), 8)
-        image.draft("RGB", (image.width // fits, image.height // fits) if least is None else (least, least))
+        pixels = image.width * image.height
+        scale = next((s for s in (1, 2, 4, 8) if per_pixel * pixels // s**2 + extra <= _BUDGET), 8)
+        image.draft("RGB", (min_size, min_size) if min_size else (image.width // scale, image.height // scale))
     pixels = image.width * image.height
-    return each * (max(pixels, _largest_tile(image)) if kind == "TIFF" else pixels) + extra
+    return per_pixel * (max(pixels, _largest_tile(image)) if kind == "TIFF" else pixels) + extra
 
 
 def _largest_tile(image: Image.Image) -> int:
@@ -206,7 +189,7 @@ def _largest_tile(image: Image.Image) -> int:
 
 
 def _has_several_scans(image: Image.Image) -> bool:
-    """Whether a JPEG is progressive, or its components come one after the other. Raises ValueError for a hundred."""
+    """Whether a JPEG is progressive or not interleaved; raise ValueError for more than `_MAX_SCANS` scans."""
     stream: Any = image.fp  # type: ignore[attr-defined]
     place = stream.tell()
     stream.seek(0)
@@ -221,13 +204,7 @@ def _has_several_scans(image: Image.Image) -> bool:
         while block := stream.read(1 << 20):
             scans += (last + block).count(b"\xff\xda")
             last = block[-1:]
-        if scans > _SCANS:
-            raise ValueError(f"a JPEG of {scans:,} scans, at most {_SCANS} are decoded")
+        if scans > _MAX_SCANS:
+            raise ValueError(f"a JPEG of {scans:,} scans, at most {_MAX_SCANS} are decoded")
     stream.seek(place)
     return several
-
-
-def _reason(e: Exception) -> str:
-    """Return an error's type and its first sentence, to stand in brackets within ours."""
-    said = str(getattr(e, "strerror", None) or e).strip().partition("\n")[0].partition(". ")[0].rstrip(".: ")
-    return shown(said if type(e) is ValueError and said else f"{type(e).__name__}: {said}".rstrip(": "))

@@ -25,7 +25,7 @@ class AlexNetCifar(ZooModel):
     """
 
     min_input_size = 63
-    taps = ((1, 64, 4), (4, 192, 8), (11, 256, 16))
+    stages = ((1, 64, 4), (4, 192, 8), (11, 256, 16))
     classifier_name = "classifier.6"
     hidden_layers = ("classifier.1", "classifier.4")
     linear_head = True

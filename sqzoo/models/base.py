@@ -60,7 +60,7 @@ class ZooModel(nn.Module):
 
     __constants__ = ("min_input_size",)  # for TorchScript, which sees no other class attributes
     min_input_size = 32
-    taps: ClassVar[tuple[tuple[int, int, int], ...]] = ()  # (index in features, channels, reduction), after a ReLU
+    stages: ClassVar[tuple[tuple[int, int, int], ...]] = ()  # (index in features, channels, reduction), after a ReLU
     classifier_name: ClassVar[str] = ""  # the last layer, the one that num_classes sizes
     hidden_layers: ClassVar[tuple[str, ...]] = ()  # the head's layers before the last, which leave when it is pruned
     linear_head: ClassVar[bool] = False  # linear layers need a pooled input; 1x1 convolutions take a map as well
@@ -81,12 +81,12 @@ class ZooModel(nn.Module):
         self._check_pool(num_classes, global_pool)
         self.grad_checkpointing = False
         self.ood_threshold: float | None = None  # of the loaded weights, see sqzoo.uncertainty
-        self.num_features = self.taps[-1][1]
+        self.num_features = self.stages[-1][1]
         self.head_hidden_size = self.num_features
-        self.tap_ends = [index for index, _, _ in self.taps]
+        self.stage_ends = [index for index, _, _ in self.stages]
         self.feature_info = [
             {"num_chs": chs, "reduction": reduction, "module": f"features.{index}"}
-            for index, chs, reduction in self.taps
+            for index, chs, reduction in self.stages
         ]
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
@@ -138,9 +138,9 @@ class ZooModel(nn.Module):
         if output_fmt != "NCHW":
             raise ArgumentError(f"output_fmt must be 'NCHW', not '{output_fmt}'.")
         x = self._enlarged(x)
-        take, last = feature_take_indices(len(self.tap_ends), indices)
-        wanted = [self.tap_ends[i] for i in take]
-        end = self.tap_ends[last] if stop_early else len(self.features) - 1
+        take, last = feature_take_indices(len(self.stage_ends), indices)
+        wanted = [self.stage_ends[i] for i in take]
+        end = self.stage_ends[last] if stop_early else len(self.features) - 1
         maps: list[torch.Tensor] = []
         for i, layer in enumerate(self.features):
             if i <= end:  # no break and no slice: TorchScript unrolls this loop
@@ -158,13 +158,13 @@ class ZooModel(nn.Module):
 
         Without the trunk's end the head goes in any case. What is left of it pools, and takes a new last layer.
         """
-        take, last = feature_take_indices(len(self.tap_ends), indices)
-        cut = last < len(self.tap_ends) - 1
+        take, last = feature_take_indices(len(self.stage_ends), indices)
+        cut = last < len(self.stage_ends) - 1
         if cut:
-            self.features = self.features[: self.tap_ends[last] + 1]
-            self.tap_ends = self.tap_ends[: last + 1]
+            self.features = self.features[: self.stage_ends[last] + 1]
+            self.stage_ends = self.stage_ends[: last + 1]
             self.feature_info = self.feature_info[: last + 1]
-            self.num_features = self.taps[last][1]
+            self.num_features = self.stages[last][1]
         if cut or prune_head:
             self.reset_classifier(0)
             for name in self.hidden_layers:
@@ -233,7 +233,7 @@ class ZooModel(nn.Module):
     def _recomputing(self, x: torch.Tensor) -> torch.Tensor:
         # Stage by stage: none begins with an in-place ReLU, which would overwrite the input that is kept for it.
         start = 0
-        for end in sorted({*self.tap_ends, len(self.features) - 1}):
+        for end in sorted({*self.stage_ends, len(self.features) - 1}):
             x = checkpoint(self.features[start : end + 1], x, use_reentrant=False)
             start = end + 1
         return x

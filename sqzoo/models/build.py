@@ -14,8 +14,8 @@ from sqzoo.models.base import ZooModel
 from sqzoo.models.upsample import tuned_input
 from sqzoo.weights import CIFAR10_CLASSES, Entry, get_weights, read_manifest, tags
 from sqzoo.weights.header import read_tensors
-from sqzoo.weights.loading import fit, load_state, read_verified
-from sqzoo.weights.remote import CONFIG, Source, parse, read_config, read_weights
+from sqzoo.weights.loading import load_state, load_strict, read_verified
+from sqzoo.weights.remote import CONFIG, Source, parse_source, read_config, read_weights
 from sqzoo.weights.untrusted import LARGEST, printable, read_bytes
 
 # What timm's builder itself takes; anything else must be an argument of the model.
@@ -118,7 +118,7 @@ def build(
         pretrained_cfg_overlay=overlay,
         pretrained_filter_fn=complete_or_raise,
         # A fresh dict each time, since timm changes it; all stages, since its default expects five.
-        feature_cfg={"out_indices": tuple(range(len(cls.taps))), "flatten_sequential": True},
+        feature_cfg={"out_indices": tuple(range(len(cls.stages))), "flatten_sequential": True},
         **args,
     )
     config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
@@ -191,7 +191,7 @@ def _read_theirs(
     if given.get("source") == "local-dir":
         source = Source(str(file), folder=True)
     elif given.get("source") == "hf-hub" or (where and not file and not given.get("state_dict")):
-        source = parse(f"hf-hub:{where}", cache_dir=None if cache_dir is None else str(cache_dir))
+        source = parse_source(f"hf-hub:{where}", cache_dir=None if cache_dir is None else str(cache_dir))
     if source:
         config, source = read_config(source)
         stated = {"num_classes": config["num_classes"]} | config["model_args"]
@@ -218,7 +218,7 @@ def complete_or_raise(state: dict[str, torch.Tensor], model: ZooModel) -> dict[s
     timm loads them once more, but drops all strictness where the number of classes differs or features are asked for:
     it would leave a missing or misnamed trunk random.
     """
-    fit(model, state, "The weights file", model.classifier_name, _FIRST_CONV)
+    load_strict(model, state, "The weights file", model.classifier_name, _FIRST_CONV)
     head = f"{model.classifier_name}.weight"
     stated = model.pretrained_cfg["num_classes"]
     found = state[head].shape[0] if head in state else 0
@@ -235,7 +235,7 @@ def _loading_factory(cls: type[ZooModel], entry: Entry) -> Callable[..., nn.Modu
 
     def construct(**args: Any) -> nn.Module:
         model = cls(**args)
-        fit(model, load_state(entry, model.state_dict()), entry.tag, cls.classifier_name, _FIRST_CONV)
+        load_strict(model, load_state(entry, model.state_dict()), entry.tag, cls.classifier_name, _FIRST_CONV)
         if args.get("temperature") == entry.model_args.get("temperature") and model.num_classes == entry.num_classes:
             model.ood_threshold = entry.ood_threshold  # which was found at that temperature
         return model

@@ -23,10 +23,12 @@ class FireNext(ZooModel):
     add: the element-wise addition of figure 11, left; the paper's own block (right) has none.
     batch_norm: batch norm in the block, 692,170 parameters. separable: depthwise separable 1x3 and 3x1 in the block.
     bypass: "simple" or "complex" bypass connections around the trunk's Fire modules; "none" is the paper's.
+    drop_rate: dropout before the last layer; logit_relu: a ReLU behind it. SqueezeNet's classifier has 0.5 and a ReLU;
+    whether Fire-Next's has, the paper does not say.
     pool2, pool3: "max" or "avg", the paper's Pooling_2 and Pooling_3; global_pool: "avg", "max" or "".
     """
 
-    taps = ((1, 64, 2), (4, 128, 4), (7, 256, 8), (11, 512, 16))
+    stages = ((1, 64, 2), (4, 128, 4), (7, 256, 8), (11, 512, 16))
     classifier_name = "classifier"
     hidden_layers = ("block",)
 
@@ -44,6 +46,7 @@ class FireNext(ZooModel):
         pool2: str = "max",
         pool3: str = "max",
         drop_rate: float = 0.0,
+        logit_relu: bool = False,
         upsample: int | tuple[int, int] | None = None,
         temperature: float = 1.0,
         device: Any = None,
@@ -57,13 +60,14 @@ class FireNext(ZooModel):
         self.block = SqNxtBlock(512, count("width", width), reduction, add, batch_norm, separable, **dd)
         self.drop = nn.Dropout(rate("drop_rate", drop_rate))
         self.classifier = self.last_layer(width, num_classes, **dd)
+        self.logit_act = nn.ReLU(inplace=True) if logit_relu else nn.Identity()
         self.global_pool = GlobalPool(global_pool)
         self.head_hidden_size = width
 
     def _head(self, x: torch.Tensor, pre_logits: bool) -> torch.Tensor:
         x = self.block(x)
         if not pre_logits and self.num_classes > 0:
-            x = self.classifier(self.drop(x))
+            x = self.logit_act(self.classifier(self.drop(x)))
         return self.global_pool(x)
 
 

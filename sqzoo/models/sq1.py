@@ -21,13 +21,14 @@ class Sq1(ZooModel):
 
     num_classes: number of classes; 0 gives the mid layer's output (N, mid).
     width: channels of the 1x1 convolution. mid: size of the mid layer (figure 10); 64 counts 797,066 parameters.
-    drop_rate: the paper's p1, behind the mid layer. logit_drop_rate: its p2, behind the last layer.
+    drop_rate: the paper's p1, behind the mid layer. logit_drop_rate: its p2, behind the last layer. conv_drop_rate:
+    dropout before the 1x1 convolution, where SqueezeNet's own classifier has 0.5; the paper does not say.
     mid_relu: a ReLU between the two linear layers; the paper does not say.
     pool2, pool3: "max" or "avg", the paper's Pooling_2 and Pooling_3; global_pool: "avg" or "max" (figure 7), or ""
     with num_classes=0 for the map before the pool.
     """
 
-    taps = ((1, 64, 2), (4, 128, 4), (7, 256, 8), (12, 512, 16))
+    stages = ((1, 64, 2), (4, 128, 4), (7, 256, 8), (12, 512, 16))
     classifier_name = "fc2"
     hidden_layers = ("conv", "act", "fc1")
     linear_head = True
@@ -41,6 +42,7 @@ class Sq1(ZooModel):
         mid: int = 32,
         drop_rate: float = 0.1,
         logit_drop_rate: float = 0.1,
+        conv_drop_rate: float = 0.0,
         mid_relu: bool = False,
         pool2: str = "max",
         pool3: str = "max",
@@ -52,6 +54,7 @@ class Sq1(ZooModel):
         super().__init__(num_classes, in_chans, global_pool, upsample, temperature)
         dd = {"device": device, "dtype": dtype}
         self.features = squeeze_trunk(self.in_chans, pool2, pool3, **dd)
+        self.drop = nn.Dropout(rate("conv_drop_rate", conv_drop_rate))
         self.conv = nn.Conv2d(512, count("width", width), 1, **dd)
         self.act = nn.ReLU(inplace=True)
         self.fc1 = nn.Linear(width, count("mid", mid), **dd)
@@ -63,7 +66,7 @@ class Sq1(ZooModel):
         self.head_hidden_size = mid
 
     def _head(self, x: torch.Tensor, pre_logits: bool) -> torch.Tensor:
-        x = self.global_pool(self.act(self.conv(x)))
+        x = self.global_pool(self.act(self.conv(self.drop(x))))
         if self.global_pool.pool_type == "":
             return x
         x = self.mid_act(self.fc1(x))

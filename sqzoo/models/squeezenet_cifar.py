@@ -17,14 +17,14 @@ __all__ = ["SqueezeNetCifar"]
 class SqueezeNetCifar(ZooModel):
     """SqueezeNet 1.1 trunk, dropout, 1x1 convolution to the classes, ReLU, global pool: 727,626 parameters.
 
-    Key names are torchvision's (`classifier.1` is the last layer) and so is the ReLU on the class maps.
+    Key names are torchvision's (`classifier.1` is the last layer).
 
     num_classes: number of classes; 0 gives pooled features (N, 512).
-    drop_rate: dropout before the last layer, torchvision's 0.5.
+    drop_rate: dropout before the last layer, torchvision's 0.5. logit_relu: a ReLU behind it, torchvision's.
     pool2, pool3: "max" or "avg", the paper's Pooling_2 and Pooling_3; global_pool: "avg", "max" or "".
     """
 
-    taps = ((1, 64, 2), (4, 128, 4), (7, 256, 8), (12, 512, 16))
+    stages = ((1, 64, 2), (4, 128, 4), (7, 256, 8), (12, 512, 16))
     classifier_name = "classifier.1"
 
     def __init__(
@@ -33,6 +33,7 @@ class SqueezeNetCifar(ZooModel):
         in_chans: int = 3,
         global_pool: str = "avg",
         drop_rate: float = 0.5,
+        logit_relu: bool = True,
         pool2: str = "max",
         pool3: str = "max",
         upsample: int | tuple[int, int] | None = None,
@@ -46,7 +47,7 @@ class SqueezeNetCifar(ZooModel):
         self.classifier = nn.Sequential(
             nn.Dropout(rate("drop_rate", drop_rate)),
             self.last_layer(512, num_classes, **dd),
-            nn.ReLU(inplace=True),
+            nn.ReLU(inplace=True) if logit_relu else nn.Identity(),
         )
         self.global_pool = GlobalPool(global_pool)
 

@@ -20,12 +20,13 @@ from PIL import Image
 from timm.utils.misc import natural_key
 
 from sqzoo.data import Dataset
+from sqzoo.data.parquet import check_downloaded
 from sqzoo.environment import require
 from sqzoo.errors import ArgumentError, DataError, printable, shown, why
-from sqzoo.files import TEMPORARY, open_regular, whole_file, write_whole
+from sqzoo.files import TEMPORARY, atomic_file, is_claimed, open_regular, read_json, write_bytes
 from sqzoo.images.opener import formats
 from sqzoo.images.reader import ImageReader, read_ahead
-from sqzoo.images.walk import AGAIN, DEEP, OURS, is_ignored, is_image_name, is_ours, walk
+from sqzoo.images.walk import AGAIN, DEEP, OURS, is_ignored, is_image_name, walk
 
 _HELD_OUT_NAMES = ("val", "valid", "validation", "test")  # the first that is there
 # Parts of data sets of other layouts (YOLO, Pascal VOC, COCO), and of this one: never what a picture shows.
@@ -197,7 +198,7 @@ def _check_classes(root: Path, parts: list[Path], classes: tuple[str, ...], left
 
 def _folders(folder: Path) -> list[Path]:
     names = sorted(os.listdir(folder))
-    return [d for n in names if not is_ignored(n) and os.path.isdir(d := folder / n) and not is_ours(d)]
+    return [d for n in names if not is_ignored(n) and os.path.isdir(d := folder / n) and not is_claimed(d)]
 
 
 def _shown(path: Path, root: Path) -> str:
@@ -217,6 +218,7 @@ def from_hub(name: str, store: str | os.PathLike[str]) -> Path:
         return folder
     datasets = require("datasets", "datasets", f"No folder {name!r}; fetching a data set of that name")
     where, _, revision = name.partition("@")
+    _check_parquet(name, where, revision or None, datasets)
     try:
         splits = datasets.load_dataset(where, revision=revision or None)
     except Exception as e:  # whatever network, files and client raise
@@ -240,6 +242,20 @@ def from_hub(name: str, store: str | os.PathLike[str]) -> Path:
     if skipped:
         _logger.warning("%d rows of %s have no picture or no label, and were left out.", skipped, name)
     return folder
+
+
+def _check_parquet(name: str, where: str, revision: str | None, datasets: Any) -> None:
+    """Raise DataError for a data set with parquet files that would fill the memory; fetch them."""
+    try:
+        files = datasets.load_dataset_builder(where, revision=revision).config.data_files or {}
+        fetched = datasets.DownloadManager().download(dict(files))
+    except Exception:  # `load_dataset` has the same, and its error is told
+        return
+    for file in (file for some in fetched.values() for file in some):
+        try:
+            check_downloaded(file)
+        except (OSError, ValueError) as e:
+            raise DataError(f"{name} has a file that is not read ({why(e)}); name another data set.") from e
 
 
 def _write_split(name: str, data: Any, place: Path, datasets: Any) -> int:
@@ -358,11 +374,10 @@ def _state(file: Path) -> tuple[int, int] | None:
 def _noted(notes: Path, pixels: Path, names: list[str], side: int) -> dict[str, str] | None:
     """Return the unreadable files that an earlier call noted, or None where its pixels are not there, or not whole."""
     try:
-        with open_regular(notes) as stream:
-            unreadable = dict(json.loads(stream.read()))
+        unreadable = read_json(notes)
         with open_regular(pixels) as stream:
             size = os.fstat(stream.fileno()).st_size
-    except (OSError, ValueError, TypeError):
+    except (OSError, DataError):
         return None
     return unreadable if size == 3 * side**2 * sum(name not in unreadable for name in names) else None
 
@@ -370,14 +385,14 @@ def _noted(notes: Path, pixels: Path, names: list[str], side: int) -> dict[str, 
 def _decode(found: Found, side: int, pixels: Path, notes: Path, progress: Callable[[int, int], Any]) -> None:
     unreadable: dict[str, str] = {}
     squares = read_ahead(found.files, ImageReader(side), ahead=64)
-    with whole_file(pixels) as stream:
+    with atomic_file(pixels) as stream:
         for done, (file, (_, square)) in enumerate(zip(found.files, squares, strict=True), 1):
             if isinstance(square, DataError):
                 unreadable[_shown(file, found.folder)] = str(square)
             else:
                 stream.write(square.tobytes())
             progress(done, len(found.files))
-    write_whole(notes, json.dumps(unreadable).encode())
+    write_bytes(notes, json.dumps(unreadable).encode())
 
 
 def _hold_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:

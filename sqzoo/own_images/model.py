@@ -9,7 +9,7 @@ from PIL import Image
 from sqzoo.data import NORMALISATIONS
 from sqzoo.files import write_json, write_text
 from sqzoo.hub import save_pretrained
-from sqzoo.images.reader import OWN_PICTURES
+from sqzoo.images.reader import OWN_IMAGES_TAG
 from sqzoo.models.base import ZooModel
 from sqzoo.own_images.folder import Pictures
 from sqzoo.report.page import report
@@ -47,7 +47,7 @@ def write_model(
         interpolation="bilinear",
         mean=mean,
         std=std,
-        tag=OWN_PICTURES,
+        tag=OWN_IMAGES_TAG,
     )
     save_pretrained(model, folder / name)  # what all layers start from
     names = ("recipe", "epoch", "val", "training_seconds", "feature_seconds", "log")

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 from safetensors import safe_open
-from safetensors.torch import load_file
 
 from sqzoo.errors import ArgumentError, BusyError, DataError, WeightsError, shown, why
-from sqzoo.files import claim_folder, read_json, tensors_sha256, write_json, write_tensors, write_text
-from sqzoo.weights.header import read_tensors
+from sqzoo.files import claim_folder, open_regular, read_json, tensors_sha256, write_json, write_tensors, write_text
+from sqzoo.weights.header import read_tensors, read_wanted
 from sqzoo.weights.untrusted import LARGEST, read_bytes
+
+_LARGEST = 1 << 31  # bytes of the tensors of a run: those of AlexNet's, with AdamW and averages, take 1.1 billion
 
 
 @dataclass
@@ -88,7 +89,8 @@ def restore(folder: Path) -> tuple[Progress, dict[str, torch.Tensor]]:
     if not file.is_file():
         return Progress(), {}
     try:
-        tensors = load_file(file)
+        with open_regular(file) as stream:  # its header is checked first
+            tensors = read_wanted(stream, shown(file), lambda name: True, _LARGEST)
         with safe_open(file, "pt") as opened:
             metadata = opened.metadata()
         if metadata["sha256"] != _seal(metadata["run"], tensors):

@@ -23,10 +23,10 @@ from sqzoo.errors import WeightsError
 LAYERS, VALUES, SYMBOLS = "coded.layers", "coded.values", "coded.symbols"
 _LARGEST_GAP = 255
 _LARGEST_INDEX = 1 << 20  # bytes of JSON: ours have a few thousand
-Coded = tuple[np.ndarray, np.ndarray]  # a tensor's indices, uint8 in its shape, and its values, float16
+CodedTensor = tuple[np.ndarray, np.ndarray]  # a tensor's indices, uint8 in its shape, and its values, float16
 
 
-def encode(coded: Mapping[str, Coded], others: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def encode(coded: Mapping[str, CodedTensor], others: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the tensors of a file; `others` are kept as they are, floating ones in half precision."""
     layers: list[Any] = []
     values: list[np.ndarray] = []
@@ -34,7 +34,7 @@ def encode(coded: Mapping[str, Coded], others: Mapping[str, torch.Tensor]) -> di
     for name, (indices, codebook) in coded.items():
         flat = np.ascontiguousarray(indices, np.uint8).ravel()
         values.append(codebook.astype(np.float16))
-        parts = shortest(flat, values[-1])[0]
+        parts = pick_encoding(flat, values[-1])[0]
         layers.append([name, list(indices.shape), len(codebook), len(parts[0]) if len(parts) > 1 else None])
         symbols += parts
     index = zlib.compress(json.dumps(layers, separators=(",", ":")).encode(), 9)
@@ -46,7 +46,7 @@ def encode(coded: Mapping[str, Coded], others: Mapping[str, torch.Tensor]) -> di
     }
 
 
-def shortest(flat: np.ndarray, codebook: np.ndarray) -> tuple[list[np.ndarray], int]:
+def pick_encoding(flat: np.ndarray, codebook: np.ndarray) -> tuple[list[np.ndarray], int]:
     """Return what a tensor's indices are stored as, alone or as gaps and indices, and its bytes once coded."""
     zero = int(np.flatnonzero(codebook == 0)[0])
     forms = [[flat], [*_gaps(flat, zero)]]

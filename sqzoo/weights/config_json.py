@@ -62,7 +62,7 @@ _ARGUMENTS = {  # of the model, whose constructor allows more than fits into mem
 }
 
 
-def read_configuration(data: bytes, name: str) -> dict[str, Any]:
+def parse_config(data: bytes, name: str) -> dict[str, Any]:
     """Return architecture, num_classes, model_args, pretrained_cfg, and sha256 and ood_threshold (None: not stated).
 
     Raises `WeightsError` where one is missing or of another form. `model_args` are not yet compared with the model.

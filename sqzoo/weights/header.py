@@ -1,7 +1,8 @@
 """A safetensors file's header, checked before any tensor is made: what it declares must be what the model has."""
 
-from collections.abc import Mapping
-from typing import Any
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
@@ -21,7 +22,7 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-LONGEST = 1 << 20  # bytes of header: ours have a few thousand
+LONGEST = 1 << 18  # bytes of header: ours have a few thousand
 _DIMENSIONS = 8  # ours have four at most; a product of a hundred thousand sizes would take minutes
 
 
@@ -30,9 +31,9 @@ def read_tensors(data: bytes, name: str, own: Mapping[str, torch.Tensor] | None 
 
     Raises `WeightsError`, which calls the file `name`.
     """
-    found = declared(data, name)
+    found = parse_header(data, name)
     if own is not None:
-        compare(found, own, name)
+        check_matches(found, own, name)
     try:
         tensors = load(data)
     except SafetensorError as e:  # it reads the header by stricter rules in places, such as its metadata
@@ -45,11 +46,37 @@ def read_tensors(data: bytes, name: str, own: Mapping[str, torch.Tensor] | None 
     return tensors
 
 
-def declared(data: bytes, name: str) -> dict[str, torch.Tensor]:
-    """Return the tensors that a file's bytes declare, on the meta device: shapes and dtypes, no memory.
+def read_wanted(stream: BinaryIO, name: str, wanted: Callable[[str], bool], most: int) -> dict[str, torch.Tensor]:
+    """Return the tensors of a safetensors file whose names are `wanted`; only their bytes are read.
 
-    Raises `WeightsError` unless the header is well formed and its tensors cover the rest of the file exactly, once.
+    most: bytes that they may take together. Raises `WeightsError`, which calls the file `name`.
     """
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+    head = stream.read(8 + LONGEST)
+    place, tensors = 8 + int.from_bytes(head[:8], "little"), {}
+    for key, tensor in parse_header(head, name, size).items():
+        if wanted(key):
+            most -= tensor.nbytes
+            if most < 0:
+                raise _damaged(name, ValueError("its tensors are larger than is read"))
+            stream.seek(place)
+            data = bytearray(stream.read(tensor.nbytes))
+            if len(data) != tensor.nbytes:
+                raise _damaged(name, ValueError("it is cut off"))
+            flat = torch.frombuffer(data, dtype=tensor.dtype) if data else torch.empty(0, dtype=tensor.dtype)
+            tensors[key] = flat.reshape(tensor.shape)
+        place += tensor.nbytes
+    return tensors
+
+
+def parse_header(data: bytes, name: str, size: int | None = None) -> dict[str, torch.Tensor]:
+    """Return the tensors that a file declares, on the meta device (shapes and dtypes, no memory), as they follow.
+
+    data: the file's bytes, or with `size`, which is how many it has, those of its beginning and header. Raises
+    `WeightsError` unless the header is well formed and its tensors cover the rest of the file exactly, once.
+    """
+    size = len(data) if size is None else size
     try:
         length = int.from_bytes(data[:8], "little")
         if len(data) < 8 or length > min(LONGEST, len(data) - 8):
@@ -62,9 +89,10 @@ def declared(data: bytes, name: str) -> dict[str, torch.Tensor]:
             if start != end:
                 raise ValueError(f"{key} begins at byte {start}, not {end}")
             end = stop
-        if end != len(data) - 8 - length:
-            raise ValueError(f"its tensors take {end} bytes, {len(data) - 8 - length} follow the header")
-        return {k: torch.empty(e["shape"], dtype=_DTYPES[e["dtype"]], device="meta") for k, e in header.items()}
+        if end != size - 8 - length:
+            raise ValueError(f"its tensors take {end} bytes, {size - 8 - length} follow the header")
+        entries = ((key, header[key]) for *_, key in spans)
+        return {k: torch.empty(e["shape"], dtype=_DTYPES[e["dtype"]], device="meta") for k, e in entries}
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as e:
         raise _damaged(name, e) from e
 
@@ -90,7 +118,7 @@ def _span(entry: Mapping[str, Any]) -> tuple[int, int]:
     return start, stop
 
 
-def compare(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], name: str) -> None:
+def check_matches(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], name: str) -> None:
     """Raise `WeightsError` unless two state dicts have the same names and shapes, and dtypes of the same kind."""
     missing, extra = [k for k in own if k not in state], sorted(state.keys() - own.keys())
     if missing or extra:

@@ -10,7 +10,7 @@ from timm.models import adapt_input_conv
 
 from sqzoo.errors import WeightsError
 from sqzoo.weights.coded import decode
-from sqzoo.weights.header import compare, read_tensors
+from sqzoo.weights.header import check_matches, read_tensors
 from sqzoo.weights.manifest import Entry, organisation
 from sqzoo.weights.remote import Source, fetch
 from sqzoo.weights.trunks import load_trunk
@@ -64,7 +64,9 @@ def load_state(entry: Entry, wanted: Iterable[str]) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def fit(model: nn.Module, tensors: Mapping[str, torch.Tensor], name: str, classifier: str, first_conv: str) -> None:
+def load_strict(
+    model: nn.Module, tensors: Mapping[str, torch.Tensor], name: str, classifier: str, first_conv: str
+) -> None:
     """Load `tensors` into `model` strictly; only another number of classes or input channels may differ.
 
     A head of another size stays freshly initialised, which is logged; a first convolution for RGB is summed or tiled
@@ -82,5 +84,5 @@ def fit(model: nn.Module, tensors: Mapping[str, torch.Tensor], name: str, classi
     stem = f"{first_conv}.weight"
     if stem in state and stem in own and state[stem].dim() == 4 and state[stem].shape[1] == 3 != own[stem].shape[1]:
         state[stem] = adapt_input_conv(own[stem].shape[1], state[stem])
-    compare(state, own, name)
+    check_matches(state, own, name)
     model.load_state_dict(state, strict=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqzoo.errors import ArgumentError, WeightsError, printable, shown, why
-from sqzoo.weights.config_json import read_configuration
+from sqzoo.weights.config_json import parse_config
 from sqzoo.weights.untrusted import CONFIG_LARGEST, LARGEST, read_bytes
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Source:
     force_download: bool = False
 
 
-def parse(name: str, **options: Any) -> Source | None:
+def parse_source(name: str, **options: Any) -> Source | None:
     """Return the source in a name: "hf-hub:ORG/NAME", "hf-hub:ORG/NAME@REVISION" or "local-dir:FOLDER"; else None.
 
     Raises `ArgumentError` for a revision that is none, since the client makes a file of its name.
@@ -61,13 +61,13 @@ def parse(name: str, **options: Any) -> Source | None:
 
 
 def read_config(source: Source) -> tuple[dict[str, Any], Source]:
-    """Return a model's configuration (see `read_configuration`), and the source fixed to the commit that it is of."""
+    """Return a model's configuration (see `parse_config`), and the source fixed to the commit that it is of."""
     if source.folder:
         data = _read_folder(source, CONFIG, CONFIG_LARGEST)
     else:
         data, commit = fetch(source, CONFIG, CONFIG_LARGEST)
         source = replace(source, revision=commit)
-    return read_configuration(data, f"{source.where}/{CONFIG}"), source
+    return parse_config(data, f"{source.where}/{CONFIG}"), source
 
 
 def read_weights(source: Source, config: Mapping[str, Any], own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -121,12 +121,12 @@ def fetch(source: Source, file: str, limit: int, sha256: str | None = None) -> t
     )
 
 
-def is_undamaged(snapshot: Path) -> bool:
+def is_intact(snapshot: Path) -> bool:
     """Whether a cached snapshot's configuration and weights are what the Hub sent and the configuration states."""
     limits = {CONFIG: CONFIG_LARGEST, WEIGHTS: LARGEST}
     try:
         files = {name: (snapshot / name, read_bytes(snapshot / name, limit)) for name, limit in limits.items()}
-        stated = read_configuration(files[CONFIG][1], CONFIG)["sha256"]
+        stated = parse_config(files[CONFIG][1], CONFIG)["sha256"]
     except (OSError, WeightsError):
         return False
     found = hashlib.sha256(files[WEIGHTS][1]).hexdigest()

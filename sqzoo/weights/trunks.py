@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sqzoo.errors import ArgumentError, WeightsError, did_you_mean
-from sqzoo.files import environment_path, expand, tensors_sha256
-from sqzoo.weights.untrusted import LARGEST, read_bytes
+from sqzoo.errors import ArgumentError, WeightsError, did_you_mean, shown, why
+from sqzoo.files import environment_path, expand, open_regular, tensors_sha256
 
 if TYPE_CHECKING:
     import torch
 
 _FOLDER_VARIABLE = "SQZOO_TRUNKS"
+_LARGEST = 1 << 24  # bytes of the features.* tensors: AlexNet's take 10 million
 _LINEAR = {
     "classifier.1.weight": [4096, 9216],
     "classifier.1.bias": [4096],
@@ -91,7 +91,7 @@ def load_trunk(
     trunk = TRUNKS[name]
     source = (Path(path) if path else None) or _chosen.get() or environment_path(_FOLDER_VARIABLE)
     file = _local_file(trunk, source) if source else _hub_file(trunk)
-    tensors = _read(file)
+    tensors = _read(file, linear)
     trunk_tensors = {k: v for k, v in tensors.items() if k.startswith("features.")}
     found = tensors_sha256(trunk_tensors)
     if found != trunk.sha256:
@@ -101,13 +101,14 @@ def load_trunk(
         )
     if not linear:
         return trunk_tensors
-    missing = [k for k in _LINEAR if k not in tensors or list(tensors[k].shape) != _LINEAR[k]]
+    own = {k: tensors[k] for k in _LINEAR if k in tensors and tensors[k].dtype == torch.float32}
+    missing = [k for k in _LINEAR if k not in own or list(own[k].shape) != _LINEAR[k]]
     if missing:
         raise WeightsError(
             f"{file} lacks {', '.join(missing)}, AlexNet's ImageNet linear layers; give torchvision's whole "
             f"{trunk.file}."
         )
-    return trunk_tensors | {k: tensors[k] for k in _LINEAR}
+    return trunk_tensors | own
 
 
 def checkpoints() -> Path:
@@ -150,27 +151,22 @@ def _hub_file(trunk: Trunk) -> Path:
     return file
 
 
-def _read(file: Path) -> dict[str, torch.Tensor]:
-    import torch
-    from safetensors.torch import load
+def _read(file: Path, linear: bool) -> dict[str, torch.Tensor]:
+    """Return a file's `features.*` tensors and, if asked, AlexNet's linear layers; the rest is not read."""
+    from sqzoo.weights.header import read_wanted
+    from sqzoo.weights.torch_zip import read_torch_zip
 
+    def wanted(name: str) -> bool:
+        return name.startswith("features.") or (linear and name in _LINEAR)
+
+    most = _LARGEST + linear * sum(4 * math.prod(shape) for shape in _LINEAR.values())
     try:
-        # Not mapped from the file: what another process writes there later would be in the tensors.
-        data = read_bytes(file, LARGEST)
-        safe = file.suffix == ".safetensors"
-        tensors = load(data) if safe else torch.load(io.BytesIO(data), "cpu", weights_only=True)
-        if not all(isinstance(k, str) and isinstance(v, torch.Tensor) and _is_plain(v) for k, v in tensors.items()):
-            raise TypeError("not a dictionary of named tensors")
-        return dict(tensors)
-    except WeightsError:
-        raise
-    except Exception as e:  # whatever a damaged or foreign file makes its reader raise
+        with open_regular(file) as stream:
+            # Read, not mapped: what another process writes there later would be in the tensors.
+            if file.suffix == ".safetensors":
+                return read_wanted(stream, str(file), wanted, most)
+            return read_torch_zip(stream, wanted, most)
+    except (OSError, ValueError) as e:
         raise WeightsError(
-            f"{file} is not a readable weights file ({type(e).__name__}); delete it to fetch it again."
+            f"{shown(file)} is not a readable weights file ({why(e)}); delete it to fetch it again."
         ) from e
-
-
-def _is_plain(tensor: torch.Tensor) -> bool:
-    import torch
-
-    return tensor.layout == torch.strided and tensor.device.type == "cpu" and tensor.is_floating_point()

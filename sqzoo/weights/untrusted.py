@@ -10,7 +10,7 @@ from sqzoo.errors import WeightsError, shown
 from sqzoo.errors import printable as printable
 from sqzoo.files import open_regular
 
-LARGEST = 1 << 30  # bytes of one file of tensors: our largest network takes 228 MB
+LARGEST = 1 << 28  # bytes of one file of tensors: our largest network takes 228 MB
 CONFIG_LARGEST = 1 << 20  # bytes of config.json: ours have some two thousand
 
 

@@ -1,27 +1,20 @@
-"""The sweeps: what is planned, that it survives kills and is shared by processes, what the records say."""
+"""The sweeps: what is planned, and what the records say."""
 
 import csv
 import io
 import json
-import os
-import random
-import re
-import signal
 import subprocess
 import sys
-import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.paper import claims, plots
-from benchmarks.paper.experiments import HEADS, Experiment, Pass, Setting, experiments, passes, setting
+from benchmarks.paper import figures, plots
+from benchmarks.paper.experiments import Experiment, Setting, experiments, runs, setting
 from benchmarks.paper.records import COLUMNS, outcomes, record, recorded
-from benchmarks.paper.sweep import Place, _books, missing, run
-from sqzoo.train import train
 from tests.support import ROOT
-from tests.support.runs import TEST, TRAIN
 
 FIGURES = ROOT / "benchmarks" / "results" / "paper"
 
@@ -38,20 +31,20 @@ def small(**changes: Any) -> Setting:
 # The plan
 
 
-def test_each_setting_is_trained_once_for_the_longest_that_asks() -> None:
+def test_each_setting_is_trained_once_a_seed_for_the_longest_that_asks() -> None:
     known = experiments()
-    assert list(known) == ["table1", "table3", *(f"fig{n}" for n in range(5, 12)), "bypass"]
-    plan = passes(list(known.values()))
-    trained = [s for one in plan for s in one.settings]
-    wanted = {s for e in known.values() for s in e.settings.values()}
-    assert len(trained) == len(set(trained)) and set(trained) == wanted
-    epochs = {s: e for one in plan for s, e in one.settings.items()}
+    assert list(known) == ["table1", "table3", *(f"fig{n}" for n in range(5, 12))]
+    plan = runs(list(known.values()), 2)
+    assert len({figures.key(one) for one in plan}) == len(plan)
+    epochs = {figures.key(one): one.recipe.epochs for one in plan}
+    wanted = {s.run(seed) for e in known.values() for s in e.settings.values() for seed in (0, 1)}
+    assert epochs.keys() == wanted
     for experiment in known.values():
-        assert all(epochs[s] >= experiment.epochs for s in experiment.settings.values())
-    for one in plan:
-        assert len({s.trunk for s in one.settings}) == 1 and len(one.settings) <= HEADS[one.any.model]
-    assert len({one.name for one in plan}) == len(plan)
-    assert all(e == 2 for one in passes(list(known.values()), 2) for e in one.settings.values())
+        assert all(epochs[s.run(1)] >= experiment.epochs for s in experiment.settings.values())
+    assert all(one.recipe.epochs == 2 for one in runs(list(known.values()), 1, 2))
+    caches = [one.cache for one in plan]
+    assert {"", "avg-max", "max-avg", "avg-avg"} == set(caches)
+    assert sum(a != b for a, b in pairwise(caches)) <= 4  # those of one backbone stand together
 
 
 def test_bfloat16_is_for_those_that_gain_by_it() -> None:
@@ -72,7 +65,6 @@ def test_bfloat16_is_for_those_that_gain_by_it() -> None:
         ("fig9", 4),
         ("fig10", 6),
         ("fig11", 4),
-        ("bypass", 3),
     ],
 )
 def test_the_papers_grids(name: str, count: int) -> None:
@@ -88,102 +80,6 @@ def test_base_settings_are_the_papers() -> None:
     assert {s.recipe(0, 50).lr for s in experiments()["fig8"].settings.values()} >= {0.005, 0.001, 0.0001, 8e-5, 2e-5}
     assert all(s.recipe(0, 1).hold_out == 5000 for e in experiments().values() for s in e.settings.values())
     assert setting("sq1", {"lr": 0.001, "mid": 64}) == next(iter(experiments()["table1"].settings.values()))
-
-
-# Running
-
-
-PLAN = [Pass("first", {small(mid=8): 3, small(mid=4): 2}), Pass("second", {small(mid=8, lr=0.01): 3})]
-
-
-def place(folder: Path, trunks: Path) -> Place:
-    return Place(folder, folder / "runs.json", str(trunks), folder / "cache", progress=False)
-
-
-def logs(folder: Path) -> dict[str, Any]:
-    return {name: r["log"] for name, r in recorded(folder / "runs.json")["runs"].items()}
-
-
-SCRIPT = """
-import sys
-from pathlib import Path
-from benchmarks.paper import sweep
-sweep.HEARTBEAT = 1
-from tests.benchmarks.test_sweep import PLAN, TEST, TRAIN, place
-sweep.run(PLAN, 2, (TRAIN, TEST), place(Path(sys.argv[1]), Path(sys.argv[2])))
-"""
-
-
-def start(folder: Path, trunks: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder), str(trunks)], env=os.environ)
-
-
-def test_runs_are_those_of_training_alone_and_are_not_repeated(tmp_path: Path, trunks: Path) -> None:
-    run(PLAN, 2, (TRAIN, TEST), place(tmp_path, trunks))
-    found = recorded(tmp_path / "runs.json")["runs"]
-    assert found.keys() == {f"{s.name},seed={k}" for p in PLAN for s in p.settings for k in (0, 1)}
-    for one in PLAN:
-        assert not missing(one, 1, found).settings
-        for s, epochs in one.settings.items():
-            run_folder = tmp_path / "alone" / s.name
-            alone = train(s.recipe(1, epochs), TRAIN, TEST, run_folder, trunk=trunks, log_test=True, progress=False)
-            rows = [
-                [r["train_loss"], *(r[k][m] for k in ("val", "test") for m in ("loss", "top1"))] for r in alone["log"]
-            ]
-            assert found[f"{s.name},seed=1"]["log"] == [[round(v, 5) for v in row] for row in rows]
-            assert found[f"{s.name},seed=1"]["recipe"] == s.recipe(1, epochs).to_json()
-    before = {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*.safetensors")}
-    run(PLAN, 2, (TRAIN, TEST), place(tmp_path, trunks))
-    assert {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*.safetensors")} == before
-
-
-def test_killed_at_random_it_loses_at_most_the_epoch_under_way(tmp_path: Path, trunks: Path) -> None:
-    """Killed again and again: no epoch that was logged is trained again, and the end is that of an unbroken sweep."""
-    rng = random.Random(int(time.time()))
-    kept: dict[str, list[str]] = {}
-    kills = 0
-    while True:
-        process = start(tmp_path / "killed", trunks)
-        try:
-            code = process.wait(timeout=3 + 2 * rng.random() + 2 * kills)  # 3 seconds are imports; more room each time
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
-            for file in (tmp_path / "killed" / "runs").glob("*/log.jsonl"):
-                rows = file.read_text().splitlines()
-                assert rows[: len(kept.get(file.parent.name, []))] == kept.get(file.parent.name, [])
-                kept[file.parent.name] = rows
-        else:
-            assert code == 0
-            break
-    assert kills
-    for name, rows in kept.items():
-        assert (tmp_path / "killed" / "runs" / name / "log.jsonl").read_text().splitlines()[: len(rows)] == rows
-    run(PLAN, 2, (TRAIN, TEST), place(tmp_path / "whole", trunks))
-    assert logs(tmp_path / "killed") == logs(tmp_path / "whole")
-
-
-def test_processes_share_the_work(tmp_path: Path, trunks: Path) -> None:
-    both = [start(tmp_path, trunks) for _ in range(2)]
-    assert [p.wait(timeout=300) for p in both] == [0, 0]
-    assert logs(tmp_path).keys() == {f"{s.name},seed={k}" for p in PLAN for s in p.settings for k in (0, 1)}
-    assert not list(tmp_path.glob("cache-*"))
-
-
-def test_the_last_pass_may_be_one_that_was_interrupted(tmp_path: Path, trunks: Path) -> None:
-    """A trial that was put back has no place in Optuna's grid, which asked for it where one pass is left."""
-    where, one = place(tmp_path, trunks), small()
-    where.folder.mkdir(exist_ok=True)
-    _books(f"sqlite:///{where.folder / 'optuna.db'}", ["last"], 1).enqueue_trial({"pass": "last"})
-    run([Pass("last", {one: 1})], 1, (TRAIN, TEST), where)
-    assert f"{one.name},seed=0" in recorded(tmp_path / "runs.json")["runs"]
-
-
-def test_features_of_an_odd_trunk_are_removed(tmp_path: Path, trunks: Path) -> None:
-    odd = small(model_args={"pool2": "avg"})
-    run([Pass("odd", {odd: 1})], 1, (TRAIN, TEST), place(tmp_path, trunks))
-    assert not list(tmp_path.glob("cache*")) and f"{odd.name},seed=0" in recorded(tmp_path / "runs.json")["runs"]
 
 
 # The records
@@ -245,84 +141,6 @@ def test_tables_are_those_of_the_records(name: str) -> None:
     assert (FIGURES / f"{name}.csv").read_text(encoding="utf-8") == plots.csv_text(found, epochs, 3)
     for kind in ("png", "svg") if experiment.draw != "table" else ():
         assert (FIGURES / f"{name}.{kind}").stat().st_size > 1000
-
-
-def test_claims_are_those_of_the_records() -> None:
-    done = subprocess.run(
-        [sys.executable, "benchmarks/paper/claims.py", "--check"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout
-    text = (ROOT / "benchmarks" / "results" / "paper" / "claims.md").read_text(encoding="utf-8")
-    verdict = r"\*\*(?:so far \([^)]*\): )?(?:holds|does not hold|within noise)\*\*"
-    assert len(re.findall(rf"^\|.*{verdict} \| .* \| {verdict} \|$", text, re.MULTILINE)) >= 15
-
-
-def test_claims_say_where_bfloat16_was_used() -> None:
-    wide = experiments()["fig9"].settings[(("width", 192),)].run(2)
-    for precision in ("float32", "bfloat16"):
-        known = {"runs": {wide: {"recipe": {"precision": precision}}}}
-        found = [name for name, e in experiments().items() if claims.in_bfloat16(e, known)]
-        assert found == (["fig9"] if precision == "bfloat16" else [])
-
-
-# The tests of the claims
-
-
-class Made(claims.Evidence):
-    """Evidence of one figure, made up: {value of lr: top-1 by seed}."""
-
-    def __init__(self, tops: dict[float, list[float]]) -> None:
-        labels = {(("lr", lr),): lr for lr in tops}
-        loss = {p: [1.0] * 3 for p in ("paper", "held_out")}
-        self.sweeps = {
-            "fig6": {
-                label: claims.Outcome({p: tops[lr] for p in loss}, loss, tops[lr], [[v] for v in tops[lr]], 1)
-                for label, lr in labels.items()
-            }
-        }
-        self.sizes, self.seeds = {"fig6": len(tops)}, 3
-
-
-def around(mean: float) -> list[float]:
-    return [mean - 0.2, mean, mean + 0.2]
-
-
-@pytest.mark.parametrize(
-    ("judge", "tops", "verdict"),
-    [
-        (claims.level("fig6", {"lr": 1}, 86.7), {1: around(86.7)}, claims.HOLDS),
-        (claims.level("fig6", {"lr": 1}, 86.7), {1: around(86.3)}, claims.NOISE),
-        (claims.level("fig6", {"lr": 1}, 86.7), {1: around(85.0)}, claims.NOT),
-        (claims.gain("fig6", {"lr": 1}, {"lr": 2}), {1: around(86), 2: around(85)}, claims.HOLDS),
-        (claims.gain("fig6", {"lr": 1}, {"lr": 2}), {1: around(86), 2: around(85.9)}, claims.NOISE),
-        (claims.gain("fig6", {"lr": 1}, {"lr": 2}), {1: around(85), 2: around(86)}, claims.NOT),
-        (claims.best("fig6", {"lr": 1}), {1: around(86), 2: around(85)}, claims.HOLDS),
-        (claims.best("fig6", {"lr": 1}), {1: around(86), 2: around(86.1)}, claims.NOISE),
-        (claims.best("fig6", {"lr": 1}), {1: around(85), 2: around(86)}, claims.NOT),
-        (claims.best("fig6", {"lr": 1}), {1: around(85), 2: around(86), 3: [60.0, 75.0, 85.0]}, claims.NOT),
-        (claims.alike("fig6", lambda label: True), {1: around(86), 2: around(86.4)}, claims.HOLDS),
-        (claims.alike("fig6", lambda label: True), {1: [84, 86, 88], 2: [85, 87, 89]}, claims.NOISE),
-        (claims.alike("fig6", lambda label: True), {1: around(86), 2: around(85)}, claims.NOT),
-        (claims.falls("fig6", "lr", 1), {1: around(86), 2: around(85), 3: around(84)}, claims.HOLDS),
-        (claims.falls("fig6", "lr", 1), {1: around(84), 2: around(85), 3: around(86)}, claims.NOT),
-        (claims.falls("fig6", "lr", 1), {1: around(85), 2: around(86), 3: around(85)}, claims.NOISE),
-    ],
-)
-def test_verdicts(judge: Any, tops: dict[float, list[float]], verdict: str) -> None:
-    assert judge(Made(tops), "paper")[1] == judge(Made(tops), "held_out")[1] == verdict
-
-
-def test_runs_shorter_than_planned_are_judged_so_far() -> None:
-    made = Made({1: around(86)})
-    made.epochs = {"fig6": (3, 8), "table1": (8, 8)}
-    assert made.so_far("Figure 6") == "so far (3 of 8 epochs): "
-    assert made.so_far("Table 1") == made.so_far("Table 2") == made.so_far("text") == ""
-
-
-def test_what_is_not_recorded_is_not_judged() -> None:
-    made = Made({1: around(86)})
-    made.sizes["fig6"] = 2
-    assert claims.level("fig6", {"lr": 1}, 86.7)(made, "paper") == ("", claims.OPEN)
 
 
 def test_unknown_experiment_suggests_the_nearest() -> None:

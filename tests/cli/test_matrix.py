@@ -19,7 +19,7 @@ from tests.support import ROOT
 
 CAT = str(ROOT / "examples" / "cat.jpg")
 TAGS = list(read_manifest())
-OPTIONAL = ("scipy", "pyarrow", "onnx", "onnxscript", "onnxruntime", "openvino", "datasets", "matplotlib", "optuna")
+OPTIONAL = ("scipy", "pyarrow", "onnx", "onnxscript", "onnxruntime", "openvino", "datasets", "matplotlib")
 RUNNER = """
 import contextlib, io, json, os, resource, sys
 block, limit, user, warm, commands = json.loads(sys.stdin.read())

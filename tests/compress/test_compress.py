@@ -166,7 +166,7 @@ def test_no_memory_for_more_than_is_allowed() -> None:
 class Small(ZooModel):
     """Two convolutions and a linear layer."""
 
-    taps = ((1, 8, 2), (3, 16, 4))
+    stages = ((1, 8, 2), (3, 16, 4))
     classifier_name = "fc"
     linear_head = True
 

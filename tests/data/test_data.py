@@ -21,11 +21,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from timm.data import create_transform
 from torchvision import transforms
 from torchvision.datasets import CIFAR10 as TorchvisionCifar10
 
-from sqzoo.data import CIFAR10, IMAGENET, Dataset, Preprocessing, cifar10, hold_out
+from sqzoo.data import CIFAR10, IMAGENET, Dataset, Normalise, cifar10
 from sqzoo.errors import ArgumentError, DataError
 from sqzoo.images.opener import open_image
 from sqzoo.train.augment import augment
@@ -288,7 +287,7 @@ def test_a_pickle_that_is_no_array_is_not_executed(
     with pytest.raises(DataError) as caught:
         cifar10("test", tmp_path)
     assert not marker.exists()
-    assert_one_sentence(caught.value, tmp_path / "test_batch", "no array" if protocol == 2 else "protocol 2")
+    assert_one_sentence(caught.value, tmp_path / "test_batch", "asks for" if protocol == 2 else "protocol 2")
 
 
 def test_damaged_batches_are_refused(batches: Path, tmp_path: Path) -> None:
@@ -412,97 +411,61 @@ def test_digest_hangs_on_every_pixel_label_and_their_order() -> None:
     assert strided.digest == data.digest
 
 
+def labelled(labels: np.ndarray) -> Dataset:
+    return Dataset(np.zeros((len(labels), 1, 1, 3), np.uint8), labels)
+
+
 @pytest.mark.parametrize("count", [10, 200, 4990])
-def test_hold_out_is_balanced_disjoint_and_always_the_same(count: int) -> None:
+def test_the_split_is_balanced_disjoint_and_always_the_same(count: int) -> None:
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 500))
-    kept, held = hold_out(labels, count)
-    assert np.bincount(labels[held]).tolist() == [count // 10] * 10
-    assert np.array_equal(np.sort(np.concatenate([kept, held])), np.arange(5000))
+    train_idx, val_idx = labelled(labels).split(count)
+    assert np.bincount(labels[val_idx]).tolist() == [count // 10] * 10
+    assert np.array_equal(np.sort(np.concatenate([train_idx, val_idx])), np.arange(5000))
     torch.manual_seed(1)
     np.random.seed(1)
-    again = hold_out(labels.copy(), count)
-    assert np.array_equal(again[0], kept) and np.array_equal(again[1], held)
+    again = labelled(labels.copy()).split(count)
+    assert np.array_equal(again[0], train_idx) and np.array_equal(again[1], val_idx)
 
 
-def test_hold_out_nothing() -> None:
-    kept, held = hold_out(np.arange(30) % 10, 0)
-    assert kept.tolist() == list(range(30)) and held.tolist() == []
+def test_an_empty_validation_split() -> None:
+    train_idx, val_idx = labelled(np.arange(30) % 10).split(0)
+    assert train_idx.tolist() == list(range(30)) and val_idx.tolist() == []
 
 
 @pytest.mark.parametrize("count", [-10, 5, 15, 30, 40])
-def test_hold_out_refuses_what_cannot_be_balanced(count: int) -> None:
+def test_a_split_that_cannot_be_balanced_is_refused(count: int) -> None:
     with pytest.raises(ArgumentError) as caught:
-        hold_out(np.arange(30) % 10, count)
+        labelled(np.arange(30) % 10).split(count)
     assert_one_sentence(caught.value, count)
 
 
-# Preprocessing
+# Normalisation
 
 
-def pictures(side: int) -> np.ndarray:
-    """Noise, extremes and a ramp."""
+def noise_images(side: int) -> np.ndarray:
+    """Return noise, extremes and a ramp."""
     rng = np.random.default_rng(side)
     extremes = rng.choice(np.array([0, 255], np.uint8), (side, side, 3))
     ramp = np.broadcast_to(np.linspace(0, 255, side, dtype=np.uint8)[:, None, None], (side, side, 3))
     return np.stack([rng.integers(0, 256, (side, side, 3), np.uint8), extremes, ramp])
 
 
-def torchvisions(side: int, crop_pct: float) -> Callable[[Image.Image], torch.Tensor]:
-    steps = [transforms.Resize(int(side / crop_pct)), transforms.CenterCrop(side), transforms.ToTensor()]
-    return transforms.Compose([*steps, transforms.Normalize(*CIFAR10)])  # type: ignore[no-any-return]
-
-
-@pytest.mark.parametrize(
-    ("side", "crop_pct"), [(32, 1.0), (64, 1.0), (96, 1.0), (112, 0.875), (128, 1.0), (224, 0.875), (224, 1.0)]
-)
-def test_preprocessing_is_torchvisions_bit_for_bit(side: int, crop_pct: float) -> None:
-    reference = torchvisions(side, crop_pct)
-    images = pictures(32)
-    ours = Preprocessing(side, crop_pct, *CIFAR10)(images)
-    assert ours.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(ours, torch.stack([reference(Image.fromarray(i)) for i in images]))
-
-
-@pytest.mark.parametrize("source", [32, 31, 300])
-@pytest.mark.parametrize(("side", "crop_pct"), [(96, 0.875), (75, 0.9), (112, 1.0), (224, 0.875)])
-def test_preprocessing_at_other_sizes_is_torchvisions_within_two_levels(
-    side: int, crop_pct: float, source: int
+@pytest.mark.parametrize("constants", [CIFAR10, IMAGENET])
+@pytest.mark.parametrize("side", [32, 75])
+def test_normalisation_is_torchvisions_bit_for_bit(
+    side: int, constants: tuple[tuple[float, ...], tuple[float, ...]]
 ) -> None:
-    reference = torchvisions(side, crop_pct)
-    images = pictures(source)
-    theirs = torch.stack([reference(Image.fromarray(i)) for i in images])
-    levels = (Preprocessing(side, crop_pct, *CIFAR10)(images) - theirs) * torch.tensor(CIFAR10[1]).view(3, 1, 1) * 255
-    assert levels.abs().max() < 2.001
-    assert (levels.abs() > 0.5).float().mean() < 0.1
-
-
-@pytest.mark.parametrize(("side", "crop_pct"), [(224, 0.875), (128, 1.0)])
-def test_preprocessing_is_timms_bit_for_bit(side: int, crop_pct: float) -> None:
-    config = {"input_size": (3, side, side), "crop_pct": crop_pct, "mean": IMAGENET[0], "std": IMAGENET[1]}
-    reference = create_transform(**config, interpolation="bilinear", is_training=False)
-    images = pictures(32)
-    ours = Preprocessing.of(config)(images)
-    assert torch.equal(ours, torch.stack([reference(Image.fromarray(i)) for i in images]))
-
-
-def test_the_papers_view_is_the_default() -> None:
-    reference = transforms.Compose(
-        [
-            transforms.Resize((256, 256)),
-            transforms.CenterCrop(224),
-            transforms.ToTensor(),
-            transforms.Normalize(*IMAGENET),
-        ]
-    )
-    images = pictures(32)
-    assert torch.equal(Preprocessing()(images), torch.stack([reference(Image.fromarray(i)) for i in images]))
+    reference = transforms.Compose([transforms.ToTensor(), transforms.Normalize(*constants)])
+    ours = Normalise(*constants)(noise_images(side))
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(ours, torch.stack([reference(Image.fromarray(i)) for i in noise_images(side)]))
 
 
 # Augmentation
 
 
 def test_augment_by_nothing_is_the_identity() -> None:
-    images = torch.from_numpy(pictures(32))
+    images = torch.from_numpy(noise_images(32))
     assert torch.equal(augment(images, 0, False, 0), images)
 
 

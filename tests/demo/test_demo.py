@@ -139,7 +139,7 @@ def test_an_unsure_network_says_so(driver: Chrome, page: Page) -> None:
     model = sqzoo.create_model("sq1", pretrained=True)
     model.ood_threshold = 1e9
     [answer] = classify(model, CAT, top_k=10)
-    assert answer.unsure
+    assert answer.abstain
     assert max(abs(found[p.label] - p.probability) for p in answer.predictions) < TOLERANCE
 
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn as nn
 
 import sqzoo
-from sqzoo.cache import kept, remove
+from sqzoo.cache import entries, remove
 from sqzoo.data import Dataset, Normalise
 from sqzoo.deploy.backends import BACKENDS, ExportModel, Shape, kept_folder
 from sqzoo.deploy.onnx_graph import FromPixels, ResizeMatrices
@@ -213,7 +213,7 @@ def test_a_damaged_graph_is_made_again(model: nn.Module, cache: Path) -> None:
     key = ours.key(ours.shape(1))
     (file,) = cache.glob(f"{key}-*.onnx")
     whole = file.read_bytes()
-    (entry,) = (k for k in kept() if k.kind == "graphs")
+    (entry,) = (k for k in entries() if k.kind == "graphs")
     assert entry.damage() is None
     file.write_bytes(whole[:-1])
     assert "is damaged" in str(entry.damage())

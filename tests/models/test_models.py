@@ -165,6 +165,26 @@ def test_mid_relu() -> None:
     assert torch.equal(rectified, plain.relu())
 
 
+@pytest.mark.parametrize("name", ["squeezenet_cifar", "fire_next"])
+def test_logit_relu(name: str) -> None:
+    """Behind the last convolution, before the pool."""
+    x = images(8)
+    plain, rectified = make(name, logit_relu=False), make(name, logit_relu=True)
+    rectified.load_state_dict(plain.state_dict())
+    maps = {model: seen_by(model, "global_pool", x)[0] for model in (plain, rectified)}
+    assert maps[plain].min() < 0
+    assert torch.equal(maps[rectified], maps[plain].relu())
+    assert torch.equal(make(name)(x), rectified(x)) == (name == "squeezenet_cifar")
+
+
+def test_dropout_before_sq1s_convolution() -> None:
+    model, x = make("sq1", conv_drop_rate=0.5), images(2)
+    still, _ = seen_by(model, "conv", x)
+    dropped, _ = seen_by(model.train(), "conv", x)
+    assert torch.equal(dropped[dropped != 0], 2 * still[dropped != 0])
+    assert 0.3 < (dropped != 0)[still != 0].float().mean() < 0.7
+
+
 def test_reduction_sizes_the_two_squeezes() -> None:
     block = make("fire_next", reduction=0.5).block
     shapes = [tuple(p.shape) for p in block.parameters() if p.dim() == 4]
@@ -193,7 +213,7 @@ def test_batch_norm_follows_each_convolution_of_the_block() -> None:
 
 @pytest.mark.parametrize(
     ("name", "rates"),
-    [("squeezenet_cifar", [0.5]), ("sq1", [0.1, 0.1]), ("fire_next", [0.0]), ("alexnet_cifar", [0.5, 0.5])],
+    [("squeezenet_cifar", [0.5]), ("sq1", [0.0, 0.1, 0.1]), ("fire_next", [0.0]), ("alexnet_cifar", [0.5, 0.5])],
 )
 def test_default_dropout(name: str, rates: list[float]) -> None:
     model = make(name, device="meta")
@@ -203,7 +223,9 @@ def test_default_dropout(name: str, rates: list[float]) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_drop_rate(name: str) -> None:
     model = make(name, drop_rate=0.5)
-    assert {m.p for m in model.modules() if isinstance(m, nn.Dropout)} - {0.5} == ({0.1} if name == "sq1" else set())
+    assert {m.p for m in model.modules() if isinstance(m, nn.Dropout)} - {0.5} == (
+        {0.0, 0.1} if name == "sq1" else set()
+    )
     x = images(8)
     still, _ = seen_by(model, AFTER_DROPOUT[name], x)
     dropped, _ = seen_by(model.train(), AFTER_DROPOUT[name], x)
@@ -542,6 +564,7 @@ WRONG = [
     *((n, {"num_classes": True}, "True") for n in NAMES),
     *((n, {p: "median"}, "'median'") for n in SQUEEZE_NETS for p in ("pool2", "pool3")),
     ("sq1", {"logit_drop_rate": 2}, "2"),
+    ("sq1", {"conv_drop_rate": 1.0}, "1.0"),
     ("sq1", {"mid": 0}, "not 0."),
     ("sq1", {"width": 0}, "not 0."),
     ("fire_next", {"width": -3}, "-3"),

@@ -250,7 +250,7 @@ def test_a_large_jpeg_is_decoded_small_and_looks_the_same(tmp_path: Path) -> Non
     waves = np.stack([np.sin(x), np.cos(y), np.sin(x + y)], 2) * 100 + 128
     file = tmp_path / "large.jpg"
     Image.fromarray(waves.astype(np.uint8)).save(file, quality=95)
-    small = open_image(file, least=128)
+    small = open_image(file, min_size=128)
     assert small.size == (200, 150)
     whole = open_image(file).resize(small.size, Image.Resampling.BOX)
     assert np.abs(np.asarray(small, float) - np.asarray(whole, float)).mean() < 1

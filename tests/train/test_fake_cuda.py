@@ -154,7 +154,7 @@ def measure(trunks: Path) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for plan, name in ((FT, "ft"), (HEAD, "head")):
         with on_fake_cuda(plan, trunks) as learner:
-            found = step(learner) if plan is FT else {}
+            found = step(learner)
             with torch.inference_mode(), Operations() as found["evaluate"]:
                 x = learner.inputs["test"][learner.looked_at["test"][1]]
                 if plan is FT:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from sqzoo import create_model
-from sqzoo.data import Dataset, Normalise, hold_out
+from sqzoo.data import Dataset, Normalise
 from sqzoo.errors import ArgumentError, BusyError, DataError
 from sqzoo.models.upsample import Upsample
 from sqzoo.train import Recipe, evaluate, loop, train
@@ -133,7 +133,7 @@ def test_the_recorded_figures_are_those_of_the_saved_weights(plan: Recipe, tmp_p
     result = run(plan, tmp_path, trunks)
     model = resized(create_model("sq1", init="imagenet", trunk=trunks), plan)
     model.load_state_dict(model.state_dict() | load_file(tmp_path / "best.safetensors"))
-    _, val_idx = hold_out(TRAIN.labels, plan.hold_out)
+    _, val_idx = TRAIN.split(plan.hold_out)
     for name, data in (("test", TEST), ("val", TRAIN[val_idx])):
         measured = evaluate(model, data)
         assert measured.images == result[name]["images"] == len(data)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from sqzoo import create_model
 from sqzoo.weights import Entry, trunk_source
-from sqzoo.weights.loading import fit, load_state, read_verified
+from sqzoo.weights.loading import load_state, load_strict, read_verified
 from tests.support.sentences import refusal
 
 Tensors = dict[str, torch.Tensor]
@@ -63,7 +63,7 @@ def entry(tmp_path: Path) -> Entry:
 
 
 def load_into(model: Tiny, tensors: Tensors) -> None:
-    fit(model, tensors, "tiny.made_up", "classifier", "features.0")
+    load_strict(model, tensors, "tiny.made_up", "classifier", "features.0")
 
 
 def equal(found: Tensors, expected: Tensors) -> bool:
@@ -239,7 +239,7 @@ def test_a_head_file_is_joined_with_its_trunk(name: str, trunk: str, layers: int
     assert equal(state, head | {k: v for k, v in real.items() if int(k.split(".")[1]) < layers})
     torch.manual_seed(1)
     model = create_model(name).eval()
-    fit(model, state, entry.tag, model.classifier_name, "features.0")
+    load_strict(model, state, entry.tag, model.classifier_name, "features.0")
     picture = torch.rand(1, 3, 64, 64)
     assert torch.equal(model(picture), source(picture))
 
