@@ -24,8 +24,9 @@ from sqzoo.models.upsample import Upsample
 from sqzoo.registry import create_model
 from sqzoo.weights.config_json import parse_config
 from sqzoo.weights.header import check_matches, parse_header
+from sqzoo.weights.hub_client import check_home, clean_token, reason
 from sqzoo.weights.metadata import metadata
-from sqzoo.weights.remote import CONFIG, WEIGHTS, check_home, clean_token, reason
+from sqzoo.weights.remote import CONFIG, WEIGHTS
 from sqzoo.weights.untrusted import CONFIG_LARGEST, LARGEST, parse_json, read_bytes
 
 CARD = "README.md"

@@ -108,7 +108,7 @@ def interpret(data: bytes, names: set[str]) -> Any:
             offset += len(module) + len(name) + 2
             stack.append(f"{module.decode('ascii')} {name.decode('ascii')}")
             if stack[-1] not in names:
-                raise ValueError(f"it asks for {stack[-1].replace(' ', '.')}, which this format does not have, or not twice")
+                raise ValueError(f"it asks for {stack[-1].replace(' ', '.')}, which this format has not, or once")
             names = names - {stack[-1]}  # writers take it from the memo from then on
         elif op == ord("Q"):
             stack.append(Call("persistent", stack.pop()))

@@ -32,7 +32,7 @@ from benchmarks import RESULTS, ROOT
 from benchmarks.record import write_record
 from sqzoo import create_model, get_weights, optimize
 from sqzoo.data import Dataset, cifar10
-from sqzoo.deploy.onnx_graph import pixels_side
+from sqzoo.deploy.onnx_graph import image_size
 from sqzoo.environment import environment
 from tools.readme import OWN_IMAGES, write_into
 
@@ -58,7 +58,7 @@ def run_alone(model: str, batch: int, seconds: float) -> float:
     """Return the images a second of the optimised network on a ready batch, in this process, on one thread."""
     torch.set_num_threads(1)
     network = create_model(model, pretrained=True)
-    side = pixels_side(network)
+    side = image_size(network)
     images = torch.randint(0, 256, (batch, side, side, 3), dtype=torch.uint8)
     run = optimize(network, batch_size=batch, preprocessing=True)
     for _ in range(5):

@@ -16,7 +16,7 @@ import sqzoo.cli
 from sqzoo import data
 from sqzoo.cli import main
 from sqzoo.compress.release import multiply_adds
-from sqzoo.train import evaluate
+from sqzoo.evaluation import evaluate
 from sqzoo.weights import get_weights, read_manifest
 
 COMMANDS = [m.name for m in iter_modules(sqzoo.cli.__path__) if not m.name.startswith("_")]
