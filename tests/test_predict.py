@@ -218,7 +218,7 @@ def test_a_bad_picture_does_not_stop_the_others(folder: Path, capsys: pytest.Cap
     out, err = capsys.readouterr()
     assert [line.partition(":")[0] for line in out.splitlines()] == [str(folder / "a.jpg"), str(folder / "c, d.jpg")]
     assert "b.jpg' is not a readable image" in err
-    assert err.splitlines()[-1] == "sqzoo: 1 of 3 pictures could not be read."
+    assert err.splitlines()[-1] == "sqzoo: 1 of 3 images could not be read."
 
 
 def test_json_lines_and_csv_say_the_same(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -254,7 +254,7 @@ def test_output_appears_whole_or_not_at_all(folder: Path, tmp_path: Path, capsys
     empty = tmp_path / "empty"
     empty.mkdir()
     for words, expected in (
-        ([str(CAT), str(empty), "-o", str(tmp_path / "new.txt")], "No picture in"),
+        ([str(CAT), str(empty), "-o", str(tmp_path / "new.txt")], "No image in"),
         ([str(CAT), "-o", str(tmp_path / "no" / "x.txt")], "Cannot write"),
         ([str(CAT), "--batch-size", "0"], "batch_size must be"),
         ([str(CAT), "--format", "xml"], "--format"),
