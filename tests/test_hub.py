@@ -402,7 +402,9 @@ def test_cache_lists_verifies_and_removes(
     assert cli.main(["cache", "--verify"]) == 0 and REPO in capsys.readouterr().out
     (weights,) = (f for f in cached_files(tmp_path) if f.name == WEIGHTS)
     spoil(weights)
-    assert cli.main(["cache", "--verify"]) == 1 and f"{REPO} at {kept.commits[0]} is damaged" in capsys.readouterr().out
+    assert cli.main(["cache", "--verify"]) == 1
+    out = capsys.readouterr().out
+    assert f"{REPO} is damaged" in out and kept.commits[0] in out
     assert cli.main(["cache", "--remove", "some-org/sq2"]) == 2 and f"Did you mean '{REPO}'" in capsys.readouterr().err
     assert cli.main(["cache", "--remove", REPO]) == 0
     assert not weights.exists() and [k for k in cache.entries() if k.kind == "hub"] == []

@@ -57,7 +57,8 @@ from sqzoo.own_images.folder import find_images
 from sqzoo.own_images.hub_dataset import download_dataset
 from sqzoo.registry import start_from, start_sha256
 from sqzoo.train.checkpoint import restore
-from sqzoo.weights import load_trunk, read_verified
+from sqzoo.weights import load_trunk
+from sqzoo.weights.loading import read_verified
 from sqzoo.weights.manifest import Entry, get_weights
 from dataclasses import replace
 import hashlib

@@ -11,7 +11,7 @@ def explain_download(error: Exception, repository: str, url: str) -> str:
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
 
     if isinstance(error, HFValidationError):
-        return f"{repository!r} is no Hub repository ({error}); give ORG/NAME."
+        return f"{repository!r} is no Hub repository ({reason(error)}); give ORG/NAME."
     if isinstance(error, RepositoryNotFoundError):
         return f"There is no {url} for this account; correct the name, or give the token of one that may read it."
     if isinstance(error, EntryNotFoundError) and constants.is_offline_mode():

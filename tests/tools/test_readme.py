@@ -66,7 +66,6 @@ def test_a_block_is_replaced_and_nothing_else(tmp_path: Path) -> None:
 
 def test_table_and_manifest_agree() -> None:
     results = json.loads((ROOT / "benchmarks" / "results" / "table2.json").read_text(encoding="utf-8"))
-    assert results["verdicts"] == table2.verdicts(results)
     manifest = json.loads((ROOT / "sqzoo" / "weights" / "manifest.json").read_text(encoding="utf-8"))["weights"]
     assert sorted(results["tags"]) == sorted(e["tag"] for e in manifest)
     for entry in manifest:
