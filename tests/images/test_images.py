@@ -189,4 +189,4 @@ def test_fifteen_hundred_folders_deep(tmp_path: Path) -> None:
         assert len(list(image_files(tmp_path))) == 1
     finally:
         os.chdir(here)
-        subprocess.run(["rm", "-rf", str(tmp_path / "d")], check=True)  # pytest's own removal exceeds the recursion limit
+        subprocess.run(["rm", "-rf", str(tmp_path / "d")], check=True)  # pytest would exceed the recursion limit
