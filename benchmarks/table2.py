@@ -26,8 +26,8 @@ from benchmarks.record import write_record
 from sqzoo import SqzooError, create_model, get_weights, list_models
 from sqzoo.data import Dataset, cifar10
 from sqzoo.environment import environment
+from sqzoo.evaluation import logits, metrics
 from sqzoo.report.page import calibration, confusion
-from sqzoo.train import logits, metrics
 from sqzoo.weights import read_manifest
 from tools.readme import BENCHMARKS, README, ZOO, tags, write_into, zoo
 from tools.readme import PAPER as PAPER_PAGE

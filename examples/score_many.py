@@ -23,8 +23,8 @@ from datasets import Dataset, Features, Value, disable_progress_bars
 from PIL import Image
 
 from sqzoo import create_model, optimize
-from sqzoo.deploy.onnx_graph import pixels_side
-from sqzoo.deploy.optimize import Optimized
+from sqzoo.deploy.onnx_graph import image_size
+from sqzoo.deploy.optimized import Optimized
 from sqzoo.errors import DataError
 from sqzoo.images.reader import ImageReader, label_names
 from sqzoo.images.walk import image_files
@@ -51,7 +51,7 @@ class Scorer:
         if self.run is None:
             torch.set_num_threads(1)  # a process a core
             model = create_model(self.name, pretrained=True)
-            self.labels, self.read, self.side = label_names(model), ImageReader.of(model), pixels_side(model)
+            self.labels, self.read, self.side = label_names(model), ImageReader.of(model), image_size(model)
             self.run = optimize(model, batch_size=BATCH, preprocessing=True)
         answers = [self._answer(file) for file in batch["file"]]
         read = [answer for answer in answers if "square" in answer]

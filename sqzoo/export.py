@@ -14,8 +14,9 @@ import torch.nn as nn
 from safetensors.torch import load, save
 
 from sqzoo.deploy.backends import ExportModel, default_modes
-from sqzoo.deploy.onnx_graph import calibration_images, run_onnx, to_int8, to_onnx, traced
-from sqzoo.deploy.parity import INT8_TOLERANCE, Run, compare
+from sqzoo.deploy.int8 import calibration_images, to_int8
+from sqzoo.deploy.onnx_graph import run_onnx, to_onnx, traced
+from sqzoo.deploy.parity import INT8_TOLERANCE, Runtime, compare
 from sqzoo.environment import require
 from sqzoo.errors import ArgumentError, ExportError, WeightsError, did_you_mean
 from sqzoo.files import write_bytes
@@ -168,7 +169,7 @@ def _write_openvino(target: Path, data: bytes, graph: nn.Module, images: torch.T
     return target
 
 
-def run_openvino(file: Path) -> Run:
+def run_openvino(file: Path) -> Runtime:
     """Return a function that runs an OpenVINO .xml file on the CPU in float32."""
     openvino = require("openvino", "openvino", "The format openvino")
     # In float32, since bf16 is OpenVINO's own choice on a CPU that has it.

@@ -394,20 +394,20 @@ def test_cache_lists_verifies_and_removes(
     server.put(REPO, files)
     server.put("some-org/other", {"notes.txt": b"no model"})
     huggingface_hub.hf_hub_download("some-org/other", "notes.txt")
-    assert [k.name for k in cache.kept() if k.kind == "hub"] == []
+    assert [k.name for k in cache.entries() if k.kind == "hub"] == []
     sqzoo.create_model(f"hf-hub:{REPO}")
-    (kept,) = (k for k in cache.kept() if k.kind == "hub")
+    (kept,) = (k for k in cache.entries() if k.kind == "hub")
     assert kept.name == REPO and kept.damage() is None and len(kept.commits) == 1
-    assert {k.name for k in cache.kept() if k.kind == "package"} == read_manifest().keys()
+    assert {k.name for k in cache.entries() if k.kind == "package"} == read_manifest().keys()
     assert cli.main(["cache", "--verify"]) == 0 and REPO in capsys.readouterr().out
     (weights,) = (f for f in cached_files(tmp_path) if f.name == WEIGHTS)
     spoil(weights)
     assert cli.main(["cache", "--verify"]) == 1 and f"{REPO} at {kept.commits[0]} is damaged" in capsys.readouterr().out
     assert cli.main(["cache", "--remove", "some-org/sq2"]) == 2 and f"Did you mean '{REPO}'" in capsys.readouterr().err
     assert cli.main(["cache", "--remove", REPO]) == 0
-    assert not weights.exists() and [k for k in cache.kept() if k.kind == "hub"] == []
+    assert not weights.exists() and [k for k in cache.entries() if k.kind == "hub"] == []
     shutil.rmtree(tmp_path / "hub cache é")
-    assert [k for k in cache.kept() if k.kind == "hub"] == []
+    assert [k for k in cache.entries() if k.kind == "hub"] == []
 
 
 # Mutated files

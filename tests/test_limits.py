@@ -53,7 +53,8 @@ from sqzoo.errors import SqzooError
 from sqzoo.export import read_int8
 from sqzoo.files import read_json
 from sqzoo.images.opener import formats, open_image
-from sqzoo.own_images.folder import find_pictures, from_hub
+from sqzoo.own_images.folder import find_images
+from sqzoo.own_images.hub_dataset import download_dataset
 from sqzoo.registry import start_from, start_sha256
 from sqzoo.train.checkpoint import restore
 from sqzoo.weights import load_trunk, read_verified
@@ -72,7 +73,7 @@ def coded(file):
 model = sqzoo.create_model("sq1")
 readers = {
     "image": open_image,
-    "folder": find_pictures,
+    "folder": find_images,
     "cifar": lambda path: cifar10("test", path),
     "model": lambda path: sqzoo.create_model(f"local-dir:{path}"),
     "trunk": lambda path: load_trunk("squeezenet1_1", path),
@@ -82,7 +83,7 @@ readers = {
     "json": read_json,
     "run": lambda path: restore(Path(path)),
     "coded": coded,
-    "hub": lambda path: from_hub(path, path + ".store"),
+    "hub": lambda path: download_dataset(path, path + ".store"),
 }
 formats()
 cifar10("test", sys.argv[1])  # or the first file would be charged with pyarrow's threads

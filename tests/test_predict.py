@@ -19,12 +19,13 @@ from sqzoo import hub
 from sqzoo.cli import main
 from sqzoo.data import Normalise
 from sqzoo.errors import ArgumentError, DataError
+from sqzoo.explain import explain
 from sqzoo.images.reader import ImageReader, as_pil
 from sqzoo.images.walk import image_files
 from sqzoo.predict import classify, predict
 from sqzoo.weights import CIFAR10_CLASSES
 from tests.support import ROOT
-from tests.support.sentences import assert_one_sentence
+from tests.support.sentences import assert_one_sentence, refusal
 
 CAT = ROOT / "examples" / "cat.jpg"
 
@@ -50,6 +51,29 @@ def test_top_k_is_a_distribution_in_order(model: torch.nn.Module) -> None:
     assert sorted(p.index for p in found) == list(range(10))
     assert [p.probability for p in found] == sorted((p.probability for p in found), reverse=True)
     assert sum(p.probability for p in found) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_named(value: float) -> None:
+    model = sqzoo.create_model("sq1", pretrained=True)
+    for name, parameter in model.named_parameters():
+        kept = parameter.detach().clone()
+        with torch.no_grad():
+            parameter.view(-1)[0] = value
+        for ask in (predict, explain):
+            with refusal(name, "NaN"):
+                ask(model, CAT)
+        with torch.no_grad():
+            parameter.copy_(kept)
+    assert predict(model, CAT)[0][0].label == "cat"
+
+
+def test_an_overflow_on_the_way_is_told() -> None:
+    model = sqzoo.create_model("sq1", pretrained=True)
+    with torch.no_grad():
+        model.fc2.weight.mul_(1e38)
+    with refusal("float32"):
+        predict(model, CAT)
 
 
 def test_batches_do_not_change_the_answer(model: torch.nn.Module) -> None:
@@ -194,7 +218,7 @@ def test_a_bad_picture_does_not_stop_the_others(folder: Path, capsys: pytest.Cap
     out, err = capsys.readouterr()
     assert [line.partition(":")[0] for line in out.splitlines()] == [str(folder / "a.jpg"), str(folder / "c, d.jpg")]
     assert "b.jpg' is not a readable image" in err
-    assert err.splitlines()[-1] == "sqzoo: 1 of 3 pictures could not be read."
+    assert err.splitlines()[-1] == "sqzoo: 1 of 3 images could not be read."
 
 
 def test_json_lines_and_csv_say_the_same(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -230,7 +254,7 @@ def test_output_appears_whole_or_not_at_all(folder: Path, tmp_path: Path, capsys
     empty = tmp_path / "empty"
     empty.mkdir()
     for words, expected in (
-        ([str(CAT), str(empty), "-o", str(tmp_path / "new.txt")], "No picture in"),
+        ([str(CAT), str(empty), "-o", str(tmp_path / "new.txt")], "No image in"),
         ([str(CAT), "-o", str(tmp_path / "no" / "x.txt")], "Cannot write"),
         ([str(CAT), "--batch-size", "0"], "batch_size must be"),
         ([str(CAT), "--format", "xml"], "--format"),

@@ -17,7 +17,7 @@ from safetensors.torch import save
 
 from sqzoo.data.batches import read_batch
 from sqzoo.errors import DataError, SqzooError, printable
-from sqzoo.own_images.folder import find_pictures
+from sqzoo.own_images.folder import find_images
 from sqzoo.weights.config_json import parse_config
 from sqzoo.weights.header import parse_header, read_tensors
 from tests.support.sentences import assert_one_sentence
@@ -163,7 +163,7 @@ def test_trees_of_folders(tree: dict[str, dict[str, bool]]) -> None:
                     place.mkdir()
                     (place / "x.jpg").touch()
         try:
-            found = find_pictures(folder)
+            found = find_images(folder)
         except DataError as e:
             assert_one_sentence(e)
             return

@@ -26,7 +26,7 @@ ELSEWHERE = {
 # Modules that are documented, in the order of a reader's steps.
 MODULES = (
     *("registry", "predict", "models", "data", "own_images.folder", "own_images.training", "train", "train.recipes"),
-    *("train.evaluation", "report.page", "explain", "uncertainty", "export", "deploy.optimize", "compress.make_tag"),
+    *("evaluation", "report.page", "explain", "uncertainty", "export", "deploy.optimize", "compress.make_tag"),
     *("hub", "cache", "demo", "weights", "errors"),
 )
 

@@ -8,7 +8,7 @@ photo's size though not of its sharpness. `sqzoo train sq1 --data FOLDER` runs i
 `--all-layers`; the model that comes of each is measured on 1,000 other test images, which no choice has seen.
 `--starts` compares the starts where nothing of CIFAR-10 helps: which of 17 photographs, in grey, is this a piece of? It
 learns from pieces of their left halves and is asked about the right ones. Writes
-results/accuracy/own_images.json and, from it, the table of docs/pictures.md.
+results/accuracy/own_images.json and, from it, the table of docs/own_images.md.
 """
 
 import argparse
@@ -119,8 +119,8 @@ def photos(arguments: argparse.Namespace, base: Path) -> dict[str, Any]:
         words = ["train", "sq1", "--data", str(base / "photos"), *option, *short]
         results[name] = measured(words, base / name, fresh)
         print(
-            f"{name}: {results[name]['seconds']:.0f} s, {results[name]['peak_mb']} MB, held-out "
-            f"{results[name]['held_out']['top1']:.1f} %, {len(fresh)} others {results[name]['fresh']['top1']:.1f} %"
+            f"{name}: {results[name]['seconds']:.0f} s, {results[name]['peak_mb']} MB, validation "
+            f"{results[name]['val']['top1']:.1f} %, {len(fresh)} others {results[name]['fresh']['top1']:.1f} %"
         )
     return {"pictures": each * len(CLASSES), "size": SIZE, "runs": results}
 
@@ -132,13 +132,13 @@ def starts(arguments: argparse.Namespace, base: Path) -> dict[str, Any]:
     for start in ("imagenet", "sq1.ft_cifar10"):
         words = ["train", "sq1", "--data", str(base / "pieces"), "--start", start, *short]
         results[start] = measured(words, base / start, [])
-        held = results[start]["held_out"]
-        print(f"{start}: {held['top1']:.1f} % of {held['images']} pieces, loss {held['loss']:.3f}")
+        val = results[start]["val"]
+        print(f"{start}: {val['top1']:.1f} % of {val['images']} pieces, loss {val['loss']:.3f}")
     return {"runs": results}
 
 
 def render(known: dict[str, Any]) -> str:
-    """Return the table of docs/pictures.md."""
+    """Return the table of docs/own_images.md."""
     if not known:
         return "Not measured yet: `python benchmarks/accuracy/own_images.py`."
     rows = []
@@ -147,19 +147,19 @@ def render(known: dict[str, Any]) -> str:
         rows += [
             f"`sqzoo train sq1` on {count} JPEG files of {width}x{height} in five classes of CIFAR-10, "
             f"{known['photos']['environment']['cores']} cores:\n",
-            "| trained | seconds | memory | held-out pictures | pictures no choice has seen |\n|---|---|---|---|---|",
+            "| trained | seconds | memory | validation images | images no choice has seen |\n|---|---|---|---|---|",
         ]
         for name, run in known["photos"]["runs"].items():
-            held, fresh = run["held_out"], run["fresh"]
+            val, fresh = run["val"], run["fresh"]
             rows.append(
-                f"| {name.replace('_', ' ')} | {run['seconds']:.0f} | {run['peak_mb']} MB | {held['top1']:.1f} % of "
-                f"{held['images']} | {fresh['top1']:.1f} % of {fresh['images']} |"
+                f"| {name.replace('_', ' ')} | {run['seconds']:.0f} | {run['peak_mb']} MB | {val['top1']:.1f} % of "
+                f"{val['images']} | {fresh['top1']:.1f} % of {fresh['images']} |"
             )
     if "starts" in known:
-        found = {start: run["held_out"] for start, run in known["starts"]["runs"].items()}
+        results = {start: run["val"] for start, run in known["starts"]["runs"].items()}
         rows.append(
             "\nPieces of 17 photographs, told apart: "
-            + ", ".join(f"{held['top1']:.1f} % of {held['images']} from {start}" for start, held in found.items())
+            + ", ".join(f"{val['top1']:.1f} % of {val['images']} from {start}" for start, val in results.items())
             + "."
         )
     return "\n".join(rows)

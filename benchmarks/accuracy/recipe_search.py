@@ -23,8 +23,9 @@ from benchmarks.record import write_record
 from sqzoo import create_model
 from sqzoo.data import Dataset, cifar10
 from sqzoo.environment import environment
+from sqzoo.evaluation import logits
 from sqzoo.models.upsample import Upsample
-from sqzoo.train import Recipe, logits, recipe, train
+from sqzoo.train import Recipe, recipe, train
 from sqzoo.train.checkpoint import best_weights
 
 RESULT = RESULTS / "accuracy" / "recipe_search.json"

@@ -29,8 +29,8 @@ from sqzoo import SqzooError, create_model, get_weights
 from sqzoo.data import Dataset, cifar10
 from sqzoo.deploy.onnx_graph import to_onnx
 from sqzoo.environment import environment
+from sqzoo.evaluation import logits, metrics
 from sqzoo.models.upsample import Upsample
-from sqzoo.train import logits, metrics
 from sqzoo.weights import tags
 from tools.readme import BENCHMARKS, write_into
 

@@ -19,7 +19,8 @@ from benchmarks.size.published import resnet
 from sqzoo import create_model
 from sqzoo.data import Dataset
 from sqzoo.deploy.backends import ExportModel
-from sqzoo.deploy.onnx_graph import CALIBRATION, to_onnx
+from sqzoo.deploy.int8 import CALIBRATION
+from sqzoo.deploy.onnx_graph import to_onnx
 from sqzoo.environment import require
 
 # Here, not where they are used: the process that all others are forked from loads them once.

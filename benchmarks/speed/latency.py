@@ -33,9 +33,9 @@ from benchmarks.speed.contenders import PEERS, Contender, Process, input_size, n
 from sqzoo import SqzooError, get_weights
 from sqzoo.data import Dataset, cifar10
 from sqzoo.deploy.backends import BACKENDS, ExportModel
-from sqzoo.deploy.onnx_graph import CALIBRATION
+from sqzoo.deploy.int8 import CALIBRATION
 from sqzoo.environment import environment, package_version
-from sqzoo.train import metrics
+from sqzoo.evaluation import metrics
 from sqzoo.weights import read_manifest
 from tools.readme import BENCHMARKS, write_into
 

@@ -8,7 +8,7 @@ many processes, of one thread each, which do nothing but run it, as `sqzoo.optim
 pixels, at the best batch size; it is measured before and after, and the better counts. The example's is that of the
 whole command, imports and the list of files included. Memory is the peak of all its processes together (proportional
 set size, which counts a shared page once), for all the pictures and for a tenth of them. Writes
-results/speed/score_many.json, by side, and the sentence of docs/pictures.md, at 100,000 images.
+results/speed/score_many.json, by side, and the sentence of docs/own_images.md, at 100,000 images.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from benchmarks import RESULTS, ROOT
 from benchmarks.record import write_record
 from sqzoo import create_model, get_weights, optimize
 from sqzoo.data import Dataset, cifar10
-from sqzoo.deploy.onnx_graph import pixels_side
+from sqzoo.deploy.onnx_graph import image_size
 from sqzoo.environment import environment
 from tools.readme import OWN_IMAGES, write_into
 
@@ -58,7 +58,7 @@ def run_alone(model: str, batch: int, seconds: float) -> float:
     """Return the images a second of the optimised network on a ready batch, in this process, on one thread."""
     torch.set_num_threads(1)
     network = create_model(model, pretrained=True)
-    side = pixels_side(network)
+    side = image_size(network)
     images = torch.randint(0, 256, (batch, side, side, 3), dtype=torch.uint8)
     run = optimize(network, batch_size=batch, preprocessing=True)
     for _ in range(5):
@@ -108,7 +108,7 @@ def example(pictures: Path, scores: Path, model: str, workers: int) -> dict[str,
 
 
 def render(known: dict[str, Any]) -> str:
-    """Return the sentences of docs/pictures.md."""
+    """Return the sentences of docs/own_images.md."""
     if not known:
         return "Not measured yet: `python benchmarks/speed/score_many.py`."
     return "\n".join(f"- {summary(result)}" for result in known.values())

@@ -1,11 +1,11 @@
-"""Options and arguments that several commands share, and what the shell completes for them."""
+"""Options and arguments that several commands share, their completion in the shell, and output files."""
 
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -15,50 +15,50 @@ if TYPE_CHECKING:
     from sqzoo.errors import ArgumentError
 
 
+def argument(help: str, **settings: Any) -> Any:
+    """Return a Typer argument whose help does not show its default."""
+    return typer.Argument(help=help, show_default=False, **settings)
+
+
+def option(help: str, *names: str, **settings: Any) -> Any:
+    """Return a Typer option whose help does not show its default."""
+    return typer.Option(*names, help=help, show_default=False, **settings)
+
+
 def complete_tag(incomplete: str) -> list[str]:
-    """Return the weights tags that begin so."""
+    """Return the weights tags that begin with the incomplete word."""
     from sqzoo.weights.manifest import read_manifest
 
     return [tag for tag in read_manifest() if tag.startswith(incomplete)]
 
 
-Tag = Annotated[
-    str, typer.Argument(metavar="TAG", help="Weights tag, such as sq1.ft_cifar10.", autocompletion=complete_tag)
-]
+Tag = Annotated[str, argument("Weights tag, such as sq1.ft_cifar10.", metavar="TAG", autocompletion=complete_tag)]
 Model = Annotated[
     str,
     typer.Option("--model", help="Model, weights tag, run folder or hf-hub:ORG/NAME.", autocompletion=complete_tag),
 ]
-Trunk = Annotated[
-    str | None,
-    typer.Option(help="File or folder with the ImageNet trunk, for tags stored as a head.", show_default=False),
-]
-Data = Annotated[
-    str | None, typer.Option(help="CIFAR-10 folder (default: $SQZOO_CIFAR10, else the Hub).", show_default=False)
-]
+Trunk = Annotated[str | None, option("File or folder with the ImageNet trunk, for tags stored as a head.")]
+Data = Annotated[str | None, option("CIFAR-10 folder (default: $SQZOO_CIFAR10, else the Hub).")]
 Backend = Annotated[
     str | None,
-    typer.Option(
-        help="Runtime: auto (the fastest here, measured), onnxruntime, openvino, ... (default: PyTorch as it is).",
-        show_default=False,
-    ),
+    option("Runtime: auto (the fastest on this machine, measured), onnxruntime, openvino, ... (default: PyTorch)."),
 ]
 
 
 def network(model: str, trunk: str | None, backend: str | None = None, batch_size: int = 1) -> "nn.Module":
-    """Return the pretrained model that `--model` names, behind the runtime that `--backend` names."""
+    """Return the pretrained model of `--model`, in the runtime of `--backend`."""
     from sqzoo.registry import create_model, model_name
 
-    found = create_model(model_name(model), pretrained=True, trunk=trunk)
+    net = create_model(model_name(model), pretrained=True, trunk=trunk)
     if backend is None:
-        return found
+        return net
     from sqzoo.deploy.optimize import optimize
 
-    return optimize(found, backend, batch_size)
+    return optimize(net, backend, batch_size)
 
 
 def check_writable(file: Path) -> None:
-    """Raise `ArgumentError` unless a file may be written there, before any work is done for it."""
+    """Raise `ArgumentError` unless a file can be written, before any work is done for it."""
     from sqzoo.errors import ArgumentError, shown
     from sqzoo.files import check_replaceable
 
@@ -73,21 +73,30 @@ def check_writable(file: Path) -> None:
     except (OSError, ValueError) as e:
         if isinstance(e, ArgumentError):
             raise
-        raise unwritable(file, e) from e
+        raise _unwritable(file, e) from e
 
 
-def unwritable(file: Path, error: Exception) -> "ArgumentError":
-    """Return the error of a file that cannot be written."""
+def write_output(file: Path, data: bytes) -> None:
+    """Write a file atomically; raise `ArgumentError` if it cannot be written."""
+    from sqzoo.files import write_bytes
+
+    try:
+        write_bytes(file, data)
+    except OSError as e:
+        raise _unwritable(file, e) from e
+
+
+def _unwritable(file: Path, error: Exception) -> "ArgumentError":
     from sqzoo.errors import ArgumentError, shown, why
 
-    return ArgumentError(f"Cannot write {shown(file)} ({why(error)}); name a file that you may write.")
+    return ArgumentError(f"Cannot write {shown(file)} ({why(error)}); name a file that you can write.")
 
 
 @contextmanager
 def writing(output: Path | None) -> Iterator[TextIO]:
-    """Yield stdout, or a text stream to a file that appears whole, when all is written.
+    """Yield stdout, or a text stream to a file that appears when all is written.
 
-    What was written before a full disk or Ctrl-C is kept as FILE.part: it may be the answers of a night.
+    What was written before a full disk or Ctrl-C is kept as FILE.part: it may be the result of a long run.
     """
     from sqzoo.files import temporary_beside
 
@@ -110,7 +119,7 @@ def writing(output: Path | None) -> Iterator[TextIO]:
         check_writable(output)
         temporary.replace(output)
     except OSError as e:
-        raise unwritable(output, e) from e
+        raise _unwritable(output, e) from e
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

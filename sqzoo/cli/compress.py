@@ -4,26 +4,19 @@ from typing import Annotated
 
 import typer
 
-from sqzoo.cli import _options
+from sqzoo.cli._options import Data, Trunk, argument, complete_tag
 
 
 def run(
-    parent: Annotated[
-        str,
-        typer.Argument(
-            help="Weights tag, or the folder of a finished run.",
-            show_default=False,
-            autocompletion=_options.complete_tag,
-        ),
-    ],
-    tag: Annotated[str, typer.Argument(help="The new tag, such as sq1.tiny_cifar10.", show_default=False)],
-    size: Annotated[int, typer.Option(metavar="BYTES", min=1, help="The file has at most so many bytes.")] = 340_000,
+    parent: Annotated[str, argument("Weights tag, or the folder of a finished run.", autocompletion=complete_tag)],
+    tag: Annotated[str, argument("New tag, such as sq1.tiny_cifar10.")],
+    size: Annotated[int, typer.Option(metavar="BYTES", min=1, help="Maximum file size in bytes.")] = 340_000,
     images: Annotated[int, typer.Option(min=1, help="Training images whose activations steer the rounding.")] = 512,
-    root: Annotated[str, typer.Option(metavar="FOLDER", help="Checkout whose package takes the weights.")] = ".",
-    data: _options.Data = None,
-    trunk: _options.Trunk = None,
+    root: Annotated[str, typer.Option(metavar="FOLDER", help="Checkout to add the weights to.")] = ".",
+    data: Data = None,
+    trunk: Trunk = None,
 ) -> None:
-    """Compress a network's weights into a new tag of the package, and measure what that costs.
+    """Compress a model's weights into a new tag of the package, and measure the accuracy.
 
     Examples:
     ```
@@ -36,7 +29,7 @@ def run(
     from sqzoo.compress.make_tag import make_tiny
     from sqzoo.data import cifar10
 
-    made = make_tiny(
+    record = make_tiny(
         parent,
         tag,
         root,
@@ -48,6 +41,6 @@ def run(
         progress=lambda line: print(line, file=sys.stderr),
     )
     print(
-        f"{tag}: {made['bytes']:,} bytes of {made['parent_bytes']:,}, test top-1 {made['test']['top1']:.2f} %, "
-        f"parent {made['parent']['test_top1']:.2f} %"
+        f"{tag}: {record['bytes']:,} bytes of {record['parent_bytes']:,}, test top-1 {record['test']['top1']:.2f} %, "
+        f"parent {record['parent']['test_top1']:.2f} %"
     )

@@ -4,28 +4,25 @@ from typing import Annotated
 
 import typer
 
-from sqzoo.cli._options import complete_tag
+from sqzoo.cli._options import argument, complete_tag
 
 
 def run(
     models: Annotated[
         list[str] | None,
-        typer.Argument(
+        argument(
+            "Models to choose from: weights tags, run folders, hf-hub:ORG/NAME (default: all complete tags).",
             metavar="[MODEL]...",
-            help="Models to choose from: weights tags, run folders, hf-hub:ORG/NAME (default: the complete tags).",
-            show_default=False,
             autocompletion=complete_tag,
         ),
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen at; another than this shows the page to others.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option(help="Port to listen at; 0 takes any free one.", min=0, max=65535)] = 8000,
+    host: Annotated[str, typer.Option(help="Address to bind; 0.0.0.0 lets other machines connect.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to bind; 0 takes any free one.", min=0, max=65535)] = 8000,
     browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
-    """Serve a page that classifies pictures in the browser alone; none leaves the machine.
+    """Serve a web page that classifies images in the browser; no image leaves the machine.
 
-    The first start fetches the page's engine, onnxruntime-web, from npm (33 MB); later ones need no network.
+    The first start downloads the runtime, onnxruntime-web, from npm (33 MB); later ones need no network.
 
     Examples:
     ```
@@ -40,10 +37,10 @@ def run(
 
     page = Page([model_name(name) for name in models or ()])
     with serve(page, host, port) as server:
-        bound = f"{f'[{host}]' if ':' in host else host}:{server.server_port}"
-        print(f"The page is at http://{bound}/ with {', '.join(page.models)}; Ctrl-C ends it.", flush=True)
+        url = f"http://{f'[{host}]' if ':' in host else host}:{server.server_port}/"
+        print(f"The page is at {url} with {', '.join(page.models)}; Ctrl-C stops the server.", flush=True)
         if browser:
-            webbrowser.open(f"http://{bound}/")
+            webbrowser.open(url)
         try:
             server.serve_forever()
         except KeyboardInterrupt:

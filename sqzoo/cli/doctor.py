@@ -7,9 +7,9 @@ import typer
 
 
 def run(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> int:
-    """Say what is installed, where things are kept, what is missing and how to get it.
+    """Show what is installed, what is missing and how to get it, and where files are kept.
 
-    Exit code 1 where something essential is broken, such as a damaged weights file.
+    Exit code 1 if something essential is broken, such as a damaged weights file.
 
     Examples:
     ```
@@ -19,12 +19,12 @@ def run(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
     """
     from sqzoo.doctor import examine
 
-    found = examine()
+    result = examine()
     if as_json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(result, indent=1))
     else:
-        for part, facts in found.items():
+        for part, facts in result.items():
             print(part)
             for name, value in facts.items():
                 print(f"  {name:22} {value}")
-    return 1 if found["essential"]["broken"] else 0
+    return 1 if result["essential"]["broken"] else 0

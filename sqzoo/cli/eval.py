@@ -10,7 +10,7 @@ from sqzoo.cli import _options
 
 
 class Split(StrEnum):
-    """CIFAR-10's two parts."""
+    """CIFAR-10's splits."""
 
     train = "train"
     test = "test"
@@ -23,7 +23,7 @@ def run(
     backend: _options.Backend = None,
     trunk: _options.Trunk = None,
 ) -> None:
-    """Measure a tag's accuracy and loss on CIFAR-10; prints JSON.
+    """Evaluate a tag's accuracy and loss on CIFAR-10; prints JSON.
 
     Examples:
     ```
@@ -35,13 +35,13 @@ def run(
     from dataclasses import asdict
 
     from sqzoo.data import cifar10
-    from sqzoo.train import evaluate
+    from sqzoo.evaluation import evaluate
     from sqzoo.weights import get_weights
 
     entry = get_weights(tag)
     images = cifar10(split.value, data)
     model = _options.network(entry.tag, trunk, backend, batch_size=8)
     began = time.perf_counter()
-    found = asdict(evaluate(model, images))
-    found |= {"seconds": round(time.perf_counter() - began, 2), "digest": images.digest, "sha256": entry.sha256}
-    print(json.dumps({"tag": entry.tag, "split": split.value, **found}, indent=1))
+    result = {"tag": entry.tag, "split": split.value} | asdict(evaluate(model, images))
+    result |= {"seconds": round(time.perf_counter() - began, 2), "digest": images.digest, "sha256": entry.sha256}
+    print(json.dumps(result, indent=1))

@@ -11,28 +11,22 @@ from sqzoo.cli import _options
 def run(
     model: Annotated[
         str,
-        typer.Argument(
-            help="Model, weights tag, or a folder that save_pretrained wrote.",
-            show_default=False,
-            autocompletion=_options.complete_tag,
-        ),
+        _options.argument("Model, weights tag, or saved model's folder.", autocompletion=_options.complete_tag),
     ],
     output: Annotated[
         str | None,
-        typer.Argument(
-            help="File to write, or folder for transformers-js (default: the model's name, here).", show_default=False
-        ),
+        _options.argument("File to write, or folder for transformers-js (default: the model's name)."),
     ] = None,
     format: Annotated[
         str, typer.Option(help="onnx, onnx-int8, openvino, torch-export, safetensors-int8 or transformers-js.")
     ] = "onnx",
     preprocessing: Annotated[
-        bool, typer.Option("--preprocessing", help="Take uint8 pictures (N, H, W, 3), give probabilities.")
+        bool, typer.Option("--preprocessing", help="Take uint8 images (N, H, W, 3), return probabilities.")
     ] = False,
     trunk: _options.Trunk = None,
     data: _options.Data = None,
 ) -> None:
-    """Write a model for another runtime, once its outputs were compared with PyTorch's.
+    """Export a model for another runtime, and compare its outputs with PyTorch's.
 
     int8 takes its ranges from CIFAR-10's training images.
 
@@ -44,24 +38,19 @@ def run(
     sqzoo export sq1 runs/sq1 --format transformers-js
     ```
     """
-    from sqzoo.deploy.onnx_graph import calibration_images
+    from sqzoo.deploy.int8 import calibration_images
     from sqzoo.errors import shown
     from sqzoo.export import FORMATS, export
     from sqzoo.registry import create_model, model_name
 
     source = model_name(model)
     network = create_model(source, pretrained=True, trunk=trunk)
-    folder = source.startswith("local-dir:")
-    name = Path(source.removeprefix("local-dir:")).resolve().name if folder else model.rpartition("/")[2]
+    is_folder = source.startswith("local-dir:")
+    name = Path(source.removeprefix("local-dir:")).resolve().name if is_folder else model.rpartition("/")[2]
     images = calibration_images(network, root=data) if format == "onnx-int8" else None
-    file = export(
-        network,
-        output or f"{name}{FORMATS.get(format, '')}",
-        format,
-        preprocessing=preprocessing,
-        calibration=images,
-    )
+    target = output or f"{name}{FORMATS.get(format, '')}"
+    file = export(network, target, format, preprocessing=preprocessing, calibration=images)
+    what = f"{file.stat().st_size / 1e6:.2f} MB"
     if format == "transformers-js":
-        print(f"{shown(file)}: a folder for the Hub and for transformers.js, its outputs are PyTorch's")
-    else:
-        print(f"{shown(file)}: {file.stat().st_size / 1e6:.2f} MB, its outputs are PyTorch's")
+        what = "a folder for the Hub and for transformers.js"
+    print(f"{shown(file)}: {what}, same outputs as PyTorch")

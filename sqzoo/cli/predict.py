@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Format(StrEnum):
-    """Output formats: text to read, a JSON object per line, or a CSV row per image."""
+    """Output formats: text, a JSON object per line, or a CSV row per image."""
 
     text = "text"
     jsonl = "jsonl"
@@ -29,27 +29,19 @@ class Format(StrEnum):
 
 
 def run(
-    images: Annotated[
-        list[str],
-        typer.Argument(help="Image files, folders of them, or - for file names on stdin.", show_default=False),
-    ],
+    images: Annotated[list[str], _options.argument("Image files, folders of them, or - for file names on stdin.")],
     model: _options.Model = "sq1",
-    top: Annotated[
-        int | None, typer.Option(help="Classes to print per image (default: up to 3).", show_default=False)
-    ] = None,
+    top: Annotated[int | None, _options.option("Classes to print per image (default: up to 3).")] = None,
     format: Annotated[Format, typer.Option(help="Output format.")] = Format.text,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="File to write instead of stdout.", show_default=False)
-    ] = None,
+    output: Annotated[Path | None, _options.option("File to write instead of stdout.", "-o", "--output")] = None,
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 16,
     backend: _options.Backend = None,
     trunk: _options.Trunk = None,
 ) -> int:
-    """Classify pictures.
+    """Classify images: files, folders, or a list on stdin, in constant memory.
 
-    Files, whole folders or a list on stdin, in constant memory. A picture that cannot be read is named on stderr and
-    the rest goes on; the exit code is then 1. "None of the ten, perhaps" stands before an answer that is unlike the
-    pictures the model was trained on.
+    An unreadable image is reported on stderr and skipped; the exit code is then 1. "None of the ten, perhaps" marks an
+    image that is unlike those that the model was trained on.
 
     Examples:
     ```
@@ -65,36 +57,35 @@ def run(
     from sqzoo.predict import classify
 
     network = _options.network(model, trunk, backend, batch_size)
-    if top is None:
-        top = min(3, len(label_names(network)))
+    classes = len(label_names(network))
+    top = min(3, classes) if top is None else top
     answers = classify(network, files, top_k=top, batch_size=batch_size)
-    seen = bad = 0
+    total = unreadable = 0
     with _options.writing(output) as stream:
-        # Lines and a bar on the same screen would tear each other.
-        quiet = not sys.stderr.isatty() or stream.isatty()
+        quiet = not sys.stderr.isatty() or stream.isatty()  # lines and a bar on one screen disturb each other
         if format is Format.csv:
-            _row(stream, ["image", *(f"{kind}_{n}" for n in range(1, top + 1) for kind in ("label", "probability")),
-                          "abstain", "error"])  # fmt: skip
-        for answer in tqdm(answers, unit=" pictures", disable=quiet):
-            seen += 1
+            columns = [f"{column}_{n}" for n in range(1, top + 1) for column in ("label", "probability")]
+            _write_row(stream, ["image", *columns, "abstain", "error"])
+        for answer in tqdm(answers, unit=" images", disable=quiet):
+            total += 1
             if answer.error:
-                bad += 1
+                unreadable += 1
                 tqdm.write(f"sqzoo: {answer.error}", file=sys.stderr)
-            _write(stream, answer, format, top, len(label_names(network)))
-    if bad:
-        print(f"sqzoo: {bad:,} of {seen:,} pictures could not be read.", file=sys.stderr)
-    return 1 if bad else 0
+            _write(stream, answer, format, top, classes)
+    if unreadable:
+        print(f"sqzoo: {unreadable:,} of {total:,} images could not be read.", file=sys.stderr)
+    return 1 if unreadable else 0
 
 
 def _files(images: list[str]) -> Iterator[str]:
-    """Return the files that are named; raise for one named on the command line that is not there."""
+    """Return the files to classify; raise for a missing one before any work is done."""
     for name in images:
         if name != "-" and not os.path.exists(name):
             raise DataError(f"No such image: {name!r}; check the name.")
-    return _each(images)
+    return _expanded(images)
 
 
-def _each(images: list[str]) -> Iterator[str]:
+def _expanded(images: list[str]) -> Iterator[str]:
     from sqzoo.images.walk import image_files
 
     for name in images:
@@ -106,34 +97,33 @@ def _each(images: list[str]) -> Iterator[str]:
                 empty = False
                 yield str(file)
             if empty:
-                raise ArgumentError(
-                    f"No picture in {name!r}, by the files' suffixes; name another folder, or the files."
-                )
+                raise ArgumentError(f"No image in {name!r}, by the files' suffixes; name another folder, or the files.")
         else:
             yield name
 
 
 def _write(stream: TextIO, answer: "Classification", format: Format, top: int, classes: int) -> None:
-    image, found = str(answer.image), answer.predictions
+    image, predictions = str(answer.image), answer.predictions
     if format is Format.jsonl:
-        facts: dict[str, Any] = {"image": image}
+        row: dict[str, Any] = {"image": image}
         if answer.error:
-            facts["error"] = str(answer.error)
+            row["error"] = str(answer.error)
         else:
-            facts["predictions"] = [asdict(prediction) for prediction in found]
-            facts |= {"ood_score": answer.ood_score, "abstain": answer.abstain}
-        stream.write(json.dumps(facts) + "\n")
+            row["predictions"] = [asdict(prediction) for prediction in predictions]
+            row |= {"ood_score": answer.ood_score, "abstain": answer.abstain}
+        stream.write(json.dumps(row) + "\n")
     elif format is Format.csv:
-        cells = [cell for p in found for cell in (p.label, f"{p.probability:.6f}")] or [""] * (2 * top)
-        _row(stream, [image, *cells, "" if answer.abstain is None else str(answer.abstain), str(answer.error or "")])
+        cells = [cell for p in predictions for cell in (p.label, f"{p.probability:.6f}")] or [""] * (2 * top)
+        abstain = "" if answer.abstain is None else str(answer.abstain)
+        _write_row(stream, [image, *cells, abstain, str(answer.error or "")])
     elif not answer.error:
-        classed = ", ".join(f"{p.label} {100 * p.probability:.1f} %" for p in found)
+        text = ", ".join(f"{p.label} {100 * p.probability:.1f} %" for p in predictions)
         if answer.abstain:
-            classed = f"none of the {'ten' if classes == 10 else classes}, perhaps ({classed})"
-        stream.write(f"{image}: {classed}\n")
+            text = f"none of the {'ten' if classes == 10 else classes}, perhaps ({text})"
+        stream.write(f"{image}: {text}\n")
 
 
-def _row(stream: TextIO, cells: list[str]) -> None:
+def _write_row(stream: TextIO, cells: list[str]) -> None:
     line = io.StringIO()
     csv.writer(line, lineterminator="\n").writerow(cells)
     stream.write(line.getvalue())

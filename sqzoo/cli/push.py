@@ -4,28 +4,21 @@ from typing import Annotated
 
 import typer
 
-from sqzoo.cli import _options
+from sqzoo.cli._options import Trunk, argument, complete_tag, option
 
 
 def run(
     model: Annotated[
         str,
-        typer.Argument(
-            help="Weights tag, such as sq1.ft_cifar10, or a folder that save_pretrained wrote.",
-            show_default=False,
-            autocompletion=_options.complete_tag,
-        ),
+        argument("Weights tag, such as sq1.ft_cifar10, or a saved model's folder.", autocompletion=complete_tag),
     ],
-    repo: Annotated[str, typer.Option(metavar="ORG/NAME", help="Made if it is not there.", show_default=False)],
+    repo: Annotated[str, option("Repository, created if it does not exist.", metavar="ORG/NAME")],
     private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
-    revision: Annotated[str | None, typer.Option(help="Branch (default: main).", show_default=False)] = None,
-    token: Annotated[
-        str | None,
-        typer.Option(help="Access token (default: $HF_TOKEN or that of `hf auth login`).", show_default=False),
-    ] = None,
-    trunk: _options.Trunk = None,
+    revision: Annotated[str | None, option("Branch (default: main).")] = None,
+    token: Annotated[str | None, option("Access token (default: $HF_TOKEN or that of `hf auth login`).")] = None,
+    trunk: Trunk = None,
     transformers_js: Annotated[
-        bool, typer.Option("--transformers-js/--no-transformers-js", help="Add files for browsers, by transformers.js.")
+        bool, typer.Option("--transformers-js/--no-transformers-js", help="Add the files for transformers.js.")
     ] = True,
 ) -> None:
     """Upload a weights tag, or a saved model's folder, to the Hugging Face Hub.
@@ -37,16 +30,11 @@ def run(
     ```
     """
     from sqzoo.errors import shown
-    from sqzoo.hub import push as upload
+    from sqzoo.hub import push
     from sqzoo.registry import model_name
 
-    commit = upload(
-        model_name(model),
-        repo,
-        token=token,
-        private=private,
-        revision=revision,
-        trunk=trunk,
-        transformers_js=transformers_js,
+    name = model_name(model)
+    commit = push(
+        name, repo, token=token, private=private, revision=revision, trunk=trunk, transformers_js=transformers_js
     )
     print(f"{shown(model)} is at {repo}, commit {commit}")

@@ -12,14 +12,12 @@ from sqzoo.cli.eval import Split
 
 def run(
     tag: _options.Tag,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="HTML file (default: TAG.html).", show_default=False)
-    ] = None,
+    output: Annotated[Path | None, _options.option("HTML file (default: TAG.html).", "-o", "--output")] = None,
     data: _options.Data = None,
     split: Annotated[Split, typer.Option(help="Images to evaluate on.")] = Split.test,
     trunk: _options.Trunk = None,
 ) -> None:
-    """Write a page on a tag: confusion, calibration, classes, most confident mistakes.
+    """Write an HTML report on a tag: confusion, calibration, classes, most confident mistakes.
 
     Examples:
     ```
@@ -33,10 +31,9 @@ def run(
     from sqzoo.data import cifar10
     from sqzoo.environment import require
     from sqzoo.errors import shown
-    from sqzoo.files import write_bytes
+    from sqzoo.evaluation import logits
     from sqzoo.registry import create_model
     from sqzoo.report.page import report
-    from sqzoo.train import logits
     from sqzoo.weights import CIFAR10_CLASSES, get_weights
 
     require("matplotlib", "train", "The report")  # before minutes of evaluation
@@ -45,26 +42,21 @@ def run(
     _options.check_writable(file)
     images = cifar10(split.value, data)
     model = create_model(entry.tag, pretrained=True, trunk=trunk)
-    found = logits(model, images)
     record = Path(__file__).parents[2] / entry.metrics["source"]  # in a checkout; a wheel has none
-    facts = {
-        "weights": f"{entry.file}, SHA-256 {entry.sha256}",
-        "images": f"CIFAR-10 {split.value}, digest {images.digest}",
-        "temperature": f"{model.temperature:.3f}" if entry.calibration else "none fitted",
-        "licence": entry.licence,
-        "provenance": entry.provenance,
-    }
     page = report(
         f"{entry.tag} on CIFAR-10 {split.value}",
         CIFAR10_CLASSES,
         torch.from_numpy(images.labels),
-        found,
-        picture=lambda i: Image.fromarray(images.images[i]),
+        logits(model, images),
+        image=lambda i: Image.fromarray(images.images[i]),
         log=json.loads(record.read_text(encoding="utf-8")).get("log", ()) if record.is_file() else (),
-        facts=facts,
+        facts={
+            "weights": f"{entry.file}, SHA-256 {entry.sha256}",
+            "images": f"CIFAR-10 {split.value}, digest {images.digest}",
+            "temperature": f"{model.temperature:.3f}" if entry.calibration else "none fitted",
+            "licence": entry.licence,
+            "provenance": entry.provenance,
+        },
     )
-    try:
-        write_bytes(file, page.encode())
-    except OSError as e:
-        raise _options.unwritable(file, e) from e
+    _options.write_output(file, page.encode())
     print(shown(file))

@@ -7,57 +7,44 @@ from typing import Annotated, Any
 
 import typer
 
-from sqzoo.cli import _options
+from sqzoo.cli._options import Trunk, argument, option
 from sqzoo.errors import ArgumentError
 
 
 def run(
-    model: Annotated[str, typer.Argument(help="Architecture, such as sq1.", show_default=False)],
+    model: Annotated[str, argument("Architecture, such as sq1.")],
     recipe: Annotated[
         str | None,
-        typer.Option(
-            help="A tag's name: paper_cifar10, held_out_cifar10 or ft_cifar10 (default: held_out_cifar10; images for a "
-            "folder of yours).",
-            show_default=False,
-        ),
+        option("paper_cifar10, held_out_cifar10 or ft_cifar10 (default: held_out_cifar10; for your images: images)."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Random seed (default: 0).", show_default=False)] = None,
-    folder: Annotated[
-        str | None, typer.Option("--run", help="Run folder (default: runs/MODEL-RECIPE-SEED).", show_default=False)
-    ] = None,
+    seed: Annotated[int | None, option("Random seed (default: 0).")] = None,
+    folder: Annotated[str | None, option("Run folder (default: runs/MODEL-RECIPE-SEED).", "--run")] = None,
     data: Annotated[
         str | None,
-        typer.Option(
-            help="Folder of your images, FOLDER/CLASS/*.jpg, or a data set ORG/NAME on the Hub; or a CIFAR-10 folder "
-            "(default: CIFAR-10 in $SQZOO_CIFAR10, else from the Hub).",
-            show_default=False,
+        option(
+            "Folder of your images, FOLDER/CLASS/*.jpg, or a dataset ORG/NAME on the Hub; or a CIFAR-10 folder "
+            "(default: CIFAR-10 in $SQZOO_CIFAR10, else from the Hub)."
         ),
     ] = None,
     all_layers: Annotated[
         bool, typer.Option("--all-layers", help="After the head, train all layers on your images.")
     ] = False,
-    held_out: Annotated[float, typer.Option(help="Fraction of each class of your images to validate on.")] = 0.2,
+    val_fraction: Annotated[float, typer.Option(help="Fraction of each class of your images to validate on.")] = 0.2,
     start: Annotated[
         str | None,
-        typer.Option(
-            help="Backbone to start from: imagenet, a weights tag or a file (default: imagenet, or for your images the "
-            "embedded weights where it cannot be had).",
-            show_default=False,
+        option(
+            "Backbone to start from: imagenet, a weights tag or a file (default: imagenet; for your images the "
+            "embedded weights if it cannot be had)."
         ),
     ] = None,
-    trunk: _options.Trunk = None,
-    cache: Annotated[
-        str | None,
-        typer.Option(help="Folder to keep the frozen backbone's features in (default: not kept).", show_default=False),
-    ] = None,
+    trunk: Trunk = None,
+    cache: Annotated[str | None, option("Folder for the frozen backbone's features (default: in memory).")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or mps.")] = "cpu",
-    precision: Annotated[str, typer.Option(help="float32, bfloat16, or auto: the faster one of the device.")] = "auto",
+    precision: Annotated[str, typer.Option(help="float32, bfloat16, or auto: the faster one on the device.")] = "auto",
     compile: Annotated[bool, typer.Option("--compile", help="Compile the network with torch.compile.")] = False,
-    changes: Annotated[
-        list[str] | None, typer.Option("--set", metavar="FIELD=JSON", help="Change the recipe.", show_default=False)
-    ] = None,
+    changes: Annotated[list[str] | None, option("Change the recipe.", "--set", metavar="FIELD=JSON")] = None,
 ) -> None:
-    """Train by the recipe of a weights tag, or on your own images, or resume a stopped run.
+    """Train by a recipe on CIFAR-10, or on your own images; resume a stopped run.
 
     Examples:
     ```
@@ -78,26 +65,30 @@ def run(
     try:
         if data is not None and not holds_cifar10(Path(data)):
             if compile:
-                raise ArgumentError("--compile goes with CIFAR-10; runs on your images are too short for it.")
-            options |= {"all_layers": all_layers, "held_out": held_out, "recipe_name": recipe, "start": start}
+                raise ArgumentError(
+                    "--compile is for CIFAR-10, runs on your images are too short for it; leave it out."
+                )
+            options |= {"all_layers": all_layers, "val_fraction": val_fraction, "recipe_name": recipe, "start": start}
             _own_images(model, data, folder, fields, options)
         elif all_layers:
-            raise ArgumentError("--all-layers goes with --data and a folder of your images; give --recipe ft_cifar10.")
+            raise ArgumentError(
+                "--all-layers is for a folder of your images in --data; on CIFAR-10 give --recipe ft_cifar10."
+            )
         else:
             fields |= {} if start is None else {"start": start}
             _cifar10(model, recipe or "held_out_cifar10", data, folder, fields, options | {"compile": compile})
     except KeyboardInterrupt:
-        print("\nThe same command goes on from the last finished epoch.", file=sys.stderr)
+        print("\nThe same command resumes after the last finished epoch.", file=sys.stderr)
         raise
 
 
 def _own_images(model: str, data: str, folder: str | None, fields: dict[str, Any], options: dict[str, Any]) -> None:
     from sqzoo.own_images.training import train_on_images
 
-    place = Path(folder or f"runs/{model}-{Path(data).resolve().name}-{fields.get('seed', 0)}")
-    val = train_on_images(model, data, place, **options, **fields)["val"]
-    print(f"{place}: {val['top1']:.1f} % of {val['images']} validation images right; report: {place}/report.html")
-    named = place if len(place.parts) > 1 else f"./{place}"  # a bare name would be a tag's
+    path = Path(folder or f"runs/{model}-{Path(data).resolve().name}-{fields.get('seed', 0)}")
+    val = train_on_images(model, data, path, **options, **fields)["val"]
+    print(f"{path}: {val['top1']:.1f} % of {val['images']} validation images right; report: {path}/report.html")
+    named = path if len(path.parts) > 1 else f"./{path}"  # a bare name would be a tag's
     print(f"Use it: sqzoo predict --model {named} IMAGE")
 
 
@@ -111,20 +102,20 @@ def _cifar10(
 
     check_name(model)
     plan = recipe(name, model, **fields)
-    place = Path(folder or f"runs/{model}-{name}-{plan.seed}")
-    result = train(plan, cifar10("train", data), cifar10("test", data), place, **options)
+    path = Path(folder or f"runs/{model}-{name}-{plan.seed}")
+    result = train(plan, cifar10("train", data), cifar10("test", data), path, **options)
     test = result["test"]
     if rank() == 0:
-        print(f"{place}: epoch {result['epoch']}, test top-1 {test['top1']:.2f} %, loss {test['loss']:.4f}")
+        print(f"{path}: epoch {result['epoch']}, test top-1 {test['top1']:.2f} %, loss {test['loss']:.4f}")
 
 
 def _fields(changes: list[str]) -> dict[str, Any]:
-    """Return the fields of FIELD=JSON words."""
+    """Parse FIELD=JSON words."""
     fields = {}
     for change in changes:
         key, _, value = change.partition("=")
         try:
             fields[key] = json.loads(value)
         except ValueError as e:
-            raise ArgumentError(f"--set {change!r} is not FIELD=JSON; write, say, --set lr=0.001.") from e
+            raise ArgumentError(f"--set {change!r} is not FIELD=JSON; write it like --set lr=0.001.") from e
     return fields

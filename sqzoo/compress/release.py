@@ -1,4 +1,4 @@
-"""A finished run as a weights tag: its file, manifest entry and record, put into a checkout together."""
+"""Turn a finished run into a weights tag: add its file, manifest entry and record to a checkout."""
 
 import hashlib
 import json
@@ -41,23 +41,22 @@ def read_run(run: str | os.PathLike[str], architecture: str) -> tuple[dict[str, 
 
 
 def entry_of(result: dict[str, Any], tag: str, source: str) -> dict[str, Any]:
-    """Return the manifest's entry of a run's weights, but for what `add` reads off the file.
+    """Return the manifest entry of a run's weights, without what `add` reads from the file.
 
     Args:
         result: of `sqzoo.train.train`.
-        tag: its part behind the dot is the recipe's name.
-        source: where the record will lie, from the checkout's root.
+        tag: ARCHITECTURE.RECIPE.
+        source: path of the record, from the checkout's root.
     """
     plan = result["recipe"]
     architecture, _, name = tag.partition(".")
     trunk = "alexnet" if architecture == "alexnet_cifar" else "squeezenet1_1"
     mean, std = NORMALISATIONS[plan["normalisation"]]
     upsample = result["upsample"]
-    if upsample and upsample[0] == upsample[1]:
-        upsample = upsample[0]
-    model_args = plan["model_args"] | {"upsample": upsample}
-    made = {"name": name, "commit": result["environment"]["commit"]}
+    square = upsample and upsample[0] == upsample[1]
+    model_args = plan["model_args"] | {"upsample": upsample[0] if square else upsample}
     model = create_model(architecture, device="meta", **model_args)
+    origin = {"name": name, "commit": result["environment"]["commit"]}
     return {
         "dtype": "float32",
         "holds": "complete" if plan["layers"] == "all" else "head",
@@ -73,7 +72,7 @@ def entry_of(result: dict[str, Any], tag: str, source: str) -> dict[str, Any]:
         "licence": _LICENCE,
         "provenance": _PROVENANCE.format(trunk=trunk),
         "model_args": model_args,
-        "recipe": made | {k: result[k] for k in ("device", "precision")} | plan,
+        "recipe": origin | {k: result[k] for k in ("device", "precision")} | plan,
         "metrics": {
             "test_top1": result["test"]["top1"],
             "test_loss": result["test"]["loss"],
@@ -98,36 +97,27 @@ def multiply_adds(model: nn.Module, input_size: Sequence[int]) -> int:
 
 
 def add(root: Path, entry: dict[str, Any], data: bytes, record: dict[str, Any]) -> None:
-    """Put a weights file, its record and, last, its entry into the package of the checkout `root`."""
+    """Add a weights file, its record and, last, its manifest entry to the package in a checkout."""
     weights, tag = root / "sqzoo" / "weights", record["tag"]
     file = weights / f"{tag}.safetensors"
     write_bytes(file, data)
-    about = {"tag": tag, "file": file.name, "sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+    facts = {"tag": tag, "file": file.name, "sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
     manifest = weights / "manifest.json"
     entries = [e for e in json.loads(manifest.read_text(encoding="utf-8"))["weights"] if e["tag"] != tag]
     write_record(root, entry, record)
-    entries = sorted([*entries, about | entry], key=_place)
-    write_text(manifest, json.dumps({"weights": entries}, indent=1) + "\n")  # last: it makes the rest count
+    entries = sorted([*entries, facts | entry], key=_sort_key)
+    write_text(manifest, json.dumps({"weights": entries}, indent=1) + "\n")  # last, because it makes the tag exist
 
 
-def _place(entry: dict[str, Any]) -> tuple[str, bool, bool, int, str]:
-    """Order the manifest: an architecture's default is first, the complete and uncoded file of the largest size.
-
-    An architecture without such a file has as its default the next best.
-    """
+def _sort_key(entry: dict[str, Any]) -> tuple[str, bool, bool, int, str]:
+    """Sort an architecture's default first: a complete file before a head, uncoded before coded, large images first."""
     upsample = entry["model_args"]["upsample"]
     size = upsample if isinstance(upsample, int) else upsample[-1]
-    return (
-        entry["tag"].partition(".")[0],
-        entry["holds"] != "complete",
-        entry.get("stored") == "coded",
-        -size,
-        entry["tag"],
-    )
+    architecture = entry["tag"].partition(".")[0]
+    return architecture, entry["holds"] != "complete", entry.get("stored") == "coded", -size, entry["tag"]
 
 
 def write_record(root: Path, entry: dict[str, Any], record: dict[str, Any]) -> None:
-    """Write a run's record where its entry says."""
+    """Write a run's record to its entry's source."""
     file = root / entry["metrics"]["source"]
-    file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps(record, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""A web page that classifies pictures in the browser alone: its server, its files, its models."""
+"""A web page that classifies images in the browser: its server, its files, its models."""
 
 from sqzoo.demo.page import Page
 from sqzoo.demo.server import serve

@@ -1,4 +1,4 @@
-"""What the page consists of: its own files, its engine, its models, packed once and held in memory."""
+"""The page's files, runtime and models, gzipped once and held in memory."""
 
 import gzip
 import hashlib
@@ -29,7 +29,7 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class Asset:
-    """A file of the page: its media type, its bytes as gzip packs them, and a tag that changes with them."""
+    """A file of the page: its media type, its gzipped bytes, and an ETag that changes with them."""
 
     media: str
     packed: bytes
@@ -37,27 +37,28 @@ class Asset:
 
 
 class Page:
-    """The page's files by path, `/index.html` among them. `models` are names that `create_model` takes.
+    """The page's files by path, such as `/index.html`; models and runtime are cached by the first call.
 
-    Without names they are the complete models of the package, the default architecture's first. The models and the
-    engine come from the user's cache, where the first call puts them. Raises `SqzooError`.
+    Args:
+        models: names for `create_model`; none takes the package's complete models, sq1's first.
+
+    Raises:
+        SqzooError: a model or the runtime cannot be had, or a package is not installed.
     """
 
     def __init__(self, models: Sequence[str] = ()) -> None:
-        for package in ("onnx", "onnxscript"):  # named before 33 MB are fetched
+        for package in ("onnx", "onnxscript"):  # reported before 33 MB are downloaded
             require(package, "demo", "The page")
         self.assets: dict[str, Asset] = {}
-        own = Path(__file__).parent / "static"
-        for file in sorted(own.iterdir()):
+        for file in sorted((Path(__file__).parent / "static").iterdir()):
             self._add(file.name, gzip.compress(file.read_bytes(), mtime=0))
         for name, packed in runtime_files().items():
             self._add(name, packed)
         entries = []
-        names = models or complete_tags()
-        for i, name in enumerate(tqdm(names, desc="networks for the page", leave=False, disable=None)):
+        for i, name in enumerate(tqdm(models or complete_tags(), "models", leave=False, disable=None)):
             model = page_model(name)
             self._add(f"{i}.onnx", model.packed)
-            entries.append({"file": f"{i}.onnx", "bytes": len(model.packed)} | model.about)
+            entries.append({"file": f"{i}.onnx", "bytes": len(model.packed)} | model.metadata)
         self._add("models.json", gzip.compress(json.dumps(entries).encode(), mtime=0))
         self.models = [str(entry["tag"]) for entry in entries]
 
@@ -67,7 +68,7 @@ class Page:
 
 
 def complete_tags() -> list[str]:
-    """Return the tags that need no ImageNet trunk and have class maps, which AlexNet has not; `sq1`'s first."""
-    known = {tag: get_weights(tag) for tag in list_models(pretrained=True)}
-    tags = [tag for tag, entry in known.items() if entry.holds == "complete" and entry.trunk != "alexnet"]
+    """Return the tags that need no ImageNet trunk and have class maps, which AlexNet lacks; sq1's first."""
+    entries = {tag: get_weights(tag) for tag in list_models(pretrained=True)}
+    tags = [tag for tag, entry in entries.items() if entry.holds == "complete" and entry.trunk != "alexnet"]
     return sorted(tags, key=lambda tag: (not tag.startswith("sq1."), tag))

@@ -1,4 +1,4 @@
-"""Serves the page from memory: GET and HEAD alone, under its own names alone, and nothing is taken in."""
+"""Serve the page from memory: GET and HEAD only, for its own host names only; no uploads."""
 
 import gzip
 import ipaddress
@@ -13,7 +13,7 @@ from sqzoo.demo.page import Page
 from sqzoo.errors import ArgumentError, printable, why
 
 _HEADERS = {
-    # The browser itself refuses whatever is not listed: a picture could not leave, even if the page's code tried.
+    # The browser refuses whatever is not listed: an image cannot leave, even if the page's code tried.
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self' blob:; "
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -29,19 +29,24 @@ _HEADERS = {
 
 
 def serve(page: Page, host: str = "127.0.0.1", port: int = 8000) -> ThreadingHTTPServer:
-    """Return a server that listens; `serve_forever` answers, `server_close` ends it. Port 0 takes any free one.
+    """Return a bound server for `serve_forever`.
 
-    host: an IPv4 or IPv6 address, or a name. Raises `ArgumentError` where the address cannot be had.
+    Args:
+        page: what to serve.
+        host: IPv4 or IPv6 address to bind, or a name.
+        port: to bind; 0 takes any free one.
+
+    Raises:
+        ArgumentError: the address cannot be bound.
     """
     handler = type("Handler", (_Handler,), {"page": page})
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, _, _, _, address = found[0]
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         server = type("Server", (_Server,), {"address_family": family})
         return server((address[0], port), handler, host)
     except (OSError, OverflowError, UnicodeError, ValueError) as e:
         raise ArgumentError(
-            f"Cannot listen at {printable(host)}:{port} ({why(e)}); choose another with --port or --host."
+            f"Cannot bind {printable(host)}:{port} ({why(e)}); choose another with --port or --host."
         ) from e
 
 
@@ -55,23 +60,22 @@ class _Server(ThreadingHTTPServer):
         self.server_name, self.server_port = self.host, self.server_address[1]
 
     def answers_to(self, name: str) -> bool:
-        """Whether the page may be asked for under a name (the request's Host).
+        """Whether a request's Host is one of this server's names.
 
-        A name that another site's owner has pointed to this machine (DNS rebinding) is not among them: else that
-        site's page could read what is served here.
+        Refuses a name that another site pointed to this machine (DNS rebinding), whose page could else read this one.
         """
-        found = re.fullmatch(r"\[(.*)\](:\d*)?|([^:]*)(:\d*)?", name.strip().casefold())
-        name = (found[1] or found[3] or "").rstrip(".") if found else ""
+        match = re.fullmatch(r"\[(.*)\](:\d*)?|([^:]*)(:\d*)?", name.strip().casefold())
+        name = (match[1] or match[3] or "").rstrip(".") if match else ""
         here = ipaddress.ip_address(str(self.server_address[0]))
         try:
-            asked = ipaddress.ip_address(name)
+            address = ipaddress.ip_address(name)
         except ValueError:
             own = {"localhost"} if here.is_loopback else {"localhost", socket.gethostname().casefold()}
             return name in own | {self.host}
-        return asked.is_loopback if here.is_loopback else True
+        return address.is_loopback if here.is_loopback else True
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing of a browser that goes away, and one line of anything else."""
+        """Ignore a browser that disconnects; print one line for anything else."""
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             print(f"sqzoo: a request failed ({type(error).__name__}: {printable(error)}).", file=sys.stderr)
@@ -81,7 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
     page: Page
     server: _Server
     protocol_version = "HTTP/1.1"
-    timeout = 60  # seconds without a word from the browser
+    timeout = 60  # seconds of silence
 
     def do_GET(self) -> None:
         if not self.server.answers_to(self.headers.get("Host", "")):
@@ -96,14 +100,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_response(HTTPStatus.NOT_MODIFIED)
             self.end_headers()
             return
-        packs = "gzip" in self.headers.get("Accept-Encoding", "")
-        body = asset.packed if packs else gzip.decompress(asset.packed)
+        gzipped = "gzip" in self.headers.get("Accept-Encoding", "")
+        body = asset.packed if gzipped else gzip.decompress(asset.packed)
         self.send_response(HTTPStatus.OK)
         self.send_header("Content-Type", asset.media)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("ETag", asset.etag)
         self.send_header("Vary", "Accept-Encoding")
-        if packs:
+        if gzipped:
             self.send_header("Content-Encoding", "gzip")
         self.end_headers()
         if self.command != "HEAD":
@@ -117,4 +121,4 @@ class _Handler(BaseHTTPRequestHandler):
         super().end_headers()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing: the terminal is the user's."""
+        """Log nothing: the terminal is the user's."""

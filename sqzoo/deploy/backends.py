@@ -1,4 +1,4 @@
-"""Runtimes behind one call: each backend turns a model into a function from images to outputs, both PyTorch tensors."""
+"""Backends: each turns a model into a function from images to outputs, both PyTorch tensors, in its runtime."""
 
 import hashlib
 import threading
@@ -15,8 +15,9 @@ import torch.nn.functional as F
 
 from sqzoo import __version__
 from sqzoo.data import Normalise
-from sqzoo.deploy.onnx_graph import FromPixels, calibration_images, frozen_copy, run_onnx, to_int8, to_onnx
-from sqzoo.deploy.parity import Run
+from sqzoo.deploy.int8 import calibration_images, to_int8
+from sqzoo.deploy.onnx_graph import FromPixels, frozen_copy, run_onnx, to_onnx
+from sqzoo.deploy.parity import BF16_TOLERANCE, Runtime, compare
 from sqzoo.environment import package_version, require
 from sqzoo.errors import ArgumentError
 from sqzoo.files import cache_folder, tensors_sha256, write_bytes
@@ -25,13 +26,13 @@ Shape = tuple[int, ...]  # of a batch of images, (N, C, H, W) or (N, H, W, 3)
 
 
 def kept_folder() -> Path:
-    """Return where graphs and measured choices are kept between processes; `sqzoo cache` shows and removes them."""
+    """Return the cache folder for graphs and measured choices; `sqzoo cache` shows and removes it."""
     return cache_folder() / "optimize"
 
 
 @contextmanager
 def default_modes() -> Iterator[None]:
-    """Leave the caller's inference mode, gradients and autocast, in which graphs cannot be made, or would be others."""
+    """Leave the caller's inference mode, gradients and autocast, which would change or prevent the export of graphs."""
     with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
         yield
 
@@ -39,19 +40,19 @@ def default_modes() -> Iterator[None]:
 class ExportModel:
     """A model's float32 copy on the CPU, in evaluation mode and channels-last layout, and its ONNX graphs.
 
-    A graph is for one image size and any batch size. It is made once and kept on disk.
+    A graph is for one image size and any batch size. It is exported once and cached on disk.
 
     Args:
-        model: a model of `create_model`, compiled by `torch.compile` or not; it stays as it is.
-        preprocessing: uint8 (N, H, W, 3) to probabilities, as `FromPixels`, instead of what the model takes and gives.
+        model: from `create_model`, compiled by `torch.compile` or not; it is left as it is.
+        preprocessing: uint8 (N, H, W, 3) to probabilities, by `FromPixels`.
         calibration: uint8 training images (N, H, W, 3) that set int8's ranges; None for CIFAR-10's.
 
     Raises:
-        ArgumentError: the model was not made by `create_model`, or cannot have its preparation inside.
+        ArgumentError: the model was not created by `create_model`, or cannot have its preprocessing inside.
     """
 
     def __init__(self, model: nn.Module, preprocessing: bool = False, calibration: np.ndarray | None = None) -> None:
-        model = getattr(model, "_orig_mod", model)  # behind torch.compile
+        model = getattr(model, "_orig_mod", model)  # compiled by torch.compile
         if not hasattr(model, "pretrained_cfg"):
             raise ArgumentError(f"{type(model).__name__} was not created by create_model; pass a model that was.")
         if preprocessing and (model.in_chans != 3 or not model.num_classes):
@@ -64,19 +65,19 @@ class ExportModel:
         self.module: nn.Module = module.eval().to(memory_format=torch.channels_last)
 
     def shape(self, batch_size: int, size: tuple[int, int] | None = None) -> Shape:
-        """Return the shape of a batch of images of a size, by default the model's own."""
+        """Return the shape of a batch of images of a size (H, W), by default the model's own."""
         size = size or self.net.pretrained_cfg["input_size"][1:]
         return (batch_size, *size, 3) if self.preprocessing else (batch_size, self.net.in_chans, *size)
 
     def noise(self, shape: Shape) -> torch.Tensor:
-        """Return images of noise as the model takes them, the same each time."""
+        """Return the same random images each time, as the model takes them."""
         generator = torch.Generator("cpu").manual_seed(0)
         if self.preprocessing:
             return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator, device="cpu")
         return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
 
     def prepared(self, pixels: np.ndarray, shape: Shape | None = None) -> torch.Tensor:
-        """Return uint8 images (N, H, W, 3) as the model takes them, resized to the size that `shape` tells."""
+        """Return uint8 images (N, H, W, 3) as the model takes them, resized to the size of `shape`."""
         images = torch.from_numpy(np.require(pixels, requirements="W"))
         size = pixels.shape[1:3] if shape is None else shape[1:3] if self.preprocessing else shape[2:]
         if pixels.shape[1:3] != size:
@@ -85,10 +86,10 @@ class ExportModel:
         return images if self.preprocessing else Normalise.of(self.net)(images).contiguous()
 
     def key(self, shape: Shape) -> str:
-        """Return the SHA-256 of what the outputs depend on: tensors, structure, image size, exporters' versions."""
+        """Return the SHA-256 of everything the outputs depend on: tensors, modules, image size, exporters' versions."""
         tensors = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
         parts = [tensors_sha256(tensors), repr(self.module), str(shape[1:]), __version__]
-        for module in self.module.modules():  # not all is in their repr: a temperature, say
+        for module in self.module.modules():  # their repr lacks some, such as the temperature
             settings = {k: v for k, v in vars(module).items() if isinstance(v, bool | int | float | str | tuple | list)}
             parts += [f"{type(module).__module__} {sorted(settings.items())}"]
         parts += [str(package_version(name)) for name in ("torch", "onnx", "onnxscript", "onnxruntime")]
@@ -96,7 +97,7 @@ class ExportModel:
 
     def onnx(self, shape: Shape) -> bytes:
         """Return the float32 graph for the image size of `shape`."""
-        return _kept(self.key(shape), lambda: to_onnx(self.module, self.noise((2, *shape[1:])), {}))
+        return _cached(self.key(shape), lambda: to_onnx(self.module, self.noise((2, *shape[1:])), {}))
 
     def int8(self, shape: Shape) -> bytes:
         """Return the graph in int8 for the image size of `shape`."""
@@ -108,11 +109,11 @@ class ExportModel:
             pixels = calibration_images(self.net, self.calibration)
             return to_int8(self.module, self.onnx(shape), self.prepared(pixels, shape), {})
 
-        return _kept(hashlib.sha256(f"{self.key(shape)} {ranges}".encode()).hexdigest(), make)
+        return _cached(hashlib.sha256(f"{self.key(shape)} {ranges}".encode()).hexdigest(), make)
 
 
-def _kept(key: str, make: Callable[[], bytes]) -> bytes:
-    """Return a graph from the cache, where its name holds its SHA-256, or make it and keep it there."""
+def _cached(key: str, make: Callable[[], bytes]) -> bytes:
+    """Return a graph from the cache, where its name holds its SHA-256, or make it and cache it."""
     for file in kept_folder().glob(f"{key}-*.onnx"):
         data = file.read_bytes()
         if file.stem == f"{key}-{hashlib.sha256(data).hexdigest()}":
@@ -125,20 +126,20 @@ def _kept(key: str, make: Callable[[], bytes]) -> bytes:
     return data
 
 
-def _pytorch(model: ExportModel, shape: Shape) -> Run:
+def _pytorch(model: ExportModel, shape: Shape) -> Runtime:
     return lambda x: model.module(_channels_last(x))
 
 
-def _inductor(model: ExportModel, shape: Shape) -> Run:
+def _inductor(model: ExportModel, shape: Shape) -> Runtime:
     compiled = torch.compile(model.module, dynamic=False, options={"freezing": True})
     return lambda x: compiled(_channels_last(x))
 
 
-def _onnxruntime(model: ExportModel, shape: Shape, int8: bool = False) -> Run:
+def _onnxruntime(model: ExportModel, shape: Shape, int8: bool = False) -> Runtime:
     return run_onnx(model.int8(shape) if int8 else model.onnx(shape))
 
 
-def _openvino(model: ExportModel, shape: Shape, precision: str = "f32") -> Run:
+def _openvino(model: ExportModel, shape: Shape, precision: str = "f32") -> Runtime:
     openvino = require("openvino", "openvino", "The backend openvino")
     core = openvino.Core()
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
@@ -165,8 +166,8 @@ def _channels_last(x: torch.Tensor) -> torch.Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.is_floating_point() else x
 
 
-# Each prepares its runtime for one shape, and for as many threads as PyTorch has at that time.
-BACKENDS: dict[str, Callable[[ExportModel, Shape], Run]] = {
+# Each prepares its runtime for one shape and the number of threads that PyTorch has then.
+BACKENDS: dict[str, Callable[[ExportModel, Shape], Runtime]] = {
     "pytorch": _pytorch,
     "inductor": _inductor,
     "onnxruntime": _onnxruntime,
@@ -175,3 +176,19 @@ BACKENDS: dict[str, Callable[[ExportModel, Shape], Run]] = {
     "onnxruntime-int8": partial(_onnxruntime, int8=True),
     "openvino-int8": partial(_openvino, precision="int8"),
 }
+
+
+def prepare(model: ExportModel, backend: str, shape: Shape) -> Runtime:
+    """Prepare a backend's runtime for a shape, and compare its outputs with PyTorch's.
+
+    Raises:
+        MissingExtraError, ExportError, DataError: also whatever model and runtime raise.
+    """
+    with default_modes():
+        runtime = BACKENDS[backend](model, shape)
+        if "int8" not in backend:  # whose outputs were compared when its graph was made
+            batches = -(-8 // shape[0])  # 8 images or more, so that none alone decides on bf16
+            images = model.noise((batches * shape[0], *shape[1:]))
+            tolerance = BF16_TOLERANCE if "bf16" in backend else None
+            compare(model.module, runtime, images.split(shape[0]), f"The backend {backend}", tolerance)
+    return runtime

@@ -1,4 +1,4 @@
-"""Whether another runtime gives what PyTorch gives."""
+"""Compare another runtime's outputs with PyTorch's."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,19 +8,19 @@ import torch.nn as nn
 from sqzoo.errors import ExportError
 
 TOLERANCE = 1e-4  # largest difference of an output, relative to the largest output where that is above 1
-BF16_TOLERANCE, INT8_TOLERANCE = 0.03, 0.15  # root mean square difference, relative to the outputs' own std
+BF16_TOLERANCE, INT8_TOLERANCE = 0.03, 0.15  # root mean square difference, relative to the outputs' standard deviation
 
-Run = Callable[[torch.Tensor], torch.Tensor]
+Runtime = Callable[[torch.Tensor], torch.Tensor]  # from a batch of images to outputs
 
 
 def compare(
-    module: nn.Module, run: Run, batches: Sequence[torch.Tensor], name: str, tolerance: float | None = None
+    module: nn.Module, runtime: Runtime, batches: Sequence[torch.Tensor], name: str, tolerance: float | None = None
 ) -> None:
     """Compare a runtime's outputs with PyTorch's.
 
     Args:
         module: the network in PyTorch, in evaluation mode.
-        run: the runtime.
+        runtime: what runs the same network.
         batches: inputs, each given to both as one batch.
         name: what is compared, the beginning of the error's sentence.
         tolerance: allowed root mean square difference over all batches, relative to the outputs' standard deviation;
@@ -33,7 +33,7 @@ def compare(
     with torch.inference_mode():
         for images in batches:
             expected.append(module(images).double())
-            results.append(run(images).double())
+            results.append(runtime(images).double())
             if results[-1].shape != expected[-1].shape or not results[-1].isfinite().all():
                 raise ExportError(
                     f"{name} gives outputs of shape {list(results[-1].shape)}, not finite {list(expected[-1].shape)}."

@@ -4,12 +4,13 @@ import torch
 
 
 def augment(images: torch.Tensor, pad: int, flip: bool, cutout: int) -> torch.Tensor:
-    """Crop, flip and cut out (DeVries and Taylor 2017) images (N, H, W, 3) uint8, each differently.
+    """Crop, flip and cut out (DeVries and Taylor 2017) each image at random.
 
     Args:
-        images, flip: half of them are mirrored.
-        pad: pixels to shift by at most, in each direction; edges are reflected.
-        cutout: side in pixels of a square, wholly inside, that is painted in the image's mean colour; 0 for none.
+        images: (N, H, W, 3) uint8.
+        pad: largest shift in pixels in each direction; edges are reflected.
+        flip: mirror half of the images.
+        cutout: side in pixels of a square inside the image that is filled with its mean colour; 0 for none.
     """
     count, height, width, _ = images.shape
     device = images.device

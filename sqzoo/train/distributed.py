@@ -1,7 +1,7 @@
 """Data-parallel training under torchrun: each process takes its shard of every batch, the gradients are summed.
 
-One flat sum of all gradients, three megabytes here, instead of DistributedDataParallel: the weights are those of one
-process at the same batch up to the order of additions, but for dropout, which each process draws by itself.
+One all-reduce of all gradients, three megabytes here, in place of DistributedDataParallel: the weights equal those of
+one process at the same batch up to the order of sums, except for dropout, which each process draws by itself.
 """
 
 import os
@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 
 def rank() -> int:
-    """Return this process's number among torchrun's, 0 where there is one alone."""
+    """Return this process's rank under torchrun, 0 without."""
     return int(os.environ["RANK"]) if "TORCHELASTIC_RUN_ID" in os.environ else 0
 
 
@@ -24,7 +24,7 @@ def processes() -> int:
 
 @contextmanager
 def init_process_group(device: str) -> Iterator[str]:
-    """Join the processes that torchrun started, if it did; yield this process's device ("cuda" gets its number)."""
+    """Join torchrun's process group, if there is one; yield this process's device ("cuda" gets its number)."""
     if "TORCHELASTIC_RUN_ID" not in os.environ or dist.is_initialized():
         yield device
         return
@@ -45,21 +45,20 @@ def rank_zero_first() -> Iterator[None]:
         yield
         return
     failed = torch.ones(1, device="cuda" if dist.get_backend() == "nccl" else "cpu")
-    if rank() > 0:
-        dist.broadcast(failed, 0)
-        if failed:
-            raise SystemExit(2)
-        yield
-        return
     try:
-        yield
-        failed.zero_()
+        if rank() == 0:
+            yield
+            failed.zero_()
     finally:
         dist.broadcast(failed, 0)
+    if failed:
+        raise SystemExit(2)
+    if rank() > 0:
+        yield
 
 
 def shard(count: int) -> slice:
-    """Return this process's part of a batch of `count` images; parts differ by one image at most."""
+    """Return this process's part of a batch of `count` images; sizes differ by one image at most."""
     return slice(count * rank() // processes(), count * (rank() + 1) // processes())
 
 

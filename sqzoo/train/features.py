@@ -1,7 +1,4 @@
-"""The frozen backbone's output, computed once: dense on a GPU; on a CPU its non-zeros, in memory or cached on disk.
-
-The backbone has no batch norm and the paper no augmentation, so its output for an image is a constant.
-"""
+"""The frozen backbone's features, constant, so computed once: dense on a GPU; sparse, maybe cached, on a CPU."""
 
 import hashlib
 import os
@@ -11,7 +8,6 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 from safetensors import safe_open
-from safetensors.torch import load_file
 from tqdm import tqdm
 
 from sqzoo.data import Normalise
@@ -32,24 +28,25 @@ def trunk_features(
     dtype: torch.dtype = torch.float32,
     title: str = "",
 ) -> torch.Tensor | SparseFeatures:
-    """Compute the frozen backbone's features of images: dense (N, C, h, w) on a GPU, exact sparse ones on a CPU.
+    """Compute the frozen backbone's features of images.
 
     Args:
-        images: (N, H, W, 3) uint8, on the model's device. digest: of their pixels.
-        cache: folder for a CPU's features; None keeps them in memory. A file is used only if its key and SHA-256 are
-            right; of several processes that need one that is not there, one computes it and the others wait.
-        dtype: of dense features.
+        images: (N, H, W, 3) uint8, on the model's device.
+        digest: of their pixels.
+        cache: folder for a CPU's features; None keeps them in memory. A file is used only if its key and SHA-256 match;
+            of several processes that need a missing file, one computes it and the others wait.
         title: of the progress bar; "" shows none.
-    """
-    with (
-        torch.inference_mode(),
-        tqdm(total=len(images), desc=title, unit="img", disable=None if title else True, leave=False) as bar,
-    ):
 
-        def maps_of(few: torch.Tensor) -> Iterator[torch.Tensor]:
-            for part in few.split(_CPU_CHUNK if few.device.type == "cpu" else _GPU_CHUNK):
-                yield model.forward_features(normalise(part))
-                bar.update(len(part))
+    Returns:
+        Dense features (N, C, h, w) on a GPU, the same ones as their non-zeros on a CPU.
+    """
+    hidden = None if title else True
+    with torch.inference_mode(), tqdm(total=len(images), desc=title, unit="img", disable=hidden, leave=False) as bar:
+
+        def maps_of(shard: torch.Tensor) -> Iterator[torch.Tensor]:
+            for chunk in shard.split(_CPU_CHUNK if shard.device.type == "cpu" else _GPU_CHUNK):
+                yield model.forward_features(normalise(chunk))
+                bar.update(len(chunk))
 
         if images.device.type != "cpu":
             features = torch.empty(0)
@@ -62,28 +59,27 @@ def trunk_features(
         layers = [tensors_sha256(model.features.state_dict()), repr(model.features), repr(model.upsample)]
         key = hashlib.sha256("\n".join([*layers, repr(normalise), digest, "v2"]).encode()).hexdigest()
         shards = []
-        for number, few in enumerate(images.split(_SHARD)):
+        for number, shard in enumerate(images.split(_SHARD)):
             if cache is None:
-                shards.append(sparse_shard(maps_of(few)))
+                shards.append(sparse_shard(maps_of(shard)))
                 continue
             file = Path(cache) / f"features-{key[:16]}-{number}.safetensors"
             file.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(file.with_name(f".{file.name}.lock")):  # the system releases it when its holder is killed
-                shard = _read(file, key)
-                if shard is None:
-                    shard = sparse_shard(maps_of(few))
-                    write_tensors(file, shard, {"key": key, "sha256": tensors_sha256(shard)})
-                    shard = _read(file, key) or shard  # mapped to memory in place of in it
-                shards.append(shard)
+                if (tensors := _read(file, key)) is None:
+                    tensors = sparse_shard(maps_of(shard))
+                    write_tensors(file, tensors, {"key": key, "sha256": tensors_sha256(tensors)})
+                    tensors = _read(file, key) or tensors  # memory-mapped in place of in memory
+                shards.append(tensors)
         return SparseFeatures.of(shards)
 
 
 def _read(file: Path, key: str) -> dict[str, torch.Tensor] | None:
-    """Return the shard in `file`, mapped to memory, or None unless it is the intact one of `key`."""
+    """Return the shard in `file`, memory-mapped; None unless it is intact and of this key."""
     try:
         with safe_open(file, "pt") as opened:
             metadata = opened.metadata()
-        tensors = load_file(file) if metadata["key"] == key else {}
+            tensors = {n: opened.get_tensor(n) for n in opened.keys()} if metadata["key"] == key else {}
         return tensors if tensors_sha256(tensors) == metadata["sha256"] else None
     except Exception:  # whatever a damaged or missing file makes safetensors raise
         return None

@@ -1,6 +1,6 @@
-"""Muon (Jordan et al. 2024) for convolutions: momentum whose update is made orthogonal, in few launches.
+"""Muon (Jordan et al. 2024) for convolutions: momentum SGD with orthogonalised updates, in few kernel launches.
 
-torch.optim.Muon takes matrices only, and goes through them one by one: some 700 launches a step for SqueezeNet.
+torch.optim.Muon takes matrices only, one by one: some 700 launches per step for SqueezeNet.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,17 +13,7 @@ _LIKE_ADAMW = 0.2  # root mean square of an update, as AdamW's is (Liu et al. 20
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon with Nesterov momentum and decoupled weight decay.
-
-    All gradients are gathered into one vector, and from there into padded batches of matrices: on a GPU a single batch,
-    because launches cost the time; on a CPU one per length of the shorter side, because products with zeros do.
-
-    Args:
-        params: weights (O, I, h, w), each taken as a matrix (O, I * h * w).
-        lr: learning rate.
-        weight_decay: as AdamW's.
-        momentum: of the gradients' average.
-    """
+    """Muon with Nesterov momentum and decoupled weight decay, of weights (O, ...) as matrices (O, elements)."""
 
     def __init__(
         self, params: Iterable[torch.nn.Parameter], lr: float, weight_decay: float = 0.0, momentum: float = 0.95
@@ -37,7 +27,9 @@ class Muon(torch.optim.Optimizer):
         for group, packing in zip(self.param_groups, self.packings, strict=True):
             params, state = group["params"], self.state[group["params"][0]]
             grads = torch.cat([_flat(p.grad, p) for p in params])
-            momentum = state.setdefault("momentum", torch.zeros_like(grads))
+            if "momentum" not in state:
+                state["momentum"] = torch.zeros_like(grads)
+            momentum = state["momentum"]
             momentum.lerp_(grads, 1 - group["momentum"])
             updates = packing.orthogonal(grads.lerp(momentum, group["momentum"]))
             torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
@@ -45,10 +37,10 @@ class Muon(torch.optim.Optimizer):
 
 
 class Packing:
-    """Where each element of some weights goes in batches of matrices, and back.
+    """Indices that pack weights (O, ...), dense in any memory format, into padded batches of matrices, and back.
 
-    Args:
-        weights: (O, ...) each, dense in memory in any order of dimensions.
+    On a GPU one batch, because launches cost the time; on a CPU one per length of the shorter side, because products
+    with zeros do.
     """
 
     def __init__(self, weights: list[torch.Tensor]) -> None:
@@ -62,7 +54,7 @@ class Packing:
         for short in sorted(shorts):
             members = [m for m in wide if len(m) == short or not short]
             shape = (len(members), max(map(len, members)), max(m.shape[1] for m in members))
-            index = torch.full(shape, offsets[-1])  # padding reads the zero behind the last element
+            index = torch.full(shape, offsets[-1])  # padding reads the zero after the last element
             inverse = torch.arange(begin, begin + index.numel()).view(shape)
             for row, place, matrix in zip(index, inverse, members, strict=True):
                 row[: len(matrix), : matrix.shape[1]] = matrix
@@ -73,10 +65,10 @@ class Packing:
         self.back, self.sizes = back.to(device), [w.numel() for w in weights]
 
     def orthogonal(self, flat: torch.Tensor) -> list[torch.Tensor]:
-        """Return about the nearest orthogonal matrix of each weight, at a root mean square of 0.2.
+        """Return each update's nearest orthogonal matrix, about, at a root mean square of 0.2; in bfloat16 on a GPU.
 
         Args:
-            flat: the weights' elements in the order of their memory, (elements,); on a GPU computed in bfloat16.
+            flat: (elements,) of all updates, each in the order of its weight's memory.
         """
         a, b, c = _COEFFICIENTS
         padded, results = torch.cat([flat, flat.new_zeros(1)]), []
@@ -89,15 +81,11 @@ class Packing:
                 x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
             results.append((x * scale).flatten())
         updates = torch.cat(results)[self.back].split(self.sizes)
-        return [
-            u.as_strided(w.shape, w.stride(), u.storage_offset()) for u, w in zip(updates, self.weights, strict=True)
-        ]
+        pairs = zip(updates, self.weights, strict=True)
+        return [u.as_strided(w.shape, w.stride(), u.storage_offset()) for u, w in pairs]
 
 
-def _flat(gradient: torch.Tensor | None, weight: torch.Tensor) -> torch.Tensor:
+def _flat(gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Return a gradient's elements in the order of its weight's memory."""
-    if gradient is None:
-        return weight.new_zeros(weight.numel())
-    if gradient.stride() != weight.stride():
-        gradient = torch.empty_like(weight).copy_(gradient)
-    return gradient.as_strided((gradient.numel(),), (1,), gradient.storage_offset())
+    dense = gradient if gradient.stride() == weight.stride() else torch.empty_like(weight).copy_(gradient)
+    return dense.as_strided((dense.numel(),), (1,), dense.storage_offset())

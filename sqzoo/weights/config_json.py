@@ -3,6 +3,7 @@
 Fields that could lead timm's loader to another file, address or layer are dropped.
 """
 
+import hashlib
 import math
 import re
 from typing import Any
@@ -108,3 +109,11 @@ def _check_together(cfg: dict[str, Any]) -> None:
         raise ValueError(f"mean and std are not of 3 or {channels} channels")
     if size / cfg.get("crop_pct", 1) > _MAX_SIZE:
         raise ValueError(f"images of {size} pixels at crop_pct {cfg['crop_pct']} are larger than {_MAX_SIZE} pixels")
+
+
+def is_generated_card(card: bytes | None, config: bytes | None) -> bool:
+    """Whether a model card may be replaced: it is absent, or has the hash that sqzoo noted in config.json."""
+    try:
+        return card is None or parse_json(config or b"")["card_sha256"] == hashlib.sha256(card).hexdigest()
+    except (ValueError, KeyError, TypeError):
+        return False

@@ -56,3 +56,13 @@ def _no_number(text: str) -> float:
 
 def _finite(text: str) -> float:
     return value if math.isfinite(value := float(text)) else _no_number(text)
+
+
+def read_small(file: Path) -> bytes | None:
+    """Return a small file's bytes; None where it is absent, b"" where it is no such file."""
+    try:
+        return read_bytes(file, CONFIG_LARGEST)
+    except FileNotFoundError:
+        return b"" if file.is_symlink() else None
+    except (OSError, WeightsError):
+        return b""

@@ -18,13 +18,14 @@ from safetensors.torch import load, save, save_file
 import sqzoo
 from sqzoo import hub
 from sqzoo.compress.make_tag import make_tiny
-from sqzoo.compress.quantize import Compressed, compress
+from sqzoo.compress.network import Compressed, compress
 from sqzoo.data import Dataset, cifar10
 from sqzoo.errors import ArgumentError, SqzooError, WeightsError
+from sqzoo.evaluation import evaluate
 from sqzoo.files import file_sha256
 from sqzoo.models.base import ZooModel
 from sqzoo.models.blocks import GlobalPool
-from sqzoo.train import evaluate, recipe
+from sqzoo.train import recipe
 from sqzoo.weights import Entry, load_trunk, read_manifest
 from sqzoo.weights.coded import LAYERS, SYMBOLS, VALUES, decode, encode
 from sqzoo.weights.loading import read_verified
@@ -240,7 +241,9 @@ def test_a_run_becomes_a_tag(run: Path, tmp_path: Path, trunks: Path) -> None:
     weights.mkdir(parents=True)
     (weights / "manifest.json").write_text('{"weights": []}', encoding="utf-8")
     data = random_images(60)
-    made = make_tiny(str(run), "sq1.tiny_test", tmp_path, data, data, size=400_000, images=16, held=20, trunk=trunks)
+    made = make_tiny(
+        str(run), "sq1.tiny_test", tmp_path, data, data, size=400_000, images=16, val_images=20, trunk=trunks
+    )
     (fields,) = json.loads((weights / "manifest.json").read_text(encoding="utf-8"))["weights"]
     entry = Entry(**fields | {"file": str(weights / fields["file"])})
     assert (entry.tag, entry.holds, entry.stored) == ("sq1.tiny_test", "complete", "coded")
@@ -273,7 +276,7 @@ def test_mistakes_are_one_sentence(parent: str, tag: str, size: int, said: str, 
     manifest.parent.mkdir(parents=True)
     manifest.write_text("{}", encoding="utf-8")
     with pytest.raises(SqzooError) as caught:
-        make_tiny(parent, tag, tmp_path, data, data, size=size, images=10, held=10)
+        make_tiny(parent, tag, tmp_path, data, data, size=size, images=10, val_images=10)
     assert_one_sentence(caught.value, said)
     assert [f for f in tmp_path.rglob("*") if f.is_file()] == [manifest]
 

@@ -22,7 +22,8 @@ from sqzoo.cache import entries, remove
 from sqzoo.data import Dataset, Normalise
 from sqzoo.deploy.backends import BACKENDS, ExportModel, Shape, kept_folder
 from sqzoo.deploy.onnx_graph import FromPixels, ResizeMatrices
-from sqzoo.deploy.optimize import EXACT, SHAPES, Optimized, optimize
+from sqzoo.deploy.optimize import EXACT, optimize
+from sqzoo.deploy.optimized import SHAPES, Optimized
 from sqzoo.errors import ArgumentError, MissingExtraError
 from sqzoo.models.upsample import Upsample
 from sqzoo.predict import predict
@@ -320,7 +321,7 @@ def test_a_folder_that_cannot_be_written_only_warns(model: nn.Module, monkeypatc
 def test_import_stays_light() -> None:
     code = "import sys, sqzoo; print([m for m in sys.modules if m.startswith(('sqzoo.deploy', 'onnx'))]); "
     code += "print(callable(sqzoo.optimize)); "
-    code += "from sqzoo.deploy.optimize import Optimized; print(callable(sqzoo.optimize))"
+    code += "from sqzoo.deploy.optimized import Optimized; print(callable(sqzoo.optimize))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=os.environ)
     assert done.stdout.split("\n") == ["[]", "True", "True", ""], done.stderr
 

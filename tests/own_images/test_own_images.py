@@ -20,7 +20,9 @@ from sqzoo.cli import main
 from sqzoo.data import Normalise, holds_cifar10
 from sqzoo.errors import ArgumentError
 from sqzoo.images.opener import open_image
-from sqzoo.own_images.folder import Pictures, find_pictures, from_hub, read_pictures
+from sqzoo.own_images.folder import find_images
+from sqzoo.own_images.hub_dataset import download_dataset
+from sqzoo.own_images.pixels import ImageSet, read_images
 from sqzoo.own_images.training import train_on_images
 from sqzoo.predict import predict
 from sqzoo.train import Recipe, train
@@ -53,19 +55,19 @@ def photos(tmp_path: Path) -> Path:
     return fill(tmp_path / "photos")
 
 
-def read(folder: Path, side: int = 32, **arguments: Any) -> Pictures:
-    return read_pictures(find_pictures(folder), side, folder.parent / "store", **arguments)
+def read(folder: Path, side: int = 32, **arguments: Any) -> ImageSet:
+    return read_images(find_images(folder), side, folder.parent / "store", **arguments)
 
 
 # What is found
 
 
 def test_classes_are_the_folders(photos: Path) -> None:
-    found = find_pictures(photos)
+    found = find_images(photos)
     assert found.classes == ("blue", "green", "red")
     assert np.bincount(found.labels).tolist() == [6, 6, 6] and len(set(found.labels[:9])) == 3  # mixed
     assert all(f.parent.name == found.classes[label] for f, label in zip(found.files, found.labels, strict=True))
-    assert found.held is None and found.left_out == {}
+    assert found.is_val is None and found.left_out == {}
 
 
 def test_names_of_all_kinds_are_taken(tmp_path: Path) -> None:
@@ -78,7 +80,7 @@ def test_names_of_all_kinds_are_taken(tmp_path: Path) -> None:
     photo(COLOURS["blue"], 2).save(outside)
     (folder / "with space" / "link.png").symlink_to(outside)
     (folder / "with space" / "circle").symlink_to(folder / "with space")
-    found = find_pictures(folder)
+    found = find_images(folder)
     assert found.classes == ("Käfer 虫", "with space")
     assert np.bincount(found.labels).tolist() == [4, 5]
     assert len(read(folder)) == 9
@@ -107,24 +109,24 @@ def test_what_is_no_picture_is_left_out_and_told(photos: Path) -> None:
 
 
 def test_folders_that_cannot_be_learnt_from(tmp_path: Path, photos: Path) -> None:
-    refused(lambda: find_pictures(tmp_path / "absent"), tmp_path / "absent", "a subfolder of pictures for each class")
-    refused(lambda: find_pictures(photos / "red"), "no class folders (6 files", "two at least")
-    refused(lambda: find_pictures(fill(tmp_path / "one", names=("red",))), "one class, 'red'", "two at least")
+    refused(lambda: find_images(tmp_path / "absent"), tmp_path / "absent", "a subfolder of images for each class")
+    refused(lambda: find_images(photos / "red"), "no class folders (6 files", "at least two")
+    refused(lambda: find_images(fill(tmp_path / "one", names=("red",))), "one class, 'red'", "at least two")
     (photos / "yellow").mkdir()
-    refused(lambda: find_pictures(photos), "'yellow'", "no picture", "delete")
+    refused(lambda: find_images(photos), "'yellow'", "no image", "delete")
     (photos / "yellow" / "a.jpg").write_text("broken")
-    refused(lambda: read(photos), "'yellow'", "0 readable pictures")
+    refused(lambda: read(photos), "'yellow'", "0 readable images")
     photo((1, 2, 3), 1).save(photos / "yellow" / "b.jpg")
-    refused(lambda: read(photos), "'yellow'", "and 0 to hold out", "one of each")
-    refused(lambda: find_pictures(fill(tmp_path / "case", names=("red", "Red", "blue"))), "'Red'", "'red'", "merge")
-    refused(lambda: find_pictures(fill(tmp_path / "odd", names=("red", "line\nfeed"))), "'line\\nfeed'", "rename")
+    refused(lambda: read(photos), "'yellow'", "and 0 to validate on", "one of each")
+    refused(lambda: find_images(fill(tmp_path / "case", names=("red", "Red", "blue"))), "'Red'", "'red'", "merge")
+    refused(lambda: find_images(fill(tmp_path / "odd", names=("red", "line\nfeed"))), "'line\\nfeed'", "rename")
     twice = ("caf\u00e9", "cafe\u0301")
-    refused(lambda: find_pictures(fill(tmp_path / "accent", names=twice)), "same but for their spelling")
+    refused(lambda: find_images(fill(tmp_path / "accent", names=twice)), "same but for their spelling")
 
 
 def test_two_pictures_a_class_are_enough(tmp_path: Path) -> None:
     pictures = read(fill(tmp_path / "few", count=2))
-    assert sorted(pictures.labels[pictures.held]) == [0, 1, 2]
+    assert sorted(pictures.labels[pictures.val_idx]) == [0, 1, 2]
     assert len(pictures.split(3)[0]) == 3
 
 
@@ -135,31 +137,31 @@ def test_a_folder_that_says_what_is_held_out(tmp_path: Path, name: str) -> None:
     if name == "val":
         fill(tmp_path / "data" / "test", 1)
     pictures = read(tmp_path / "data")
-    assert {pictures.names[i].partition("/")[0] for i in pictures.held} == {name}
-    assert len(pictures) == 18 and len(pictures.held) == 6
-    assert pictures.left_out == ({"test": "val is the held-out part"} if name == "val" else {})
+    assert {pictures.names[i].partition("/")[0] for i in pictures.val_idx} == {name}
+    assert len(pictures) == 18 and len(pictures.val_idx) == 6
+    assert pictures.left_out == ({"test": "val is for validation"} if name == "val" else {})
     shutil.rmtree(tmp_path / "data" / name / "red")
-    refused(lambda: find_pictures(tmp_path / "data"), "'red'", f"no picture in {tmp_path / 'data' / name}")
+    refused(lambda: find_images(tmp_path / "data"), "'red'", f"no image in {tmp_path / 'data' / name}")
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
-    assert find_pictures(fill(tmp_path / "data", names=("boat", "train"))).classes == ("boat", "train")
-    refused(lambda: find_pictures(fill(tmp_path / "twice", names=("Train", "train"))), "same but for their spelling")
+    assert find_images(fill(tmp_path / "data", names=("boat", "train"))).classes == ("boat", "train")
+    refused(lambda: find_images(fill(tmp_path / "twice", names=("Train", "train"))), "same but for their spelling")
 
 
 def test_held_out_part_is_stratified_and_by_seed(tmp_path: Path) -> None:
     folder = fill(tmp_path / "photos", 10)
     for i in range(5):
         (folder / "red" / f"{i}.jpg").unlink()
-    first, again, other, half = (read(folder, **a) for a in ({}, {}, {"seed": 1}, {"share": 0.5}))
-    assert np.bincount(first.labels[first.held]).tolist() == [2, 2, 1]
-    assert np.bincount(half.labels[half.held]).tolist() == [5, 5, 2]
-    assert first.held.tolist() == again.held.tolist() != other.held.tolist()
+    first, again, other, half = (read(folder, **a) for a in ({}, {}, {"seed": 1}, {"val_fraction": 0.5}))
+    assert np.bincount(first.labels[first.val_idx]).tolist() == [2, 2, 1]
+    assert np.bincount(half.labels[half.val_idx]).tolist() == [5, 5, 2]
+    assert first.val_idx.tolist() == again.val_idx.tolist() != other.val_idx.tolist()
     assert first.digest == again.digest != other.digest
-    train, held = first.split(len(first.held))
+    train, held = first.split(len(first.val_idx))
     assert sorted([*train, *held]) == list(range(25))
     for share in (0, 1, 1.5):
-        refused(lambda s=share: read(folder, share=s), "held_out", share)
+        refused(lambda s=share: read(folder, val_fraction=s), "val_fraction", share)
 
 
 def test_decoded_pictures_are_used_again_and_replaced_when_a_file_changes(photos: Path) -> None:
@@ -277,11 +279,11 @@ def test_a_run_is_a_ready_model(trained: tuple[Path, Path, dict[str, Any]]) -> N
     assert json.loads((run / "result.json").read_text()) == result
     assert result["chosen"] == "head" and result["classes"] == ["blue", "green", "red"]
     assert result["val"]["images"] == 6 and result["val"]["top1"] == 100
-    assert result["left_out"] == {"red/notes.txt": "not a picture, by its suffix"}
+    assert result["left_out"] == {"red/notes.txt": "not an image, by its suffix"}
     model = create_model(f"local-dir:{run}")
     assert tuple(model.pretrained_cfg["label_names"]) == ("blue", "green", "red")
     pictures = read(folder)
-    held = [pictures.names[i] for i in pictures.held]
+    held = [pictures.names[i] for i in pictures.val_idx]
     found = predict(model, [folder / name for name in held])
     assert [p[0].label for p in found] == [name.partition("/")[0] for name in held]
 
@@ -359,7 +361,7 @@ def test_what_does_not_go_together(photos: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with pytest.raises(ArgumentError, match="trains the head"):
         train_on_images("sq1", photos, run, recipe_name="paper_cifar10", all_layers=True)
-    refused(lambda: train_on_images("sq1", photos, run, hold_out=5), "hold_out", "settled by the images")
+    refused(lambda: train_on_images("sq1", photos, run, hold_out=5), "hold_out", "decided by the images")
     refused(lambda: train_on_images("sq1", photos, run, teacher="sq1.ft_cifar10"), "no 'teacher'")
     with pytest.raises(ArgumentError, match="there are none"):
         train(Recipe("sq1", model_args={"num_classes": 3}), read(photos), None, run)
@@ -383,7 +385,7 @@ def test_without_the_imagenet_trunk_the_embedded_weights_are_the_start(photos: P
 
 def test_the_commands(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = str(tmp_path / "run")
-    words = ["train", "sq1", "--data", str(photos), "--run", run, "--start", START, "--held-out", "0.5"]
+    words = ["train", "sq1", "--data", str(photos), "--run", run, "--start", START, "--val-fraction", "0.5"]
     assert main([*words, "--set", "sizes=[[64, 2]]", "--set", "lr=0.01"]) == 0
     assert "9 validation images" in capsys.readouterr().out
     assert main(["predict", "--model", run, "--top", "1", str(photos / "red" / "0.jpg")]) == 0
@@ -423,13 +425,13 @@ def test_a_data_set_of_the_hub(photos: Path, tmp_path: Path) -> None:
     assert "6 validation images" in done.stdout
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["classes"] == ["blue", "green", "red"] and result["images"] == 18
-    assert absent.returncode == 2 and "No folder 'org/absent', and no data set of that name" in absent.stderr
+    assert absent.returncode == 2 and "No folder 'org/absent', and no dataset of that name" in absent.stderr
     # What was fetched is used again, with no Hub there.
-    folder = from_hub(f"org/photos@{commit}", tmp_path / "store")
-    assert np.bincount(find_pictures(folder).labels).tolist() == [6, 6, 6]
+    folder = download_dataset(f"org/photos@{commit}", tmp_path / "store")
+    assert np.bincount(find_images(folder).labels).tolist() == [6, 6, 6]
 
 
 def test_a_data_set_without_pictures(tmp_path: Path) -> None:
     (tmp_path / "texts").mkdir()
     datasets.Dataset.from_dict({"text": ["a", "b"]}).to_parquet(tmp_path / "texts" / "train.parquet")
-    refused(lambda: from_hub(str(tmp_path / "texts"), tmp_path / "store"), "no column of pictures")
+    refused(lambda: download_dataset(str(tmp_path / "texts"), tmp_path / "store"), "no column of images")

@@ -66,9 +66,7 @@ def picture(i: int) -> Image.Image:
 
 def test_the_page_says_what_the_logits_say() -> None:
     names = [f"a/{i}.png" for i in range(8)]
-    text = report(
-        "mine", CLASSES, LABELS, PROBABILITIES.log(), picture=picture, names=names, log=LOG, facts={"k": "v<"}
-    )
+    text = report("mine", CLASSES, LABELS, PROBABILITIES.log(), image=picture, names=names, log=LOG, facts={"k": "v<"})
     page = Page(text)
     assert page.text["strong"][0] == "75.00 %"
     cells = [c.strip() for c in page.text["td"]]
@@ -82,7 +80,7 @@ def test_the_page_says_what_the_logits_say() -> None:
 
 
 def test_nothing_outside_is_needed_and_names_stay_text() -> None:
-    page = Page(report("<b>t</b>", CLASSES, LABELS, PROBABILITIES.log(), picture=picture))
+    page = Page(report("<b>t</b>", CLASSES, LABELS, PROBABILITIES.log(), image=picture))
     assert not {"script", "link", "iframe", "b"} & set(page.tags)
     assert all(a.startswith("data:image/") for a in page.addresses)
     assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", report("t", CLASSES, LABELS, PROBABILITIES.log()))

@@ -26,7 +26,9 @@ from torch.utils._pytree import tree_leaves
 
 from sqzoo.data import Dataset
 from sqzoo.data.preprocessing import _row
-from sqzoo.train import loop, recipe
+from sqzoo.train import recipe
+from sqzoo.train.learner import Learner, initial_model
+from sqzoo.train.loop import batch, update, update_ema
 from sqzoo.train.recipes import Recipe
 
 DATA = Dataset(np.random.default_rng(0).integers(0, 256, (300, 32, 32, 3), dtype=np.uint8), np.arange(300) % 10)
@@ -105,25 +107,25 @@ def by_hand(module: nn.Module, *args: Any, **_: Any) -> nn.Module:
 
 
 @contextmanager
-def on_fake_cuda(plan: Recipe, trunks: Path) -> Iterator[loop.Learner]:
+def on_fake_cuda(plan: Recipe, trunks: Path) -> Iterator[Learner]:
     torch._C._ensureCUDADeviceGuardSet()
-    model = loop.initial_model(plan, trunks).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = initial_model(plan, trunks).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     _row.cache_clear()  # constants of earlier tests are real, those of this one fake
     with pytest.MonkeyPatch.context() as patch, FakeTensorMode(allow_non_fake_inputs=True):
-        patch.setattr(loop, "initial_model", lambda *_: model)
+        patch.setattr("sqzoo.train.learner.initial_model", lambda *_: model)
         patch.setattr(nn.Module, "to", by_hand)
-        KEPT.append(loop.Learner(plan, {"train": DATA, "test": DATA}, None, None, "cuda", True, False))
+        KEPT.append(Learner(plan, {"train": DATA, "test": DATA}, None, None, "cuda", True, False))
         yield KEPT[-1]
     _row.cache_clear()
 
 
-def step(learner: loop.Learner) -> dict[str, Operations]:
+def step(learner: Learner) -> dict[str, Operations]:
     """Go through two training steps, the first of which makes the optimisers' state; return what the second met."""
     learner.network.train()
     for _ in range(2):
         found = {part: Operations() for part in ("batch", "forward", "step", "ema")}
         with found["batch"]:
-            inputs, labels = learner.batch(learner.train_idx[:128])
+            inputs, labels = batch(learner, learner.train_idx[:128])
         with found["forward"]:
             KEPT.append(inputs)
             logits = learner.forward(inputs).float()
@@ -131,17 +133,17 @@ def step(learner: loop.Learner) -> dict[str, Operations]:
         for p in learner.network.parameters():  # backward does not run on fake CUDA tensors
             p.grad = torch.zeros_like(p) if p.requires_grad else None
         with found["step"]:
-            learner.step(3, 1000)
+            update(learner, 3, 1000)
         with found["ema"]:
-            learner.update_ema(3)
+            update_ema(learner, 3)
     return found
 
 
 def backward_launches(trunks: Path) -> int:
     """Count the operations of the backward pass, the same graph, on the CPU."""
-    learner = loop.Learner(FT, {"train": DATA}, trunks, None, "cpu", True, False)
+    learner = Learner(FT, {"train": DATA}, trunks, None, "cpu", True, False)
     learner.network.train()
-    inputs, labels = learner.batch(learner.train_idx[:8])
+    inputs, labels = batch(learner, learner.train_idx[:8])
     loss = torch.nn.functional.cross_entropy(learner.forward(inputs).float(), labels, label_smoothing=0.1)
     with Operations() as found:
         loss.backward()
@@ -156,7 +158,7 @@ def measure(trunks: Path) -> dict[str, Any]:
         with on_fake_cuda(plan, trunks) as learner:
             found = step(learner)
             with torch.inference_mode(), Operations() as found["evaluate"]:
-                x = learner.inputs["test"][learner.looked_at["test"][1]]
+                x = learner.inputs["test"][learner.evaluated["test"][1]]
                 if plan is FT:
                     learner.averaged.eval()(learner.normalise(x))
                 else:
