@@ -1,4 +1,4 @@
-"""Everything a recorded figure depends on besides seed and data; this machine's devices; optional packages."""
+"""Record what a figure depends on besides seed and data; pick devices; import optional packages."""
 
 import ctypes
 import importlib
@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from sqzoo.errors import ArgumentError, MissingExtraError, printable
+from sqzoo.errors import ArgumentError, MissingExtraError
 
 _PACKAGES = ("torch", "torchvision", "timm", "safetensors", "huggingface_hub", "numpy", "pillow", "sqzoo")
 _EXTRAS = {  # by the name that is imported
@@ -22,7 +22,7 @@ _EXTRAS = {  # by the name that is imported
     **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "export"),
     **{"yaml": "sweep", "openvino": "openvino", "datasets": "datasets", "pillow_heif": "heic"},
 }
-# What a figure depends on. Records and the weights' own accuracies are written between two commits; a record holds the
+# What a figure depends on. Not the records and the manifest, which are written between commits; a record has the
 # SHA-256 of the weights that it measured.
 _CODE = (
     *("sqzoo", "benchmarks", "tools", ":!benchmarks/results", ":!tools/sbom.cdx.json"),
@@ -31,7 +31,7 @@ _CODE = (
 
 
 def environment() -> dict[str, Any]:
-    """Return the facts of this process as JSON-ready values; `commit` is None outside a git checkout."""
+    """Return the environment of this process, JSON-ready; `commit` is None outside a git checkout."""
     import torch
 
     return {
@@ -49,7 +49,7 @@ def environment() -> dict[str, Any]:
 
 
 def _short(word: str) -> str:
-    """Cut an absolute path in a word of the command to its last part: where it lies is this machine's own affair."""
+    """Cut an absolute path in a word of the command to its last part, for privacy."""
     return re.sub(r"(?<![\w.:/])~?(?:/[^/\s=,:]+)+/(?=[^/\s])", "", word)
 
 
@@ -62,10 +62,9 @@ def package_version(name: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """Return the commit of sqzoo's own checkout, if this package lies in one.
+    """Return the commit of sqzoo's own checkout, marked if there are changes.
 
-    Not that of a project in whose folders the package is installed. Git is run in sqzoo's own checkout alone, where
-    its code runs anyway: a repository's configuration can name programs for git to start.
+    Git runs only there, where the code runs anyway: a repository's configuration can name programs for git to start.
     """
     root = Path(__file__).resolve().parents[1]
     try:
@@ -74,20 +73,17 @@ def _commit() -> str | None:
         return None
     if project != "sqzoo" or not (root / ".git").exists():
         return None
-    # Within a git hook, variables name the repository that the hook is of.
+    # In a git hook, GIT_ variables name the hook's repository.
     variables = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")} | {"GIT_OPTIONAL_LOCKS": "0"}
     git = ["git", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null"]
-    head, dirty = ["rev-parse", "HEAD"], ["status", "--porcelain", "--", *_CODE]
+    command = [*git, "status", "--porcelain=v2", "--branch", "--", *_CODE]
     try:
-        found, changed = (
-            subprocess.run(
-                [*git, *words], cwd=root, env=variables, capture_output=True, text=True, check=True, timeout=30
-            ).stdout.strip()
-            for words in (head, dirty)
-        )
+        done = subprocess.run(command, cwd=root, env=variables, capture_output=True, text=True, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError, ValueError):
         return None
-    return found + ("+changes" if changed else "")
+    head, *lines = done.stdout.splitlines()  # "# branch.oid COMMIT", other facts, then a line per changed file
+    changes = "+changes" if any(not line.startswith("#") for line in lines) else ""
+    return head.removeprefix("# branch.oid ") + changes
 
 
 def cpu() -> str:
@@ -100,7 +96,7 @@ def cpu() -> str:
 
 
 def check_device(device: str) -> None:
-    """Raise `ArgumentError` unless `device` names one that this machine has: cpu, cuda, cuda:N or mps."""
+    """Raise `ArgumentError` unless this machine has the device: cpu, cuda, cuda:N or mps."""
     import torch
 
     try:
@@ -117,10 +113,7 @@ def check_device(device: str) -> None:
 
 
 def bfloat16_is_fast(device: str) -> bool:
-    """Whether layers run faster in bfloat16 than in float32 on a device.
-
-    Of CPUs these are the ones with instructions for it (AMX, AVX-512 BF16); others convert, and are slower.
-    """
+    """Whether bfloat16 is faster than float32 on a device; of CPUs on those with AMX or AVX-512 BF16."""
     import torch
 
     if device.startswith("cuda"):
@@ -130,9 +123,15 @@ def bfloat16_is_fast(device: str) -> bool:
 
 
 def pick_precision(precision: str, device: str, dense: bool) -> str:
-    """Return "float32" or "bfloat16": the one that was asked for, or for "auto" the faster one of the device.
+    """Return "float32" or "bfloat16"; for "auto" the faster one.
 
-    dense: whether the work is products of all values; what reads the non-zeros of sparse maps is faster in float32.
+    Args:
+        precision: "auto", "float32" or "bfloat16".
+        device: where the model runs.
+        dense: whether the work is dense matrix products; sparse maps are faster in float32.
+
+    Raises:
+        ArgumentError: `precision` is none of these.
     """
     if precision not in ("auto", "float32", "bfloat16"):
         raise ArgumentError(f"precision must be 'auto', 'float32' or 'bfloat16', not {precision!r}.")
@@ -140,10 +139,9 @@ def pick_precision(precision: str, device: str, dense: bool) -> str:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep large freed blocks instead of giving each back to the kernel and faulting it in again.
+    """Let glibc keep large freed blocks instead of returning them to the kernel; a no-op without glibc.
 
-    Activations are megabytes each: measured on two cores, all-layer training at 128 pixels rose from 205 to 265
-    images a second. Without glibc nothing happens.
+    Activations take megabytes: on two cores, training all layers at 128 pixels rose from 205 to 265 images per second.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -156,56 +154,50 @@ def keep_freed_memory() -> None:
 
 
 def require(module: str, extra: str, purpose: str) -> Any:
-    """Import and return an optional module, with the telemetry of ONNX Runtime and OpenVINO switched off.
-
-    Everything in sqzoo that uses an optional package gets it here.
+    """Import an optional module, with the telemetry of ONNX Runtime and OpenVINO disabled.
 
     Args:
         module: name of the module.
         extra: the extra of sqzoo that installs it.
-        purpose: what needs it, the beginning of the error's sentence, such as "The format onnx".
+        purpose: what needs it, to begin the error's sentence, such as "The format onnx".
 
     Raises:
-        MissingExtraError: the module does not import; names the pip command.
+        MissingExtraError: the module cannot be imported; the message has the pip command.
     """
     try:
         with _telemetry_off():
             return importlib.import_module(module)
     except ImportError as e:
-        package = module.partition(".")[0]
-        raise MissingExtraError(
-            f"{purpose} needs {package}, which does not import here ({type(e).__name__}); install it with: "
-            f"pip install 'sqzoo[{extra}]'."
-        ) from e
+        raise _missing(purpose, module, e, extra) from e
 
 
 @contextmanager
 def _telemetry_off() -> Iterator[None]:
-    """Import runtimes in here: both would write a device identifier into the home folder and report to their makers.
+    """Import runtimes in this context: they would write a device identifier into the home folder and report usage.
 
-    A runtime that the caller imported before, or a variable that the caller set, is left as it is.
+    A runtime that the caller has imported, or a variable that the caller has set, is left unchanged.
     """
-    # ONNX Runtime reads the variable as it is loaded; its disable_telemetry_events() comes too late.
+    # ONNX Runtime reads the variable on import; its disable_telemetry_events() comes too late.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    # OpenVINO asks a file in the home folder and CI=true, which other programs read too. But its reporting is a package
-    # of its own, without which it takes a stub, for the rest of the process.
-    reporting = sys.modules.get("openvino_telemetry")
+    # OpenVINO reports by a package of its own; where that cannot be imported, it uses a stub from then on.
+    package = sys.modules.get("openvino_telemetry")
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # imports of it raise ImportError
     try:
         yield
     finally:
-        if reporting:
-            sys.modules["openvino_telemetry"] = reporting
-        else:
-            sys.modules.pop("openvino_telemetry", None)
+        sys.modules.pop("openvino_telemetry", None)
+        if package:
+            sys.modules["openvino_telemetry"] = package
 
 
 def missing_extra(error: ImportError) -> MissingExtraError | None:
-    """Return the error of an optional package that an import asked for; None where it is not one of ours."""
+    """Return the error for an import of an optional package; None where the package is not one of ours."""
     package = (error.name or "").partition(".")[0]
-    if package not in _EXTRAS:
-        return None
+    return _missing("This", package, error, _EXTRAS[package]) if package in _EXTRAS else None
+
+
+def _missing(purpose: str, module: str, error: ImportError, extra: str) -> MissingExtraError:
     return MissingExtraError(
-        f"This needs {printable(package)}, which does not import here ({type(error).__name__}); install it with: "
-        f"pip install 'sqzoo[{_EXTRAS[package]}]'."
+        f"{purpose} needs {module.partition('.')[0]}, which does not import here ({type(error).__name__}); install it "
+        f"with: pip install 'sqzoo[{extra}]'."
     )

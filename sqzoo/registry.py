@@ -1,6 +1,6 @@
-"""Models by name: a thin layer over timm's registry that suggests the nearest name and loads trunks."""
+"""Create and list models by name: a thin layer over timm's registry."""
 
-import errno
+import hashlib
 import logging
 import os
 from collections.abc import Callable
@@ -14,7 +14,6 @@ from timm.models import model_entrypoint
 from sqzoo import __version__
 from sqzoo import models as _models  # registers the architectures
 from sqzoo.errors import ArgumentError, UnknownArgumentError, UnknownModelError, WeightsError, did_you_mean, shown, why
-from sqzoo.files import file_sha256
 from sqzoo.models.build import source_cfg
 from sqzoo.weights import get_weights, load_trunk, read_manifest, trunk_source
 from sqzoo.weights.header import read_tensors
@@ -27,7 +26,7 @@ _CLASSES = {getattr(_models, name).__module__: getattr(_models, name) for name i
 
 
 def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
-    """Return the names that match a shell pattern: architectures, or with `pretrained` their weights tags."""
+    """List the architectures, or with `pretrained` the weights tags, that match a shell pattern."""
     return [name for name in timm.list_models(pattern, pretrained=pretrained) if _is_ours(name)]
 
 
@@ -45,22 +44,28 @@ def create_model(
     force_download: bool = False,
     **model_args: Any,
 ) -> nn.Module:
-    """Return a model by name (`sq1`), weights tag (`sq1.paper_cifar10`), or from the Hub or a folder.
+    """Create a model.
 
-    "hf-hub:ORG/NAME", "hf-hub:ORG/NAME@REVISION" and "local-dir:FOLDER" name a model that `sqzoo.hub` or timm saved, of
-    one of our architectures; its weights are loaded, checked and strict.
+    Args:
+        name: an architecture (`sq1`), a weights tag (`sq1.paper_cifar10`), or a model of ours that `sqzoo.hub` or timm
+            saved, whose weights are loaded: "hf-hub:ORG/NAME", "hf-hub:ORG/NAME@REVISION" or "local-dir:FOLDER".
+        pretrained: load the tag's weights, verified by SHA-256, and return the model in evaluation mode.
+        num_classes: classes of the last layer, which is new where the weights have another number; 0 removes it.
+        in_chans: channels of the images; the pretrained first convolution is adapted.
+        init: "imagenet" starts an untrained model from torchvision's ImageNet trunk.
+        trunk: file or folder with that trunk, for `init="imagenet"` and tags stored as head weights; by default that of
+            the environment variable SQZOO_TRUNKS, torch.hub's cache or torchvision's download.
+        revision: of an "hf-hub:" model: branch, tag or commit.
+        token: Hub token, for private repositories.
+        cache_dir: the Hub's cache folder.
+        force_download: download a Hub model even if it is cached.
+        model_args: the architecture's own arguments, and timm's (`features_only`, `out_indices`, `drop_rate`, ...).
 
-    pretrained: load the tag's weights, verified by SHA-256, and return the model in evaluation mode.
-    num_classes: classes of the last layer; another number than the weights' leaves that layer fresh; 0 removes it.
-    in_chans: channels of the images; the pretrained first convolution is adapted.
-    init: "imagenet" starts an untrained model from torchvision's ImageNet trunk.
-    trunk: file or folder with that trunk, for `init="imagenet"` and for tags stored as a head alone; without it the
-    environment variable SQZOO_TRUNKS, torch.hub's cache and torchvision's download are tried.
-    revision, token, cache_dir, force_download: as in huggingface_hub, for "hf-hub:" names. What is in the cache is used
-    without a network call, until `force_download` or another revision asks for more.
-    model_args: the architecture's own arguments, and timm's (`features_only`, `out_indices`, `drop_rate`, ...).
-
-    Raises `UnknownModelError`, `UnknownArgumentError`, `ArgumentError` or `WeightsError`.
+    Raises:
+        UnknownModelError: there is no such model or tag.
+        UnknownArgumentError: the architecture has no such argument.
+        ArgumentError: an argument's value is invalid.
+        WeightsError: the weights are missing, damaged or of another model.
     """
     if init not in ("random", "imagenet"):
         raise ArgumentError(f"init must be 'random' or 'imagenet', not {init!r}.")
@@ -93,10 +98,10 @@ def _from_source(source: Source, num_classes: int | None, in_chans: int | None, 
             f"{source.where} holds a model {architecture!r}, which is not ours; load it with timm.create_model."
         )
     own = source_cfg(_CLASSES[model_entrypoint(architecture).__module__], source, config)
-    asked = {k: v for k, v in {"num_classes": num_classes, "in_chans": in_chans}.items() if v is not None}
+    given = {k: v for k, v in {"num_classes": num_classes, "in_chans": in_chans}.items() if v is not None}
     built = {"num_classes": config["num_classes"]} | config["model_args"]
     model: nn.Module = timm.create_model(
-        architecture, True, pretrained_cfg=own, pretrained_model_args=built, **(built | args | asked)
+        architecture, True, pretrained_cfg=own, pretrained_model_args=built, **(built | args | given)
     )
     if getattr(model, "num_classes", None) == config["num_classes"]:
         model.ood_threshold = config["ood_threshold"]
@@ -104,9 +109,7 @@ def _from_source(source: Source, num_classes: int | None, in_chans: int | None, 
 
 
 def model_name(word: str) -> str:
-    """Return what `create_model` takes for a word on the command line, where a path names a folder.
-
-    A name of the registry means the registry's model, whatever lies in the current folder.
+    """Turn a word of the command line into a name for `create_model`: a path to a folder gets "local-dir:".
 
     Raises:
         UnknownModelError: the word is the bare name of a folder.
@@ -122,7 +125,7 @@ def model_name(word: str) -> str:
 
 
 def check_name(name: str) -> None:
-    """Raise `UnknownModelError` unless `name` is one of our architectures or tags."""
+    """Raise `UnknownModelError` unless `name` is an architecture or tag of ours."""
     architecture, _, tag = name.partition(".")
     known = list_models()
     if architecture not in known:
@@ -136,9 +139,10 @@ def check_name(name: str) -> None:
 
 
 def start_from_imagenet(model: nn.Module, architecture: str) -> None:
-    """Load torchvision's ImageNet trunk into `model.features`; the head and bypasses stay as they are.
+    """Load torchvision's ImageNet trunk into `model.features`.
 
-    Raises `ArgumentError` for an architecture with a trunk of its own.
+    Raises:
+        ArgumentError: the architecture has another trunk.
     """
     tensors = load_trunk("alexnet" if architecture == "alexnet_cifar" else "squeezenet1_1")
     own = model.features.state_dict()  # type: ignore[union-attr]
@@ -146,9 +150,7 @@ def start_from_imagenet(model: nn.Module, architecture: str) -> None:
     first = "0.weight"
     if trunk[first].shape[1] != own[first].shape[1]:
         trunk[first] = timm.models.adapt_input_conv(own[first].shape[1], trunk[first])
-    trunk |= {k: v for k, v in own.items() if ".bypass." in k}
-    other = [k for k, v in own.items() if k not in trunk or trunk[k].shape != v.shape]
-    if other:
+    if other := [k for k, v in own.items() if k not in trunk or trunk[k].shape != v.shape]:
         raise ArgumentError(
             f"init='imagenet' is for architectures on SqueezeNet's or AlexNet's trunk, and {architecture} has its own "
             f"(features.{other[0]} is not ImageNet's); leave init out."
@@ -157,38 +159,35 @@ def start_from_imagenet(model: nn.Module, architecture: str) -> None:
 
 
 def start_sha256(file: str) -> str:
-    """Return the SHA-256 of what `start_from` takes, a tag or a file; raise `ArgumentError` if there is none."""
+    """Return the SHA-256 of a tag's file, or of a weights file; raise `ArgumentError` where it cannot be read."""
     if file in read_manifest():
         return get_weights(file).sha256
     try:
-        if os.path.getsize(file) > LARGEST:
-            raise OSError(errno.EFBIG, f"it has more than {LARGEST:,} bytes")
-        return file_sha256(file)
-    except (OSError, ValueError) as e:  # ValueError: a name with a NUL
+        return hashlib.sha256(read_bytes(Path(file), LARGEST)).hexdigest()
+    except (OSError, WeightsError) as e:
         raise ArgumentError(f"Cannot read start={shown(file)!r} ({why(e)}); give a run's best.safetensors.") from e
 
 
 def start_from(model: nn.Module, file: str) -> None:
-    """Load the backbone of a weights tag or of an all-layers run's file, and the head where it fits the model."""
+    """Load the trunk of a weights tag or of an all-layers run's file, and the head where it matches the model."""
     try:
         known = file in read_manifest()
         tensors = read_verified(get_weights(file)) if known else read_tensors(read_bytes(Path(file), LARGEST), file)
     except (OSError, WeightsError) as e:
         raise ArgumentError(f"Cannot use start={shown(file)!r} ({why(e)}); give a run's best.safetensors.") from e
     own = model.state_dict()
-    fitting = {k: v for k, v in tensors.items() if k in own and v.shape == own[k].shape}
-    backbone = {k: v for k, v in fitting.items() if k.startswith("features.")}
-    missing = [k for k in own if k.startswith("features.") and k not in backbone]
-    if missing:
+    matching = {k: v for k, v in tensors.items() if k in own and v.shape == own[k].shape}
+    trunk = {k: v for k, v in matching.items() if k.startswith("features.")}
+    if missing := [k for k in own if k.startswith("features.") and k not in trunk]:
         raise ArgumentError(
-            f"start={file!r} lacks {len(missing)} tensors of the backbone, {missing[0]} first; give the "
+            f"start={file!r} lacks {len(missing)} tensors of the trunk, {missing[0]} first; give the "
             "best.safetensors of an all-layers run, or a tag stored as a complete file."
         )
-    model.load_state_dict(own | (fitting if fitting.keys() == own.keys() else backbone), strict=True)
+    model.load_state_dict(own | (matching if matching.keys() == own.keys() else trunk), strict=True)
 
 
 def _is_ours(name: str) -> bool:
-    # By the module that registered it: a name alone could be timm's or another package's.
+    # By the module that registered it: another package may have a model of the same name.
     return model_entrypoint(name.partition(".")[0]).__module__ in _CLASSES
 
 

@@ -1,4 +1,4 @@
-"""alexnet_cifar: torchvision's AlexNet with its last layer sized for CIFAR-10: the baseline (paper, Table 2, row 1)."""
+"""Define alexnet_cifar: torchvision's AlexNet, last layer for CIFAR-10: the baseline (paper, Table 2, row 1)."""
 
 from typing import Any
 
@@ -17,11 +17,15 @@ __all__ = ["AlexNetCifar"]
 class AlexNetCifar(ZooModel):
     """Five convolutions, a 6x6 average pool, three linear layers: 57,044,810 parameters. Images from 63 pixels up.
 
-    Key names are torchvision's: `features`, and `classifier.1`, `.4`, `.6` (the last layer).
+    Parameter names are torchvision's: `features`, and `classifier.1`, `.4`, `.6` (the last layer).
 
-    num_classes: number of classes; 0 gives the second linear layer's output (N, 4096).
-    global_pool: "avg" or "max", the pool to 6x6; "" with num_classes=0 gives the trunk's map.
-    drop_rate: dropout before each of the first two linear layers.
+    Args:
+        num_classes: 0 gives the second linear layer's output (N, 4096).
+        in_chans: channels of the images.
+        global_pool: "avg" or "max", to 6x6; "" with num_classes=0 gives the trunk's map.
+        drop_rate: dropout before each of the first two linear layers.
+        upsample: see `ZooModel`.
+        temperature: see `ZooModel`.
     """
 
     min_input_size = 63

@@ -1,11 +1,10 @@
-"""Checks of constructor arguments, shared by the architectures."""
+"""Check constructor arguments; shared by the architectures."""
 
 from collections.abc import Sequence
 
 from sqzoo.errors import ArgumentError
 
 POOLS = ("max", "avg")
-BYPASSES = ("none", "simple", "complex")
 
 
 def one_of(name: str, value: object, allowed: Sequence[str]) -> str:

@@ -1,22 +1,20 @@
-"""Parts used by more than one architecture: the SqueezeNet 1.1 trunk, its pools, the SqueezeNext block."""
+"""Build the parts of the architectures: the SqueezeNet 1.1 trunk, its pools, the SqueezeNext block."""
 
 from typing import Any
 
 import torch
 import torch.nn as nn
 
-from sqzoo.models.arguments import BYPASSES, POOLS, one_of
+from sqzoo.models.arguments import POOLS, one_of
 
 
 class Fire(nn.Module):
-    """Fire module: 1x1 squeeze, then 1x1 and 3x3 expands side by side; (N, C, H, W) to (N, 2 * expand, H, W).
+    """Fire module: 1x1 squeeze, then parallel 1x1 and 3x3 expands; (N, C, H, W) to (N, 2 * expand, H, W).
 
-    Key names and arithmetic are those of torchvision's SqueezeNet, so that its ImageNet weights load. `bypass` adds
-    the input to the output, SqueezeNet's future work in the paper: "simple" where the channels are equal, "complex"
-    also where they differ, through a 1x1 convolution that starts at zero and so leaves an ImageNet trunk as it is.
+    Parameter names and arithmetic are those of torchvision's SqueezeNet, so that its ImageNet weights load.
     """
 
-    def __init__(self, in_chs: int, squeeze: int, expand: int, bypass: str = "none", **dd: Any) -> None:
+    def __init__(self, in_chs: int, squeeze: int, expand: int, **dd: Any) -> None:
         super().__init__()
         self.squeeze = nn.Conv2d(in_chs, squeeze, 1, **dd)
         self.squeeze_activation = nn.ReLU(inplace=True)
@@ -24,58 +22,55 @@ class Fire(nn.Module):
         self.expand1x1_activation = nn.ReLU(inplace=True)
         self.expand3x3 = nn.Conv2d(squeeze, expand, 3, padding=1, **dd)
         self.expand3x3_activation = nn.ReLU(inplace=True)
-        if one_of("bypass", bypass, BYPASSES) != "none" and in_chs == 2 * expand:
-            self.bypass: nn.Module | None = nn.Identity()
-        else:
-            self.bypass = nn.Conv2d(in_chs, 2 * expand, 1, **dd) if bypass == "complex" else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.squeeze_activation(self.squeeze(x))
-        y = torch.cat([self.expand1x1_activation(self.expand1x1(y)), self.expand3x3_activation(self.expand3x3(y))], 1)
-        return y if self.bypass is None else y + self.bypass(x)
+        x = self.squeeze_activation(self.squeeze(x))
+        return torch.cat(
+            [self.expand1x1_activation(self.expand1x1(x)), self.expand3x3_activation(self.expand3x3(x))], 1
+        )
 
 
 def trunk_pool(name: str, kind: str) -> nn.Module:
-    """Return the 3x3, stride 2 pool that stands between the Fire modules; `kind` is "max" or "avg"."""
+    """Return the 3x3 pool of stride 2 between Fire modules; `kind` is "max" or "avg"."""
     if one_of(name, kind, POOLS) == "max":
         return nn.MaxPool2d(3, stride=2, ceil_mode=True)
     return nn.AvgPool2d(3, stride=2, ceil_mode=True)
 
 
-def squeeze_trunk(in_chans: int, pool2: str, pool3: str, bypass: str = "none", **dd: Any) -> nn.Sequential:
-    """Return SqueezeNet 1.1's `features` (722,496 parameters): (N, 3, 224, 224) to (N, 512, 13, 13).
+def squeeze_trunk(in_chans: int, pool2: str, pool3: str, **dd: Any) -> nn.Sequential:
+    """Build SqueezeNet 1.1's `features` (722,496 parameters): (N, 3, 224, 224) to (N, 512, 13, 13).
 
-    `pool2` and `pool3` are the paper's Pooling_2 and Pooling_3 (figure 7): `features.5` and `features.8`. `bypass` is
-    that of every Fire module.
+    Args:
+        in_chans: channels of the images.
+        pool2: "max" or "avg": the paper's Pooling_2 (figure 7), `features.5`.
+        pool3: its Pooling_3, `features.8`.
+        dd: device and dtype.
     """
     features = nn.Sequential(
         nn.Conv2d(in_chans, 64, 3, stride=2, **dd),
         nn.ReLU(inplace=True),
         nn.MaxPool2d(3, stride=2, ceil_mode=True),
-        Fire(64, 16, 64, bypass, **dd),
-        Fire(128, 16, 64, bypass, **dd),
+        Fire(64, 16, 64, **dd),
+        Fire(128, 16, 64, **dd),
         trunk_pool("pool2", pool2),
-        Fire(128, 32, 128, bypass, **dd),
-        Fire(256, 32, 128, bypass, **dd),
+        Fire(128, 32, 128, **dd),
+        Fire(256, 32, 128, **dd),
         trunk_pool("pool3", pool3),
-        Fire(256, 48, 192, bypass, **dd),
-        Fire(384, 48, 192, bypass, **dd),
-        Fire(384, 64, 256, bypass, **dd),
-        Fire(512, 64, 256, bypass, **dd),
+        Fire(256, 48, 192, **dd),
+        Fire(384, 48, 192, **dd),
+        Fire(384, 64, 256, **dd),
+        Fire(512, 64, 256, **dd),
     )
-    for name, module in features.named_modules():
+    for module in features.modules():
         if isinstance(module, nn.Conv2d):
-            if name.endswith(".bypass"):
-                nn.init.zeros_(module.weight)
-            else:
-                nn.init.kaiming_uniform_(module.weight)
+            nn.init.kaiming_uniform_(module.weight)
             assert module.bias is not None
             nn.init.zeros_(module.bias)
     return features
 
 
 class GlobalPool(nn.Module):
-    """Pool (N, C, H, W) to (N, C * side * side) by "avg" or "max"; "" returns the map as it is."""
+    """Pool (N, C, H, W) to (N, C * side * side) by "avg" or "max"; "" returns the map unchanged."""
 
     def __init__(self, kind: str, side: int = 1) -> None:
         super().__init__()
@@ -84,14 +79,15 @@ class GlobalPool(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.pool_type == "avg" and self.side == 1:
-            # The mean alone: its gradient lies in memory as a channels-last map does, adaptive_avg_pool2d's does not,
-            # which makes the ReLU before it 10 times slower in the backward pass.
+            # Its gradient is channels-last; that of adaptive_avg_pool2d is not, which makes the backward pass of the
+            # ReLU before it 10 times slower.
             return x.permute(0, 2, 3, 1).flatten(1, 2).mean(1)
+        if self.pool_type == "":
+            return x
+        size = (self.side, self.side)
         if self.pool_type == "avg":
-            return torch.flatten(nn.functional.adaptive_avg_pool2d(x, (self.side, self.side)), 1)
-        if self.pool_type == "max":
-            return torch.flatten(nn.functional.adaptive_max_pool2d(x, (self.side, self.side)), 1)
-        return x
+            return torch.flatten(nn.functional.adaptive_avg_pool2d(x, size), 1)
+        return torch.flatten(nn.functional.adaptive_max_pool2d(x, size), 1)
 
     def extra_repr(self) -> str:
         return f"{self.pool_type!r}, side={self.side}"
@@ -101,7 +97,7 @@ def _conv(
     in_chs: int, out_chs: int, kernel: tuple[int, int], batch_norm: bool, separable: bool = False, **dd: Any
 ) -> nn.Sequential:
     padding = (kernel[0] // 2, kernel[1] // 2)
-    if separable:  # a filter for each channel, then a 1x1 convolution over them
+    if separable:  # a filter per channel, then a 1x1 convolution
         layers: list[nn.Module] = [
             nn.Conv2d(in_chs, in_chs, kernel, padding=padding, groups=in_chs, **dd),
             nn.Conv2d(in_chs, out_chs, 1, **dd),
@@ -114,12 +110,19 @@ def _conv(
 
 
 class SqNxtBlock(nn.Module):
-    """SqueezeNext block: 1x1, 1x1 (two halving squeezes), 1x3, 3x1, 1x1, each with a bias and a ReLU.
+    """SqueezeNext block: two 1x1 squeezes, 1x3, 3x1 and 1x1 convolutions, each with bias and ReLU.
 
-    The first squeeze has `in_chs * reduction` channels, the second half of that. With `add` (figure 11, left) the
-    input joins the output by addition, through a 1x1 convolution where the channels differ, and a last ReLU follows;
-    without (figure 11, right; the paper's choice) it does not. `separable` makes the 1x3 and the 3x1 depthwise
-    separable. (N, in_chs, H, W) to (N, out_chs, H, W).
+    (N, in_chs, H, W) to (N, out_chs, H, W).
+
+    Args:
+        in_chs: channels of the input.
+        out_chs: channels of the output.
+        reduction: channels of the first squeeze over `in_chs`; the second has half as many.
+        add: add the input to the output (figure 11, left), by a 1x1 convolution where the channels differ, and a last
+            ReLU; the paper's choice (right) does not.
+        batch_norm: batch norm after each convolution.
+        separable: depthwise separable 1x3 and 3x1 convolutions.
+        dd: device and dtype.
     """
 
     def __init__(

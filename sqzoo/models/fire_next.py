@@ -1,4 +1,4 @@
-"""fire_next: the paper's Fire-Next, SqueezeNet 1.1 with its last Fire module replaced by a SqueezeNext block."""
+"""Define fire_next: SqueezeNet 1.1 with a SqueezeNext block for its last Fire module (paper, Table 2)."""
 
 from typing import Any
 
@@ -18,14 +18,21 @@ __all__ = ["FireNext"]
 class FireNext(ZooModel):
     """Trunk without fire 9, SqueezeNext block 512 to 128, 1x1 convolution, global pool: 691,018 parameters.
 
-    num_classes: number of classes; 0 gives the block's pooled output (N, width).
-    width: output size of the block (figure 9). reduction: first squeeze of the block over its input, in (0, 1].
-    add: the element-wise addition of figure 11, left; the paper's own block (right) has none.
-    batch_norm: batch norm in the block, 692,170 parameters. separable: depthwise separable 1x3 and 3x1 in the block.
-    bypass: "simple" or "complex" bypass connections around the trunk's Fire modules; "none" is the paper's.
-    drop_rate: dropout before the last layer; logit_relu: a ReLU behind it. SqueezeNet's classifier has 0.5 and a ReLU;
-    whether Fire-Next's has, the paper does not say.
-    pool2, pool3: "max" or "avg", the paper's Pooling_2 and Pooling_3; global_pool: "avg", "max" or "".
+    Args:
+        num_classes: 0 gives the block's pooled output (N, width).
+        in_chans: channels of the images.
+        global_pool: "avg", "max" or "".
+        width: output channels of the block (figure 9).
+        reduction: first squeeze of the block over its input, in (0, 1].
+        add: the addition of figure 11, left; the paper's own block (right) has none.
+        batch_norm: batch norm in the block: 692,170 parameters.
+        separable: depthwise separable 1x3 and 3x1 convolutions in the block.
+        pool2: "max" or "avg", the paper's Pooling_2.
+        pool3: the same, Pooling_3.
+        drop_rate: dropout before the last layer. SqueezeNet has 0.5; the paper does not say.
+        logit_relu: ReLU after the last layer, as in SqueezeNet; the paper does not say.
+        upsample: see `ZooModel`.
+        temperature: see `ZooModel`.
     """
 
     stages = ((1, 64, 2), (4, 128, 4), (7, 256, 8), (11, 512, 16))
@@ -42,7 +49,6 @@ class FireNext(ZooModel):
         add: bool = False,
         batch_norm: bool = False,
         separable: bool = False,
-        bypass: str = "none",
         pool2: str = "max",
         pool3: str = "max",
         drop_rate: float = 0.0,
@@ -56,7 +62,7 @@ class FireNext(ZooModel):
         if isinstance(reduction, bool) or not isinstance(reduction, int | float) or not 0.0 < reduction <= 1.0:
             raise ArgumentError(f"reduction must be a number above 0 and at most 1, not {reduction!r}.")
         dd = {"device": device, "dtype": dtype}
-        self.features = squeeze_trunk(self.in_chans, pool2, pool3, bypass, **dd)[:12]
+        self.features = squeeze_trunk(self.in_chans, pool2, pool3, **dd)[:12]
         self.block = SqNxtBlock(512, count("width", width), reduction, add, batch_norm, separable, **dd)
         self.drop = nn.Dropout(rate("drop_rate", drop_rate))
         self.classifier = self.last_layer(width, num_classes, **dd)

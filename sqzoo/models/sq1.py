@@ -1,4 +1,4 @@
-"""sq1: the paper's Sq-1, SqueezeNet 1.1's trunk with a 1x1 convolution and two linear layers (Tables 1 and 3)."""
+"""Define sq1: SqueezeNet 1.1's trunk with a 1x1 convolution and two linear layers (paper, Tables 1 and 3)."""
 
 from typing import Any
 
@@ -19,13 +19,20 @@ class Sq1(ZooModel):
 
     Dropout on the logits is odd, but it is what the paper describes and sweeps (figure 5). Defaults are Table 3's.
 
-    num_classes: number of classes; 0 gives the mid layer's output (N, mid).
-    width: channels of the 1x1 convolution. mid: size of the mid layer (figure 10); 64 counts 797,066 parameters.
-    drop_rate: the paper's p1, behind the mid layer. logit_drop_rate: its p2, behind the last layer. conv_drop_rate:
-    dropout before the 1x1 convolution, where SqueezeNet's own classifier has 0.5; the paper does not say.
-    mid_relu: a ReLU between the two linear layers; the paper does not say.
-    pool2, pool3: "max" or "avg", the paper's Pooling_2 and Pooling_3; global_pool: "avg" or "max" (figure 7), or ""
-    with num_classes=0 for the map before the pool.
+    Args:
+        num_classes: 0 gives the mid layer's output (N, mid).
+        in_chans: channels of the images.
+        global_pool: "avg" or "max" (figure 7), or "" with num_classes=0 for the map before the pool.
+        width: channels of the 1x1 convolution.
+        mid: size of the mid layer (figure 10); 64 gives 797,066 parameters.
+        drop_rate: the paper's p1, dropout after the mid layer.
+        logit_drop_rate: its p2, dropout after the last layer.
+        conv_drop_rate: dropout before the 1x1 convolution. SqueezeNet has 0.5; the paper does not say.
+        mid_relu: ReLU between the two linear layers; the paper does not say.
+        pool2: "max" or "avg", the paper's Pooling_2.
+        pool3: the same, Pooling_3.
+        upsample: see `ZooModel`.
+        temperature: see `ZooModel`.
     """
 
     stages = ((1, 64, 2), (4, 128, 4), (7, 256, 8), (12, 512, 16))

@@ -1,4 +1,4 @@
-"""squeezenet_cifar: torchvision's SqueezeNet 1.1 with its last layer sized for CIFAR-10 (paper, Table 2, row 2)."""
+"""Define squeezenet_cifar: torchvision's SqueezeNet 1.1, last layer for CIFAR-10 (paper, Table 2, row 2)."""
 
 from typing import Any
 
@@ -17,11 +17,18 @@ __all__ = ["SqueezeNetCifar"]
 class SqueezeNetCifar(ZooModel):
     """SqueezeNet 1.1 trunk, dropout, 1x1 convolution to the classes, ReLU, global pool: 727,626 parameters.
 
-    Key names are torchvision's (`classifier.1` is the last layer).
+    Parameter names are torchvision's (`classifier.1` is the last layer).
 
-    num_classes: number of classes; 0 gives pooled features (N, 512).
-    drop_rate: dropout before the last layer, torchvision's 0.5. logit_relu: a ReLU behind it, torchvision's.
-    pool2, pool3: "max" or "avg", the paper's Pooling_2 and Pooling_3; global_pool: "avg", "max" or "".
+    Args:
+        num_classes: 0 gives pooled features (N, 512).
+        in_chans: channels of the images.
+        global_pool: "avg", "max" or "".
+        drop_rate: dropout before the last layer; torchvision's is 0.5.
+        logit_relu: ReLU after the last layer, as torchvision has.
+        pool2: "max" or "avg", the paper's Pooling_2.
+        pool3: the same, Pooling_3.
+        upsample: see `ZooModel`.
+        temperature: see `ZooModel`.
     """
 
     stages = ((1, 64, 2), (4, 128, 4), (7, 256, 8), (12, 512, 16))
