@@ -13,7 +13,7 @@ from sqzoo.errors import ArgumentError, did_you_mean
 from sqzoo.images.reader import ImageInput, ImageReader, as_pil, label_names
 from sqzoo.models.base import evaluation_mode
 from sqzoo.models.upsample import Upsample
-from sqzoo.predict import Prediction
+from sqzoo.predict import Prediction, check_finite
 
 _OPACITY = 0.65  # of the hottest spot
 _COLOUR = (220, 30, 0)
@@ -63,7 +63,9 @@ def explain(model: nn.Module, image: ImageInput, label: str | None = None) -> Ex
             (gradient,) = torch.autograd.grad(logits[0, index], maps)
         heat = (gradient.mean((2, 3), keepdim=True) * maps.detach()).sum(1)[0].relu().float().cpu()
         heat = heat / heat.max() if heat.max() > 0 else heat
-        probability = logits.detach().float().softmax(1)[0, index].item()
+        probabilities = logits.detach().float().softmax(1)
+        check_finite(model, probabilities)
+        probability = probabilities[0, index].item()
     return Explanation(Prediction(labels[index], index, probability), heat, _overlay(model, as_pil(image), heat))
 
 

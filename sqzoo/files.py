@@ -234,11 +234,8 @@ def cache_folder() -> Path:
 
 def file_sha256(file: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a regular file; see `open_regular`."""
-    digest = hashlib.sha256()
     with open_regular(file) as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def tensors_sha256(tensors: "Mapping[str, torch.Tensor]") -> str:

@@ -22,11 +22,12 @@ from sqzoo.images.reader import label_names
 from sqzoo.models.base import ZooModel
 from sqzoo.models.upsample import Upsample
 from sqzoo.registry import create_model
-from sqzoo.weights.config_json import parse_config
+from sqzoo.weights.config_json import is_generated_card, parse_config
 from sqzoo.weights.header import check_matches, parse_header
+from sqzoo.weights.hub_client import check_home, clean_token, reason
 from sqzoo.weights.metadata import metadata
-from sqzoo.weights.remote import CONFIG, WEIGHTS, check_home, clean_token, reason
-from sqzoo.weights.untrusted import CONFIG_LARGEST, LARGEST, parse_json, read_bytes
+from sqzoo.weights.remote import CONFIG, WEIGHTS
+from sqzoo.weights.untrusted import CONFIG_LARGEST, LARGEST, read_bytes, read_small
 
 CARD = "README.md"
 _logger = logging.getLogger("sqzoo")
@@ -66,7 +67,7 @@ def save_pretrained(
         config = _config(model, tensors, target)
         contents[WEIGHTS] = save(tensors, {"format": "pt"})
         config["sha256"] = hashlib.sha256(contents[WEIGHTS]).hexdigest()
-        if _is_generated(_read(target / CARD), _read(target / CONFIG)):
+        if is_generated_card(read_small(target / CARD), read_small(target / CONFIG)):
             contents[CARD] = (card or _card(model)).encode()
             config["card_sha256"] = hashlib.sha256(contents[CARD]).hexdigest()
         contents |= configurations(config, label_names(model)) if transformers_js else {CONFIG: json_bytes(config)}
@@ -130,7 +131,7 @@ def push(
     card, plot = None, _CARDS / "none"
     if isinstance(model, str):
         if model.startswith("local-dir:"):
-            card = (_read(Path(model.removeprefix("local-dir:"), CARD)) or b"").decode("utf-8", "replace") or None
+            card = (read_small(Path(model.removeprefix("local-dir:"), CARD)) or b"").decode("utf-8", "replace") or None
         else:
             file, plot = (_CARDS / f"{model}.{kind}" for kind in ("md", "svg"))
             card = file.read_text(encoding="utf-8") if file.is_file() else None
@@ -150,7 +151,7 @@ def push(
             api.create_repo(repo, private=private, exist_ok=True)
             if revision and revision != "main" and not revision.startswith("refs/"):
                 api.create_branch(repo, branch=revision, exist_ok=True)
-            replace_card = _is_generated(*(_read_remote(api, repo, name, revision) for name in (CARD, CONFIG)))
+            replace_card = is_generated_card(*(_read_remote(api, repo, name, revision) for name in (CARD, CONFIG)))
             commit = api.upload_folder(
                 repo_id=repo,
                 folder_path=folder,
@@ -196,31 +197,13 @@ def _config(model: ZooModel, tensors: Mapping[str, torch.Tensor], folder: Path) 
     return config
 
 
-def _is_generated(card: bytes | None, config: bytes | None) -> bool:
-    """Whether a model card may be replaced: it is absent, or has the hash that sqzoo noted in config.json."""
-    try:
-        return card is None or parse_json(config or b"")["card_sha256"] == hashlib.sha256(card).hexdigest()
-    except (ValueError, KeyError, TypeError):
-        return False
-
-
-def _read(file: Path) -> bytes | None:
-    """Return a small file's bytes; None where it is absent, b"" where it is no such file."""
-    try:
-        return read_bytes(file, CONFIG_LARGEST)
-    except FileNotFoundError:
-        return b"" if file.is_symlink() else None
-    except (OSError, WeightsError):
-        return b""
-
-
 def _read_remote(api: Any, repo: str, name: str, revision: str | None) -> bytes | None:
-    """Return a small file of a repository, past the cache; see `_read`."""
+    """Return a small file of a repository, past the cache; see `read_small`."""
     from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
 
     with tempfile.TemporaryDirectory() as folder:
         try:
-            return _read(Path(api.hf_hub_download(repo, name, revision=revision, cache_dir=folder)))
+            return read_small(Path(api.hf_hub_download(repo, name, revision=revision, cache_dir=folder)))
         except (EntryNotFoundError, RevisionNotFoundError):
             return None
 
@@ -232,7 +215,7 @@ def _check_ours(folder: Path, tensors: Mapping[str, torch.Tensor], names: Iterab
     them, are ours if they have the model's tensors.
     """
     configured = (folder / CONFIG).exists()
-    card = [CARD] if _is_generated(_read(folder / CARD), _read(folder / CONFIG)) else []
+    card = [CARD] if is_generated_card(read_small(folder / CARD), read_small(folder / CONFIG)) else []
     for name in (CONFIG, WEIGHTS, *names, *card):
         path = folder / name
         check_replaceable(path)

@@ -66,7 +66,7 @@ def predict(
 
     Raises:
         DataError: a file is not an image.
-        ArgumentError: anything else is not as above.
+        ArgumentError: anything else is not as above, or the model's weights have NaN or infinity.
     """
     results = []
     for result in classify(model, images, top_k=top_k, batch_size=batch_size):
@@ -122,6 +122,7 @@ def _classify(
                 inputs = normalise(np.stack(readable)).to(weight.device, weight.dtype)
                 # float32 rounds the largest probability to 1 while the score still depends on the small ones.
                 probabilities = model(inputs).cpu().double().softmax(1)  # on the CPU: not every device has float64
+                check_finite(model, probabilities)
                 top, scores = probabilities.topk(top_k), ood_score(probabilities)
             rows = zip(top.values.tolist(), top.indices.tolist(), scores.tolist(), strict=True)
         for image, x in batch:
@@ -131,6 +132,19 @@ def _classify(
             values, indices, score = next(rows)
             predictions = [Prediction(labels[i], i, v) for v, i in zip(values, indices, strict=True)]
             yield Classification(image, predictions, score, None if threshold is None else score < threshold)
+
+
+def check_finite(model: nn.Module, probabilities: torch.Tensor) -> None:
+    """Raise ArgumentError where a model's probabilities are NaN; it names the weights that have NaN or infinity."""
+    if bool(probabilities.isfinite().all()):
+        return
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    odd = [name for name, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]
+    if odd:
+        raise ArgumentError(
+            f"The model's {odd[0]} has NaN or infinity, as a failed training leaves it; load its weights again."
+        )
+    raise ArgumentError("The model answers with NaN, though its weights are finite; try it in float32: model.float().")
 
 
 def _as_iterable(images: ImageInput | Iterable[ImageInput]) -> Iterable[ImageInput]:

@@ -1,7 +1,9 @@
 """Models by name: a thin layer over timm's registry that suggests the nearest name and loads trunks."""
 
 import errno
+import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +11,7 @@ import timm
 import torch.nn as nn
 from timm.models import model_entrypoint
 
+from sqzoo import __version__
 from sqzoo import models as _models  # registers the architectures
 from sqzoo.errors import ArgumentError, UnknownArgumentError, UnknownModelError, WeightsError, did_you_mean, shown, why
 from sqzoo.files import file_sha256
@@ -19,6 +22,7 @@ from sqzoo.weights.loading import read_verified
 from sqzoo.weights.remote import Source, parse_source, read_config
 from sqzoo.weights.untrusted import LARGEST, read_bytes
 
+_logger = logging.getLogger("sqzoo")
 _CLASSES = {getattr(_models, name).__module__: getattr(_models, name) for name in _models.__all__}
 
 
@@ -186,3 +190,28 @@ def start_from(model: nn.Module, file: str) -> None:
 def _is_ours(name: str) -> bool:
     # By the module that registered it: a name alone could be timm's or another package's.
     return model_entrypoint(name.partition(".")[0]).__module__ in _CLASSES
+
+
+def hub_entry(name: str) -> Callable[..., nn.Module]:
+    """Return the torch.hub entry point of an architecture; its help is the architecture's own."""
+
+    def entry(pretrained: bool = False, weights: str | None = None, **model_args: Any) -> nn.Module:
+        if weights is None:
+            return create_model(name, pretrained, **model_args)
+        return create_model(weights if "." in weights else f"{name}.{weights}", True, **model_args)
+
+    function = model_entrypoint(name)
+    entry.__name__, entry.__doc__ = name, f"{function.__doc__}\n\n{_CLASSES[function.__module__].__doc__}"
+    return entry
+
+
+def warn_of_another_copy(hubconf: str) -> None:
+    """Warn where this package is not the one beside a hubconf.py: Python imports a package once."""
+    used, asked = Path(__file__).resolve().parents[1], Path(hubconf).resolve().parent
+    if used != asked:
+        _logger.warning(
+            "sqzoo %s in %s is already imported and is used, not the one in %s; load that in a new process.",
+            __version__,
+            used,
+            asked,
+        )

@@ -390,7 +390,7 @@ def test_the_cache_command_outlives_what_lies_in_it(
             sqzoo.create_model(f"hf-hub:some-org/odd{number}")
     server.put(REPO, files)
     sqzoo.create_model(f"hf-hub:{REPO}")
-    assert [k.name for k in cache.kept() if k.kind == "hub"] == [REPO]
+    assert [k.name for k in cache.entries() if k.kind == "hub"] == [REPO]
     plant(tmp_path, WEIGHTS, Path("/dev/zero"))
     assert cli.main(["cache", "--verify"]) == 1
     plant(tmp_path, CONFIG, Path("/dev/zero"))

@@ -276,7 +276,7 @@ def test_weights_of_no_stated_hash_load_with_a_line(
     caplog.clear()
     server.put("some-org/stated", files)
     assert same(sqzoo.create_model("hf-hub:some-org/stated"), model)
-    assert f"some-org/stated/{WEIGHTS} is what its own config.json states, and not verified by sqzoo" in caplog.text
+    assert f"some-org/stated/{WEIGHTS} matches its own config.json; sqzoo verifies nothing beyond that." in caplog.text
 
 
 def test_a_pickle_is_never_read(server: HubServer, files: dict[str, bytes], tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ def test_a_pickle_is_never_read(server: HubServer, files: dict[str, bytes], tmp_
     config = json.loads(files[CONFIG])
     del config["sha256"]
     server.put("some-org/pickle", {CONFIG: json.dumps(config).encode(), WEIGHTS: pickle})
-    refused(lambda: sqzoo.create_model("hf-hub:some-org/pickle"), "not an undamaged safetensors file")
+    refused(lambda: sqzoo.create_model("hf-hub:some-org/pickle"), "not an intact safetensors file")
 
 
 @pytest.mark.parametrize(
@@ -394,20 +394,20 @@ def test_cache_lists_verifies_and_removes(
     server.put(REPO, files)
     server.put("some-org/other", {"notes.txt": b"no model"})
     huggingface_hub.hf_hub_download("some-org/other", "notes.txt")
-    assert [k.name for k in cache.kept() if k.kind == "hub"] == []
+    assert [k.name for k in cache.entries() if k.kind == "hub"] == []
     sqzoo.create_model(f"hf-hub:{REPO}")
-    (kept,) = (k for k in cache.kept() if k.kind == "hub")
+    (kept,) = (k for k in cache.entries() if k.kind == "hub")
     assert kept.name == REPO and kept.damage() is None and len(kept.commits) == 1
-    assert {k.name for k in cache.kept() if k.kind == "package"} == read_manifest().keys()
+    assert {k.name for k in cache.entries() if k.kind == "package"} == read_manifest().keys()
     assert cli.main(["cache", "--verify"]) == 0 and REPO in capsys.readouterr().out
     (weights,) = (f for f in cached_files(tmp_path) if f.name == WEIGHTS)
     spoil(weights)
     assert cli.main(["cache", "--verify"]) == 1 and f"{REPO} at {kept.commits[0]} is damaged" in capsys.readouterr().out
     assert cli.main(["cache", "--remove", "some-org/sq2"]) == 2 and f"Did you mean '{REPO}'" in capsys.readouterr().err
     assert cli.main(["cache", "--remove", REPO]) == 0
-    assert not weights.exists() and [k for k in cache.kept() if k.kind == "hub"] == []
+    assert not weights.exists() and [k for k in cache.entries() if k.kind == "hub"] == []
     shutil.rmtree(tmp_path / "hub cache é")
-    assert [k for k in cache.kept() if k.kind == "hub"] == []
+    assert [k for k in cache.entries() if k.kind == "hub"] == []
 
 
 # Mutated files

@@ -19,12 +19,13 @@ from sqzoo import hub
 from sqzoo.cli import main
 from sqzoo.data import Normalise
 from sqzoo.errors import ArgumentError, DataError
+from sqzoo.explain import explain
 from sqzoo.images.reader import ImageReader, as_pil
 from sqzoo.images.walk import image_files
 from sqzoo.predict import classify, predict
 from sqzoo.weights import CIFAR10_CLASSES
 from tests.support import ROOT
-from tests.support.sentences import assert_one_sentence
+from tests.support.sentences import assert_one_sentence, refusal
 
 CAT = ROOT / "examples" / "cat.jpg"
 
@@ -50,6 +51,29 @@ def test_top_k_is_a_distribution_in_order(model: torch.nn.Module) -> None:
     assert sorted(p.index for p in found) == list(range(10))
     assert [p.probability for p in found] == sorted((p.probability for p in found), reverse=True)
     assert sum(p.probability for p in found) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_named(value: float) -> None:
+    model = sqzoo.create_model("sq1", pretrained=True)
+    for name, parameter in model.named_parameters():
+        kept = parameter.detach().clone()
+        with torch.no_grad():
+            parameter.view(-1)[0] = value
+        for ask in (predict, explain):
+            with refusal(name, "NaN"):
+                ask(model, CAT)
+        with torch.no_grad():
+            parameter.copy_(kept)
+    assert predict(model, CAT)[0][0].label == "cat"
+
+
+def test_an_overflow_on_the_way_is_told() -> None:
+    model = sqzoo.create_model("sq1", pretrained=True)
+    with torch.no_grad():
+        model.fc2.weight.mul_(1e38)
+    with refusal("float32"):
+        predict(model, CAT)
 
 
 def test_batches_do_not_change_the_answer(model: torch.nn.Module) -> None:

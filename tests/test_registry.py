@@ -392,7 +392,7 @@ print(torch.equal(before, torch.get_rng_state()))
 
 # From the bottom: a part imports parts of lower levels only. docs/architecture.md shows the same list.
 LEVELS = (
-    *(("errors", "opcodes"), ("files",), ("environment", "uncertainty"), ("weights", "report"), ("cache", "models")),
+    *(("errors",), ("files",), ("environment", "uncertainty"), ("weights", "report"), ("cache", "models")),
     *(("registry",), ("images",), ("data",), ("predict", "evaluation"), ("explain",), ("doctor", "deploy")),
     *(("__init__",), ("hub",), ("export", "train"), ("compress", "demo", "own_images"), ("cli",), ("__main__",)),
 )

@@ -34,6 +34,6 @@ def run(
     for each in cache.entries():
         wrong = each.damage() if verify else None
         damaged += wrong is not None
-        state = f"  {wrong or 'undamaged'}" if verify else ""
+        state = f"  {wrong or 'intact'}" if verify else ""
         print(f"{each.kind:8} {shown(each.name):32} {each.size / 1e6:8.2f} MB  {shown(each.path)}{state}")
     return 1 if damaged else 0

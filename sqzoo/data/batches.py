@@ -7,7 +7,7 @@ import struct
 
 import numpy as np
 
-from sqzoo.opcodes import Call, expect, interpret
+from sqzoo.weights.opcodes import Call, expect, interpret
 
 LARGEST = 1 << 25  # bytes of a batch: the published ones have 31 million
 _PIXELS = 3072

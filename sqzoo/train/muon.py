@@ -79,13 +79,11 @@ class Packing:
                 x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
             results.append((x * scale).flatten())
         updates = torch.cat(results)[self.back].split(self.sizes)
-        return [
-            u.as_strided(w.shape, w.stride(), u.storage_offset()) for u, w in zip(updates, self.weights, strict=True)
-        ]
+        pairs = zip(updates, self.weights, strict=True)
+        return [u.as_strided(w.shape, w.stride(), u.storage_offset()) for u, w in pairs]
 
 
 def _flat(gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Return a gradient's elements in the order of its weight's memory."""
-    if gradient.stride() != weight.stride():
-        gradient = torch.empty_like(weight).copy_(gradient)
-    return gradient.as_strided((gradient.numel(),), (1,), gradient.storage_offset())
+    dense = gradient if gradient.stride() == weight.stride() else torch.empty_like(weight).copy_(gradient)
+    return dense.as_strided((dense.numel(),), (1,), dense.storage_offset())

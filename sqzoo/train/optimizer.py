@@ -40,7 +40,7 @@ def prune(weight: torch.Tensor, mask: torch.Tensor, sparsity: float, step: int, 
     """Prune by magnitude, gradually over a run's first half (Zhu and Gupta 2017); what `mask` has False stays zero."""
     weight.mul_(mask)
     half = 0.5 * steps
-    if step % 20 == 0 or step < half <= step + 1:
-        if count := int(sparsity * (1 - (1 - min(1.0, (step + 1) / half)) ** 3) * weight.numel()):
-            magnitude = weight.abs()
-            weight.masked_fill_(magnitude <= magnitude.flatten().kthvalue(count).values, 0.0)
+    count = int(sparsity * (1 - (1 - min(1.0, (step + 1) / half)) ** 3) * weight.numel())
+    if count and (step % 20 == 0 or step < half <= step + 1):
+        magnitude = weight.abs()
+        weight.masked_fill_(magnitude <= magnitude.flatten().kthvalue(count).values, 0.0)

@@ -80,7 +80,7 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         """Return the recipe as JSON-ready values."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
+        return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
 _ALL_LAYERS = ("flip", "pad", "cutout", "batch_norm", "frozen_layers", "muon_lr")  # fields for layers="all" alone

@@ -1,4 +1,4 @@
-"""A safetensors file's header, checked before any tensor is made: what it declares must be what the model has."""
+"""Check a safetensors header before any tensor is created: it must declare what the model has."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -27,18 +27,23 @@ _DIMENSIONS = 8  # ours have four at most; a product of a hundred thousand sizes
 
 
 def read_tensors(data: bytes, name: str, own: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
-    """Return the tensors of a safetensors file's bytes, once its header is found sound, and that of `own` if given.
+    """Return the tensors of a safetensors file after checking its header.
 
-    Raises `WeightsError`, which calls the file `name`.
+    Args:
+        data: the file's bytes.
+        name: of the file, for errors.
+        own: a state dict, on meta, say, that the header must match.
+
+    Raises:
+        WeightsError: the file is damaged, does not match, or has NaN or infinity.
     """
-    found = parse_header(data, name)
+    declared = parse_header(data, name)
     if own is not None:
-        check_matches(found, own, name)
+        check_matches(declared, own, name)
     try:
         tensors = load(data)
-    except SafetensorError as e:  # it reads the header by stricter rules in places, such as its metadata
+    except SafetensorError as e:  # it is stricter in places, such as the metadata
         raise _damaged(name, e) from e
-    # A sum is NaN or infinite if a term is, and takes a pass less than looking at each.
     if odd := [k for k, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]:
         raise WeightsError(
             f"{name} has NaN or infinity in {printable(odd[0])}, as a failed training leaves it; give other weights."
@@ -47,34 +52,46 @@ def read_tensors(data: bytes, name: str, own: Mapping[str, torch.Tensor] | None 
 
 
 def read_wanted(stream: BinaryIO, name: str, wanted: Callable[[str], bool], most: int) -> dict[str, torch.Tensor]:
-    """Return the tensors of a safetensors file whose names are `wanted`; only their bytes are read.
+    """Read the wanted tensors of a safetensors file, and only their bytes.
 
-    most: bytes that they may take together. Raises `WeightsError`, which calls the file `name`.
+    Args:
+        stream: the file.
+        name: of the file, for errors.
+        wanted: whether to read a tensor, by its name.
+        most: bytes of all wanted tensors together.
+
+    Raises:
+        WeightsError: the file is damaged, or the tensors are larger.
     """
     size = stream.seek(0, os.SEEK_END)
     stream.seek(0)
     head = stream.read(8 + LONGEST)
-    place, tensors = 8 + int.from_bytes(head[:8], "little"), {}
+    offset, tensors = 8 + int.from_bytes(head[:8], "little"), {}
     for key, tensor in parse_header(head, name, size).items():
         if wanted(key):
             most -= tensor.nbytes
             if most < 0:
                 raise _damaged(name, ValueError("its tensors are larger than is read"))
-            stream.seek(place)
+            stream.seek(offset)
             data = bytearray(stream.read(tensor.nbytes))
             if len(data) != tensor.nbytes:
                 raise _damaged(name, ValueError("it is cut off"))
             flat = torch.frombuffer(data, dtype=tensor.dtype) if data else torch.empty(0, dtype=tensor.dtype)
             tensors[key] = flat.reshape(tensor.shape)
-        place += tensor.nbytes
+        offset += tensor.nbytes
     return tensors
 
 
 def parse_header(data: bytes, name: str, size: int | None = None) -> dict[str, torch.Tensor]:
-    """Return the tensors that a file declares, on the meta device (shapes and dtypes, no memory), as they follow.
+    """Return the tensors that a safetensors file declares, on the meta device, in the order of their bytes.
 
-    data: the file's bytes, or with `size`, which is how many it has, those of its beginning and header. Raises
-    `WeightsError` unless the header is well formed and its tensors cover the rest of the file exactly, once.
+    Args:
+        data: the file's bytes; with `size`, its beginning is enough.
+        name: of the file, for errors.
+        size: of the file, in bytes.
+
+    Raises:
+        WeightsError: the header is malformed, or its tensors do not cover the rest of the file exactly.
     """
     size = len(data) if size is None else size
     try:
@@ -98,11 +115,11 @@ def parse_header(data: bytes, name: str, size: int | None = None) -> dict[str, t
 
 
 def _damaged(name: str, e: Exception) -> WeightsError:
-    return WeightsError(f"{name} is not an undamaged safetensors file ({printable(e)}); fetch it again.")
+    return WeightsError(f"{name} is not an intact safetensors file ({printable(e)}); fetch it again.")
 
 
 def _span(entry: Mapping[str, Any]) -> tuple[int, int]:
-    """Return the bytes of a tensor, from and to, if they are as many as its shape and dtype take."""
+    """Return a tensor's first and last offset, if its shape and dtype take as many bytes."""
     if set(entry) != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"a tensor has the fields {sorted(entry)}")
     start, stop = entry["data_offsets"]
@@ -119,7 +136,7 @@ def _span(entry: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def check_matches(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], name: str) -> None:
-    """Raise `WeightsError` unless two state dicts have the same names and shapes, and dtypes of the same kind."""
+    """Raise `WeightsError` unless two state dicts have the same names, shapes and kinds of dtype."""
     missing, extra = [k for k in own if k not in state], sorted(state.keys() - own.keys())
     if missing or extra:
         raise WeightsError(

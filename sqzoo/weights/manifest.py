@@ -1,4 +1,4 @@
-"""The manifest of weights: `manifest.json` beside this file is the only source of tags, hashes and figures."""
+"""Read the manifest of weights: `manifest.json` is the only source of tags, hashes and figures."""
 
 import json
 import os
@@ -15,24 +15,14 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 
 @dataclass(frozen=True)
 class Entry:
-    """One weights tag: which file, how to prepare images for it, how it was made and what was measured.
-
-    `holds` is "complete" (the file is the whole network) or "head" (it is joined with the ImageNet trunk `trunk`).
-    `stored` is "plain", or "coded" where the weights are decoded as they load (see `coding.py`). `size` is in bytes,
-    `sha256` that of the whole file; `metrics` names the result file of each figure. The file lies in the package or,
-    where `hub` is given, in the organisation's Hub repository of that name at the commit `commit`.
-    `model_args` are the constructor's arguments that rebuild the network, its enlargement and temperature among them.
-    `ood_threshold` is that of `sqzoo.uncertainty`, and `calibration` says how it and the temperature were found;
-    without training images held out to find them on there are none. `macs` counts the multiply-adds of the convolutions
-    and linear layers for one image of `resolution` pixels.
-    """
+    """A weights tag: its file, how images are prepared for it, how it was made and what was measured."""
 
     tag: str
-    file: str
-    sha256: str
-    size: int
+    file: str  # in the package, or in the Hub repository `hub`
+    sha256: str  # of the file
+    size: int  # of the file, in bytes
     dtype: str
-    holds: str
+    holds: str  # "complete", or "head": head weights, to be joined with the ImageNet trunk `trunk`
     trunk: str
     num_classes: int
     input_size: tuple[int, int, int]
@@ -41,18 +31,18 @@ class Entry:
     std: tuple[float, float, float]
     interpolation: str
     params: int
-    macs: int
+    macs: int  # multiply-adds of convolutions and linear layers for one image of `resolution` pixels
     licence: str
     provenance: str
-    model_args: dict[str, Any] = field(default_factory=dict)
+    model_args: dict[str, Any] = field(default_factory=dict)  # of the constructor, upsample and temperature included
     recipe: dict[str, Any] = field(default_factory=dict)
-    metrics: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)  # each with its result file
     data: dict[str, Any] = field(default_factory=dict)
-    stored: str = "plain"
-    ood_threshold: float | None = None
-    calibration: dict[str, Any] = field(default_factory=dict)
-    hub: str | None = None
-    commit: str | None = None
+    stored: str = "plain"  # or "coded", see `sqzoo.weights.coded`
+    ood_threshold: float | None = None  # see `sqzoo.uncertainty`; None without validation images to find it on
+    calibration: dict[str, Any] = field(default_factory=dict)  # how threshold and temperature were found
+    hub: str | None = None  # the organisation's Hub repository that has the file
+    commit: str | None = None  # in that repository
 
     @property
     def architecture(self) -> str:
@@ -61,24 +51,24 @@ class Entry:
 
     @property
     def resolution(self) -> int:
-        """Image size in pixels that the trunk sees: the enlarged one, where the network enlarges."""
+        """Image size in pixels that the trunk sees, after the network's own enlargement."""
         upsample = self.model_args.get("upsample", self.input_size[1])
         return int(upsample[-1] if isinstance(upsample, list) else upsample)
 
     @property
     def path(self) -> Path:
-        """Where the file lies in the package."""
+        """The file's path in the package."""
         return FOLDER / self.file
 
 
 def organisation() -> str:
-    """Return the Hub organisation that holds our repositories: SQZOO_HUB_ORG, or "sqzoo"."""
+    """Return the Hub organisation of our repositories: $SQZOO_HUB_ORG, or "sqzoo"."""
     return os.environ.get("SQZOO_HUB_ORG", "sqzoo")
 
 
 @cache
 def read_manifest() -> dict[str, Entry]:
-    """Return all entries by tag; an architecture's default comes first."""
+    """Return all entries by tag; an architecture's default tag comes first."""
     entries = json.loads((FOLDER / "manifest.json").read_text(encoding="utf-8"))["weights"]
     tuples = ("input_size", "mean", "std")
     fields: list[dict[str, Any]] = [{k: tuple(v) if k in tuples else v for k, v in e.items()} for e in entries]
@@ -91,20 +81,19 @@ def architectures() -> list[str]:
 
 
 def tags(architecture: str) -> list[str]:
-    """Return the architecture's tags, `sq1.ft_cifar10` form, the default first."""
+    """Return the tags of an architecture, such as `sq1.ft_cifar10`, the default first."""
     return [tag for tag, entry in read_manifest().items() if entry.architecture == architecture]
 
 
 def get_weights(name: str) -> Entry:
-    """Return the entry of a tag (`sq1.paper_cifar10`) or of an architecture's default tag (`sq1`).
+    """Return the manifest entry of a tag (`sq1.paper_cifar10`) or of an architecture's default tag (`sq1`).
 
-    Raises `UnknownModelError` where there is none.
+    Raises:
+        UnknownModelError: there is none.
     """
     known = read_manifest()
-    if name in known:
-        return known[name]
-    own = tags(name)
-    if own:
-        return known[own[0]]
-    there = ", ".join(known) or "none"
-    raise UnknownModelError(f"No weights named {name!r}.{did_you_mean(name, known)} There are: {there}.")
+    for tag in (name, *tags(name)):
+        if tag in known:
+            return known[tag]
+    listed = ", ".join(known) or "none"
+    raise UnknownModelError(f"No weights named {name!r}.{did_you_mean(name, known)} There are: {listed}.")

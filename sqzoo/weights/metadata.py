@@ -1,4 +1,4 @@
-"""What an exported file says about the model that it holds."""
+"""Describe a model in the metadata of an exported file."""
 
 import json
 from collections.abc import Mapping
@@ -14,13 +14,13 @@ from sqzoo.weights.manifest import read_manifest
 
 
 def metadata(model: nn.Module) -> dict[str, str]:
-    """Return what a file should say about a model of `create_model`: strings, lists and numbers as JSON.
+    """Return the metadata of a model of `create_model`; lists and numbers as JSON.
 
-    `tag` and what the manifest says about it are there only where the model's tensors are the tag's, not trained on.
+    `tag` and its manifest entry are included only where the model's tensors are the tag's, not trained further.
     """
     config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     state = model.state_dict()
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "sqzoo": __version__,
         "architecture": config["architecture"],
         "labels": list(config.get("label_names") or ()),
@@ -33,8 +33,8 @@ def metadata(model: nn.Module) -> dict[str, str]:
     if entry:
         own = read_verified(entry)
         if all(k in state and torch.equal(state[k], v.to(state[k].dtype)) for k, v in own.items()):
-            found |= {"tag": entry.tag, "file_sha256": entry.sha256, "licence": entry.licence}
-            found |= {"provenance": entry.provenance, "test_top1": entry.metrics["test_top1"]}
-    if len(found["labels"]) != model.num_classes:
-        found["labels"] = []
-    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in found.items()}
+            facts |= {"tag": entry.tag, "file_sha256": entry.sha256, "licence": entry.licence}
+            facts |= {"provenance": entry.provenance, "test_top1": entry.metrics["test_top1"]}
+    if len(facts["labels"]) != model.num_classes:
+        facts["labels"] = []
+    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}

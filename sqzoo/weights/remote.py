@@ -1,8 +1,7 @@
-"""Models on the Hugging Face Hub, or in a folder laid out like a repository there: fetched, verified, never pickled.
+"""Fetch and verify models of the Hugging Face Hub, or of a folder laid out like a repository there.
 
-A model is config.json, in timm's form, and model.safetensors. Ours state the SHA-256 of the weights in the
-configuration; a file from the Hub is also compared with the hash that the Hub gave for it. A file that is in the cache
-is used without a network call.
+A model is config.json, in timm's form, and model.safetensors. Our configurations state the SHA-256 of the weights; a
+file from the Hub is also compared with its ETag. Cached files are used without a network call.
 """
 
 from __future__ import annotations
@@ -15,8 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqzoo.errors import ArgumentError, WeightsError, printable, shown, why
+from sqzoo.errors import ArgumentError, WeightsError, shown, why
 from sqzoo.weights.config_json import parse_config
+from sqzoo.weights.hub_client import check_home, clean_token, explain_download
 from sqzoo.weights.untrusted import CONFIG_LARGEST, LARGEST, read_bytes
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _logger = logging.getLogger("sqzoo")
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model lies: a folder, or a Hub repository "ORG/NAME" at a revision (None: the main branch)."""
+    """A folder, or a Hub repository "ORG/NAME" at a revision (None: the main branch)."""
 
     where: str
     folder: bool = False
@@ -40,9 +40,14 @@ class Source:
 
 
 def parse_source(name: str, **options: Any) -> Source | None:
-    """Return the source in a name: "hf-hub:ORG/NAME", "hf-hub:ORG/NAME@REVISION" or "local-dir:FOLDER"; else None.
+    """Parse "hf-hub:ORG/NAME", "hf-hub:ORG/NAME@REVISION" or "local-dir:FOLDER"; return None for other names.
 
-    Raises `ArgumentError` for a revision that is none, since the client makes a file of its name.
+    Args:
+        name: the name.
+        options: fields of `Source`.
+
+    Raises:
+        ArgumentError: the revision is invalid; the client would use it as a file name.
     """
     kind, _, where = name.partition(":")
     if kind == "local-dir":
@@ -61,7 +66,7 @@ def parse_source(name: str, **options: Any) -> Source | None:
 
 
 def read_config(source: Source) -> tuple[dict[str, Any], Source]:
-    """Return a model's configuration (see `parse_config`), and the source fixed to the commit that it is of."""
+    """Return a model's configuration (see `parse_config`), and the source pinned to its commit."""
     if source.folder:
         data = _read_folder(source, CONFIG, CONFIG_LARGEST)
     else:
@@ -71,16 +76,22 @@ def read_config(source: Source) -> tuple[dict[str, Any], Source]:
 
 
 def read_weights(source: Source, config: Mapping[str, Any], own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return a model's tensors, whose names, shapes and dtypes are those of `own`, its state dict (on meta, say).
+    """Return a model's tensors; size, hashes and header of the file are checked before a tensor is created.
 
-    The size of the file, its hashes and its header are checked before a tensor is made. Raises `WeightsError`.
+    Args:
+        source: where it is.
+        config: what `read_config` returned.
+        own: the model's state dict, on meta, say; names, shapes and dtypes must match.
+
+    Raises:
+        WeightsError: the weights cannot be had, or do not match.
     """
     from sqzoo.weights.header import LONGEST, read_tensors  # which imports torch
 
     name, stated = f"{source.where}/{WEIGHTS}", config.get("sha256")
     size = sum(t.numel() * t.itemsize for t in own.values())
     if size > LARGEST:
-        raise WeightsError(f"{source.where} describes a model of {size:,} bytes, at most {LARGEST:,} are taken.")
+        raise WeightsError(f"{source.where} describes a model of {size:,} bytes, at most {LARGEST:,} are allowed.")
     if not source.folder:
         data, _ = fetch(source, WEIGHTS, size + LONGEST, stated)
     else:
@@ -92,57 +103,63 @@ def read_weights(source: Source, config: Mapping[str, Any], own: Mapping[str, to
     if stated is None:
         _logger.warning("%s states no SHA-256: sqzoo checks its names, shapes and dtypes, not its values.", name)
     elif not source.folder:
-        _logger.warning("%s is what its own config.json states, and not verified by sqzoo beyond that.", name)
+        _logger.warning("%s matches its own config.json; sqzoo verifies nothing beyond that.", name)
     return read_tensors(data, name, own)
 
 
 def fetch(source: Source, file: str, limit: int, sha256: str | None = None) -> tuple[bytes, str]:
-    """Return a Hub file's bytes and its commit: from the cache if it is there, else downloaded.
+    """Return a Hub file's bytes and commit, from the cache or downloaded; a damaged cached file is downloaded again.
 
-    A cached file that is not what the Hub or `sha256` says is removed and fetched once more. Raises `WeightsError`
-    where it cannot be had, is larger than `limit` bytes, or is again another.
+    Args:
+        source: the repository.
+        file: name of the file.
+        limit: most bytes.
+        sha256: expected hash, beside the Hub's own.
+
+    Raises:
+        WeightsError: the file cannot be had, is larger, or is wrong again.
     """
-    found = "none"
+    actual = "none"
     for again in (False, True):
         path = _download(replace(source, force_download=again or source.force_download), file, limit)
         try:
             data = read_bytes(path, limit, f"{source.where}/{file}")
-        except FileNotFoundError:  # another process has found it damaged, and removed it
+        except FileNotFoundError:  # another process found it damaged and removed it
             continue
         except OSError as e:
             raise WeightsError(f"Cannot read {shown(path)} ({why(e)}); have its owner mend the cache.") from e
-        found = hashlib.sha256(data).hexdigest()
-        if sha256 in (None, found) and _is_what_the_hub_sent(path, data):
+        actual = hashlib.sha256(data).hexdigest()
+        if sha256 in (None, actual) and _matches_etag(path, data):
             return data, path.parent.name
         _remove(path)
     raise WeightsError(
         f"{_url(source, file)} is not what it should be: expected SHA-256 {sha256 or 'of the Hub (ETag)'}, found "
-        f"{found}, downloaded twice; it was not kept: name another revision, or tell its owner."
+        f"{actual}, downloaded twice; it was not kept: name another revision, or tell its owner."
     )
 
 
 def is_intact(snapshot: Path) -> bool:
-    """Whether a cached snapshot's configuration and weights are what the Hub sent and the configuration states."""
+    """Whether a cached snapshot's configuration and weights match their ETags and the stated SHA-256."""
     limits = {CONFIG: CONFIG_LARGEST, WEIGHTS: LARGEST}
     try:
         files = {name: (snapshot / name, read_bytes(snapshot / name, limit)) for name, limit in limits.items()}
         stated = parse_config(files[CONFIG][1], CONFIG)["sha256"]
     except (OSError, WeightsError):
         return False
-    found = hashlib.sha256(files[WEIGHTS][1]).hexdigest()
-    return stated in (None, found) and all(_is_what_the_hub_sent(path, data) for path, data in files.values())
+    actual = hashlib.sha256(files[WEIGHTS][1]).hexdigest()
+    return stated in (None, actual) and all(_matches_etag(path, data) for path, data in files.values())
 
 
 def _remove(path: Path) -> None:
-    """Remove a damaged file of the client's cache, ORG/NAME's folder/snapshots/COMMIT/FILE, and the blob it links to.
+    """Remove a damaged REPOSITORY/snapshots/COMMIT/FILE of the client's cache, and the blob that it links to.
 
-    Only what lies in that folder: in a cache that others write to, the link may lead anywhere.
+    Only inside REPOSITORY: in a cache that others write to, the link may lead anywhere.
     """
     blob = path.resolve()
     inside = path.parents[2].resolve() in blob.parents
     try:
-        for each in (blob, path) if inside else (path,):
-            each.unlink(missing_ok=True)
+        for file in (blob, path) if inside else (path,):
+            file.unlink(missing_ok=True)
     except OSError as e:
         raise WeightsError(
             f"{path} is damaged and cannot be removed ({why(e)}); have its owner remove it, or name another cache "
@@ -152,53 +169,33 @@ def _remove(path: Path) -> None:
 
 def _download(source: Source, file: str, limit: int) -> Path:
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
 
     if source.cache_dir is None:
         check_home()
+    url = _url(source, file)
     try:
         if not source.force_download:
-            there = try_to_load_from_cache(source.where, file, source.cache_dir, source.revision)
-            if isinstance(there, str):
-                return Path(there)
+            cached = try_to_load_from_cache(source.where, file, source.cache_dir, source.revision)
+            if isinstance(cached, str):
+                return Path(cached)
         if not constants.is_offline_mode():
-            url = hf_hub_url(source.where, file, revision=source.revision)
-            told = get_hf_file_metadata(url, token=source.token, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-            for part in (told.etag, told.commit_hash):
-                if part is not None and not re.fullmatch(r"[\w-]{1,100}", part):  # the client makes file names of them
-                    raise WeightsError(f"{_url(source, file)} comes with {part!r} for a hash; do not use that server.")
-            if told.size is not None and told.size > limit:
+            address = hf_hub_url(source.where, file, revision=source.revision)
+            metadata = get_hf_file_metadata(address, token=source.token, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+            for part in (metadata.etag, metadata.commit_hash):
+                if part is not None and not re.fullmatch(r"[\w-]{1,100}", part):  # the client uses them as file names
+                    raise WeightsError(f"{url} comes with {part!r} for a hash; do not use that server.")
+            if metadata.size is not None and metadata.size > limit:
                 raise WeightsError(
-                    f"{_url(source, file)} has {told.size:,} bytes, at most {limit:,} are expected; it is not this "
-                    "model's file, and was not downloaded."
+                    f"{url} has {metadata.size:,} bytes, at most {limit:,} are expected; it is not this model's file, "
+                    "and was not downloaded."
                 )
-        return Path(
-            hf_hub_download(
-                source.where,
-                file,
-                revision=source.revision,
-                token=source.token,
-                cache_dir=source.cache_dir,
-                force_download=source.force_download and not constants.is_offline_mode(),
-            )
-        )
+        force = source.force_download and not constants.is_offline_mode()
+        options: Any = {"revision": source.revision, "token": source.token, "cache_dir": source.cache_dir}
+        return Path(hf_hub_download(source.where, file, force_download=force, **options))
     except WeightsError:
         raise
-    except HFValidationError as e:
-        raise WeightsError(f"{source.where!r} is no Hub repository ({e}); give ORG/NAME.") from e
-    except RepositoryNotFoundError as e:
-        advice = "correct the name, or give the token of an account that may read it"
-        raise WeightsError(f"There is no {_url(source, file)} for this account; {advice}.") from e
-    except EntryNotFoundError as e:
-        if constants.is_offline_mode():
-            raise WeightsError(
-                f"{_url(source, file)} is not in the cache, and HF_HUB_OFFLINE is set; unset it to download it once."
-            ) from e
-        raise WeightsError(f"Could not get {_url(source, file)} ({reason(e)}); correct it, or try again.") from e
     except Exception as e:  # whatever network, disk and client raise
-        raise WeightsError(
-            f"Could not download {_url(source, file)} ({reason(e)}); check the network, the token and the disk."
-        ) from e
+        raise WeightsError(explain_download(e, source.where, url)) from e
 
 
 def _read_folder(source: Source, file: str, limit: int) -> bytes:
@@ -209,10 +206,10 @@ def _read_folder(source: Source, file: str, limit: int) -> bytes:
         raise WeightsError(f"Cannot read {shown(path)} ({why(e)}); name a folder that save_pretrained wrote.") from e
 
 
-def _is_what_the_hub_sent(path: Path, data: bytes) -> bool:
-    """Compare with the ETag that the cache names the file by: SHA-256 of a large file, Git's SHA-1 of a small one.
+def _matches_etag(path: Path, data: bytes) -> bool:
+    """Compare with the ETag, the name of the cached blob: SHA-256 of a large file, Git's SHA-1 of a small one.
 
-    A cache without symbolic links keeps no ETag; there the configuration's or the manifest's hash must do.
+    A cache without symbolic links keeps no ETag; there the configuration's or manifest's hash must do.
     """
     etag = path.resolve().name
     if len(etag) == 64:
@@ -226,29 +223,3 @@ def _url(source: Source, file: str) -> str:
     from huggingface_hub import constants
 
     return f"{constants.ENDPOINT}/{source.where}/resolve/{source.revision or 'main'}/{file}"
-
-
-def reason(error: Exception) -> str:
-    """Return what went wrong with a client's call, in a line for our own error; an access token is left out."""
-    said = re.sub(r"(Bearer\s+|hf_)[^\s'\"]+", r"\1...", " ".join(str(error).split()))
-    return f"{type(error).__name__}: {printable(said, 200)}"
-
-
-def clean_token(token: str | bool | None) -> str | bool | None:
-    """Return an access token without the line end that files and variables bring along.
-
-    Raises `ArgumentError`, which does not show it, where it could be none: the client's own error would show it.
-    """
-    if not isinstance(token, str):
-        return token
-    if not re.fullmatch(r"[!-~]+", token.strip()):
-        raise ArgumentError("The access token has blanks or other characters that no token has; copy it again.")
-    return token.strip()
-
-
-def check_home() -> None:
-    """Raise `WeightsError` where the client's cache would be made in a folder named ~, for want of a home folder."""
-    from huggingface_hub import constants
-
-    if str(constants.HF_HUB_CACHE).startswith("~"):
-        raise WeightsError(f"There is no home folder to keep {constants.HF_HUB_CACHE} in; set HOME or HF_HOME.")

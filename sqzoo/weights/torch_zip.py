@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
-from sqzoo.opcodes import Call, expect, interpret
+from sqzoo.weights.opcodes import Call, expect, interpret
 
 _DIRECTORY_LARGEST = 1 << 17  # bytes: SqueezeNet's 56 entries take 5,000
 _PICKLE_LARGEST = 1 << 20

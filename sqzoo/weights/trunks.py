@@ -1,4 +1,4 @@
-"""The ImageNet trunks: torchvision's weights from a local file, torch.hub's cache or a download, verified."""
+"""Load and verify the ImageNet trunks: torchvision's weights from a file, torch.hub's cache or a download."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _chosen: ContextVar[Path | None] = ContextVar("trunk_source", default=None)
 
 @dataclass(frozen=True)
 class Trunk:
-    """An ImageNet trunk: torchvision's file name and the digest of its `features.*` tensors."""
+    """An ImageNet trunk (backbone): torchvision's file, and the SHA-256 of its `features.*` tensors."""
 
     name: str
     url: str
@@ -44,7 +44,7 @@ class Trunk:
 
     @property
     def stem(self) -> str:
-        """File name, without suffix, of a copy that holds the `features.*` tensors alone."""
+        """Name, without suffix, of a copy with only the `features.*` tensors."""
         return f"{self.name}_features"
 
 
@@ -67,7 +67,7 @@ TRUNKS = {
 
 @contextmanager
 def trunk_source(path: str | os.PathLike[str] | None) -> Iterator[None]:
-    """Within the context, take trunks from `path` (a file, or a folder of files) first."""
+    """Within the context, look for trunks in `path` (a file, or a folder of files) first."""
     token = _chosen.set(None if path is None else Path(path))
     try:
         yield
@@ -78,13 +78,16 @@ def trunk_source(path: str | os.PathLike[str] | None) -> Iterator[None]:
 def load_trunk(
     name: str, path: str | os.PathLike[str] | None = None, *, linear: bool = False
 ) -> dict[str, torch.Tensor]:
-    """Return the `features.*` tensors of a trunk ("squeezenet1_1" or "alexnet"), checked against their pinned hash.
+    """Load the `features.*` tensors of an ImageNet trunk, verified by a pinned SHA-256.
 
-    linear: also AlexNet's two ImageNet linear layers, `classifier.1` and `.4`, whose digest is not pinned: where the
-    trunk beside them is torchvision's, so are they.
+    Args:
+        name: "squeezenet1_1" or "alexnet".
+        path: a file or folder; by default `trunk_source`, the folder in the environment variable SQZOO_TRUNKS,
+            torch.hub's cache or torchvision's download.
+        linear: also load AlexNet's first two linear layers, whose hash is not pinned: they are beside a verified trunk.
 
-    Taken from `path` (a file or folder) if given, else the folder in the environment variable SQZOO_TRUNKS, else
-    torch.hub's cache, else torchvision's download. Raises `WeightsError` where the file is absent or not that trunk.
+    Raises:
+        WeightsError: the file is missing or holds another trunk.
     """
     if name not in TRUNKS:
         raise ArgumentError(f"Unknown trunk {name!r}.{did_you_mean(name, TRUNKS)} There are: {', '.join(TRUNKS)}.")
@@ -93,26 +96,25 @@ def load_trunk(
     file = _local_file(trunk, source) if source else _hub_file(trunk)
     tensors = _read(file, linear)
     trunk_tensors = {k: v for k, v in tensors.items() if k.startswith("features.")}
-    found = tensors_sha256(trunk_tensors)
-    if found != trunk.sha256:
+    sha256 = tensors_sha256(trunk_tensors)
+    if sha256 != trunk.sha256:
         raise WeightsError(
-            f"{file} does not hold torchvision's {name} trunk: its features.* tensors have SHA-256 {found}, "
+            f"{file} does not hold torchvision's {name} trunk: its features.* tensors have SHA-256 {sha256}, "
             f"expected {trunk.sha256}; replace the file by torchvision's {trunk.file}."
         )
     if not linear:
         return trunk_tensors
-    own = {k: tensors[k] for k in _LINEAR if k in tensors and tensors[k].dtype == torch.float32}
-    missing = [k for k in _LINEAR if k not in own or list(own[k].shape) != _LINEAR[k]]
-    if missing:
+    described = {k: (list(v.shape), str(v.dtype)) for k, v in tensors.items()}
+    if missing := [k for k, shape in _LINEAR.items() if described.get(k) != (shape, "torch.float32")]:
         raise WeightsError(
             f"{file} lacks {', '.join(missing)}, AlexNet's ImageNet linear layers; give torchvision's whole "
             f"{trunk.file}."
         )
-    return trunk_tensors | own
+    return trunk_tensors | {k: tensors[k] for k in _LINEAR}
 
 
 def checkpoints() -> Path:
-    """Return torch.hub's folder of downloaded files; without importing torch, which only it could have moved."""
+    """Return torch.hub's folder of downloads, without importing torch: only a process with torch can have moved it."""
     if torch := sys.modules.get("torch"):
         return Path(torch.hub.get_dir(), "checkpoints")
     home = os.environ.get("TORCH_HOME", os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "torch"))
@@ -121,7 +123,7 @@ def checkpoints() -> Path:
 
 def _local_file(trunk: Trunk, source: Path) -> Path:
     names = (f"{trunk.stem}.safetensors", trunk.file)
-    # Not Path's own, which raise where one may not look.
+    # Unlike Path's methods, these do not raise in folders that one may not look into.
     candidates = [source / n for n in names] if os.path.isdir(source) else [source]
     for file in candidates:
         if os.path.isfile(file):
@@ -145,14 +147,14 @@ def _hub_file(trunk: Trunk) -> Path:
             torch.hub.download_url_to_file(trunk.url, str(file), hash_prefix=prefix, progress=True)
         except (OSError, RuntimeError, HTTPException) as e:
             raise WeightsError(
-                f"Could not download the {trunk.name} trunk from {trunk.url} ({' '.join(str(e).split())}); connect to "
+                f"Could not download the {trunk.name} trunk from {trunk.url} ({why(e)}); connect to "
                 f"the network, or put the file in a folder and name that folder in {_FOLDER_VARIABLE}."
             ) from e
     return file
 
 
 def _read(file: Path, linear: bool) -> dict[str, torch.Tensor]:
-    """Return a file's `features.*` tensors and, if asked, AlexNet's linear layers; the rest is not read."""
+    """Read a file's `features.*` tensors and, if asked, AlexNet's linear layers, and nothing else."""
     from sqzoo.weights.header import read_wanted
     from sqzoo.weights.torch_zip import read_torch_zip
 
@@ -162,7 +164,7 @@ def _read(file: Path, linear: bool) -> dict[str, torch.Tensor]:
     most = _LARGEST + linear * sum(4 * math.prod(shape) for shape in _LINEAR.values())
     try:
         with open_regular(file) as stream:
-            # Read, not mapped: what another process writes there later would be in the tensors.
+            # Read, not memory-mapped: later writes of another process would change the tensors.
             if file.suffix == ".safetensors":
                 return read_wanted(stream, str(file), wanted, most)
             return read_torch_zip(stream, wanted, most)

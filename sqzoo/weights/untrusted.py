@@ -1,4 +1,4 @@
-"""Files that may be hostile: read once and no further than expected; JSON that has one meaning."""
+"""Read files that may be hostile: once, up to a limit, and JSON without ambiguity."""
 
 import json
 import math
@@ -15,10 +15,16 @@ CONFIG_LARGEST = 1 << 20  # bytes of config.json: ours have some two thousand
 
 
 def read_bytes(file: Path, limit: int, name: str | None = None) -> bytes:
-    """Return a regular file's bytes; what is checked later are these bytes, whatever becomes of the file.
+    """Return a regular file's bytes, to check and to parse: the file may change meanwhile.
 
-    Raises `OSError` where it cannot be read or is a pipe or device, and `WeightsError`, which calls the file `name`,
-    where it has more than `limit` bytes.
+    Args:
+        file: the file.
+        limit: most bytes.
+        name: of the file, for errors; by default its path.
+
+    Raises:
+        OSError: it cannot be read, or is a pipe or device.
+        WeightsError: it is larger.
     """
     with open_regular(file) as stream:
         size = os.fstat(stream.fileno()).st_size
@@ -31,7 +37,7 @@ def read_bytes(file: Path, limit: int, name: str | None = None) -> bytes:
 
 
 def parse_json(data: bytes) -> Any:
-    """Return what JSON in UTF-8 says; raise `ValueError` for a name that stands twice and for NaN and infinity."""
+    """Parse JSON in UTF-8; raise `ValueError` for duplicate names, NaN, infinity and what is no JSON."""
     try:
         return json.loads(data.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number, parse_float=_finite)
     except RecursionError as e:
@@ -39,10 +45,9 @@ def parse_json(data: bytes) -> Any:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name stands in it twice")
-    return found
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("it has a name twice")
+    return dict(pairs)
 
 
 def _no_number(text: str) -> float:
@@ -51,3 +56,13 @@ def _no_number(text: str) -> float:
 
 def _finite(text: str) -> float:
     return value if math.isfinite(value := float(text)) else _no_number(text)
+
+
+def read_small(file: Path) -> bytes | None:
+    """Return a small file's bytes; None where it is absent, b"" where it is no such file."""
+    try:
+        return read_bytes(file, CONFIG_LARGEST)
+    except FileNotFoundError:
+        return b"" if file.is_symlink() else None
+    except (OSError, WeightsError):
+        return b""

@@ -81,7 +81,7 @@ def refuse(tensors: Tensors, most: int = 10_000) -> str:
     with pytest.raises(WeightsError) as caught:
         decode(tensors, most, "it")
     message = str(caught.value)
-    assert message.startswith("it is not an undamaged file of coded weights (")
+    assert message.startswith("it is not an intact file of coded weights (")
     assert_one_sentence(message, "; fetch it again.")
     return message
 
@@ -348,5 +348,5 @@ def test_a_coded_file_damaged_under_its_own_hash_is_refused(tmp_path: Path) -> N
     (tmp_path / "bad.safetensors").write_bytes(data)
     sha256 = hashlib.sha256(data).hexdigest()
     bad = dataclasses.replace(entry, file=str(tmp_path / "bad.safetensors"), size=len(data), sha256=sha256)
-    with pytest.raises(WeightsError, match=r"bad\.safetensors is not an undamaged file of coded weights"):
+    with pytest.raises(WeightsError, match=r"bad\.safetensors is not an intact file of coded weights"):
         read_verified(bad)

@@ -1,0 +1,46 @@
+"""Guard the Hub's client: errors of one sentence, tokens that never show, a cache that has a home."""
+
+import re
+
+from sqzoo.errors import ArgumentError, WeightsError, printable
+
+
+def explain_download(error: Exception, repository: str, url: str) -> str:
+    """Return one sentence on an error of a download from a repository."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
+
+    if isinstance(error, HFValidationError):
+        return f"{repository!r} is no Hub repository ({error}); give ORG/NAME."
+    if isinstance(error, RepositoryNotFoundError):
+        return f"There is no {url} for this account; correct the name, or give the token of one that may read it."
+    if isinstance(error, EntryNotFoundError) and constants.is_offline_mode():
+        return f"{url} is not in the cache, and HF_HUB_OFFLINE is set; unset it to download it once."
+    return f"Could not download {url} ({reason(error)}); check the name, the network, the token and the disk."
+
+
+def reason(error: Exception) -> str:
+    """Describe an error of the Hub's client in one line, without access tokens."""
+    said = re.sub(r"(Bearer\s+|hf_)[^\s'\"]+", r"\1...", " ".join(str(error).split()))
+    return f"{type(error).__name__}: {printable(said, 200)}"
+
+
+def clean_token(token: str | bool | None) -> str | bool | None:
+    """Strip the line end that files and variables add to an access token.
+
+    Raises:
+        ArgumentError: it is no token; the message does not show it, as the client's own would.
+    """
+    if not isinstance(token, str):
+        return token
+    if not re.fullmatch(r"[!-~]+", token.strip()):
+        raise ArgumentError("The access token has blanks or other characters that no token has; copy it again.")
+    return token.strip()
+
+
+def check_home() -> None:
+    """Raise `WeightsError` where there is no home folder: the client would put its cache into a folder named ~."""
+    from huggingface_hub import constants
+
+    if str(constants.HF_HUB_CACHE).startswith("~"):
+        raise WeightsError(f"There is no home folder to keep {constants.HF_HUB_CACHE} in; set HOME or HF_HOME.")
