@@ -140,9 +140,8 @@ def tensorboard(folder: Path, epoch: int) -> Any:
 
 def scalars(row: dict[str, Any]) -> dict[str, float]:
     """Return an epoch's losses and accuracies by name, such as "val top1"."""
-    return {"train loss": row["train_loss"]} | {
-        f"{name} {key}": row[name][key] for name in ("val", "test") if name in row for key in ("loss", "top1")
-    }
+    metrics = {f"{name} {k}": row[name][k] for name in ("val", "test") if name in row for k in ("loss", "top1")}
+    return {"train loss": row["train_loss"], **metrics}
 
 
 def report(progress: Progress, epochs: int, events: Any, show: bool) -> None:

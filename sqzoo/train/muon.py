@@ -27,9 +27,7 @@ class Muon(torch.optim.Optimizer):
         for group, packing in zip(self.param_groups, self.packings, strict=True):
             params, state = group["params"], self.state[group["params"][0]]
             grads = torch.cat([_flat(p.grad, p) for p in params])
-            if "momentum" not in state:
-                state["momentum"] = torch.zeros_like(grads)
-            momentum = state["momentum"]
+            momentum = state["momentum"] if state else state.setdefault("momentum", torch.zeros_like(grads))
             momentum.lerp_(grads, 1 - group["momentum"])
             updates = packing.orthogonal(grads.lerp(momentum, group["momentum"]))
             torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
