@@ -1,7 +1,6 @@
-"""What sqzoo keeps on this machine, and whether it is undamaged: the package's weights, ImageNet trunks, Hub models.
+"""List, verify and remove what sqzoo has on this machine: packaged weights, ImageNet trunks, Hub models, own files.
 
-The places are those of torch.hub (TORCH_HOME) and huggingface_hub (HF_HOME), and for what `sqzoo demo` and
-`sqzoo.optimize` keep, `folder`.
+The folders are those of torch.hub (TORCH_HOME), huggingface_hub (HF_HOME) and `sqzoo.files.cache_folder`.
 """
 
 import contextlib
@@ -27,49 +26,49 @@ _PACKED_LARGEST = 1 << 28  # bytes: the page's engine has 14 million
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """A file or Hub model on this machine; `commits` are the Hub revisions that are there."""
+    """A weights file, Hub model or folder on this machine."""
 
-    kind: str  # "package", "trunk", "hub", "page" or "graphs"
+    kind: str  # "package", "trunk", "hub", "page" (of the demo) or "graphs" (of optimize)
     name: str
     path: Path
-    size: int
-    commits: tuple[str, ...] = ()
+    size: int  # bytes
+    commits: tuple[str, ...] = ()  # cached revisions of a Hub model
 
     def damage(self) -> str | None:
-        """Return what is wrong with it after reading and hashing all of it, or None."""
-        again = "remove it, and the next use makes or fetches it again"
+        """Read and hash everything; return a sentence on what is wrong, or None."""
         try:
-            if self.kind == "package":
-                from sqzoo.weights.loading import read_verified  # which imports torch
-
-                read_verified(read_manifest()[self.name])
-            elif self.kind == "trunk":
-                load_trunk(self.name, self.path)
-            elif self.kind == "page":
-                for file in sorted(self.path.glob("*.gz")):
-                    read_packed(file)
-            elif self.kind == "graphs":
-                for file in sorted(self.path.glob("*.onnx")):
-                    if not file.stem.endswith(file_sha256(file)):
-                        return f"{shown(file)} is damaged; {again}."
-            else:
-                for commit in self.commits:
-                    if not is_intact(self.path / "snapshots" / commit):
-                        return f"{self.name} at {commit} is damaged; {again}."
+            self._verify()
         except SqzooError as e:
             return str(e)
         except (OSError, EOFError, ValueError, zlib.error) as e:
-            return f"{self.name} is damaged ({why(e)}); {again}."
+            return f"{self.name} is damaged ({why(e)}); remove it, and the next use makes or fetches it again."
         return None
+
+    def _verify(self) -> None:
+        if self.kind == "package":
+            from sqzoo.weights.loading import read_verified  # which imports torch
+
+            read_verified(read_manifest()[self.name])
+        elif self.kind == "trunk":
+            load_trunk(self.name, self.path)
+        for file in sorted(self.path.glob("*.gz")) if self.kind == "page" else ():
+            read_packed(file)
+        for file in sorted(self.path.glob("*.onnx")) if self.kind == "graphs" else ():
+            if not file.stem.endswith(file_sha256(file)):
+                raise ValueError(file.name)
+        for commit in self.commits:
+            if not is_intact(self.path / "snapshots" / commit):
+                raise ValueError(f"commit {commit}")
 
 
 def read_packed(file: Path) -> bytes:
-    """Return a gzip file of the page's as it is, once it is unpacked, to no more than the largest, without a mistake.
+    """Return a gzip file of the demo page, compressed, after checking that it unpacks to a bounded size.
 
-    Raises OSError, EOFError or zlib.error where it is no such file or its checksum is wrong.
+    Raises:
+        OSError, EOFError, zlib.error: it is damaged or too large.
     """
     packed = read_bytes(file, _PACKED_LARGEST)
-    with gzip.open(io.BytesIO(packed)) as stream:  # compares its checksum
+    with gzip.open(io.BytesIO(packed)) as stream:  # which checks the checksum
         size = 0
         while block := stream.read(1 << 22):
             size += len(block)
@@ -79,55 +78,63 @@ def read_packed(file: Path) -> bytes:
 
 
 def entries() -> list[CacheEntry]:
-    """Return all that is kept, the package's files first."""
+    """Return everything on this machine, the packaged weights first."""
     package = [CacheEntry("package", e.tag, e.path, e.size) for e in read_manifest().values() if not e.hub]
-    return [*package, *_trunks(), *_hub_models(), *_own()]
+    return [*package, *_trunks(), *_hub_models(), *_own_folders()]
 
 
 def remove(name: str) -> CacheEntry:
-    """Remove a trunk, Hub model or folder of sqzoo's own from the cache and return what it was.
+    """Remove a trunk, Hub model or folder of sqzoo from the cache.
 
-    Raises `ArgumentError` for another name and `WeightsError` where it cannot be removed, or not all of it.
+    Args:
+        name: as in `entries`.
+
+    Returns:
+        The entry that is gone.
+
+    Raises:
+        ArgumentError: the cache has no such name.
+        WeightsError: it cannot be removed completely.
     """
-    there = {k.name: k for k in entries() if k.kind != "package"}
-    if name not in there:
-        known = ", ".join(there) or "none"
+    removable = {e.name: e for e in entries() if e.kind != "package"}
+    if name not in removable:
         raise ArgumentError(
-            f"Nothing named {printable(name)!r} is in the cache.{did_you_mean(name, there)} There are: {known}."
+            f"Nothing named {printable(name)!r} is in the cache.{did_you_mean(name, removable)} There are: "
+            f"{', '.join(removable) or 'none'}."
         )
-    found = there[name]
+    entry = removable[name]
     try:
-        if found.kind == "hub":
-            _remove_hub_model(found)
-        elif found.path.is_dir() and not found.path.is_symlink():
-            shutil.rmtree(found.path)
+        if entry.kind == "hub":
+            _remove_hub_model(entry)
+        elif entry.path.is_dir() and not entry.path.is_symlink():
+            shutil.rmtree(entry.path)
         else:
-            found.path.unlink(missing_ok=True)  # a link itself, not what it leads to
+            entry.path.unlink(missing_ok=True)  # a link itself, not its target
     except OSError as e:
-        raise WeightsError(f"Cannot remove {shown(found.path)} ({why(e)}); have its owner remove it.") from e
-    if os.path.lexists(found.path) and found.kind != "hub":
-        raise WeightsError(f"{shown(found.path)} is still there after its removal; have its owner remove it.")
-    return found
+        raise WeightsError(f"Cannot remove {shown(entry.path)} ({why(e)}); have its owner remove it.") from e
+    if os.path.lexists(entry.path) and entry.kind != "hub":
+        raise WeightsError(f"{shown(entry.path)} is still there after its removal; have its owner remove it.")
+    return entry
 
 
-def _remove_hub_model(found: CacheEntry) -> None:
+def _remove_hub_model(entry: CacheEntry) -> None:
     from huggingface_hub import constants, scan_cache_dir
 
-    root = found.path.resolve()
-    for link in found.path.glob("snapshots/*/**/*"):
-        # The client removes what a link leads to, and in a cache that others write to that may be any file.
+    root = entry.path.resolve()
+    for link in entry.path.glob("snapshots/*/**/*"):
+        # The client removes a link's target, which in a cache that others write to may be any file.
         if root not in link.resolve().parents:
-            raise WeightsError(f"{link} leads out of the cache; nothing was removed: remove {found.path} yourself.")
-    scan_cache_dir(constants.HF_HUB_CACHE).delete_revisions(*found.commits).execute()
-    # The client logs what it may not remove, and goes on.
-    if left := [c for c in found.commits if (found.path / "snapshots" / c).exists()]:
-        raise WeightsError(f"Cannot remove {found.path} (commit {left[0]} is still there); have its owner remove it.")
+            raise WeightsError(f"{link} leads out of the cache; nothing was removed: remove {entry.path} yourself.")
+    scan_cache_dir(constants.HF_HUB_CACHE).delete_revisions(*entry.commits).execute()
+    # The client only logs what it cannot remove.
+    if left := [c for c in entry.commits if (entry.path / "snapshots" / c).exists()]:
+        raise WeightsError(f"Cannot remove {entry.path} (commit {left[0]} is still there); have its owner remove it.")
 
 
 def _trunks() -> Iterator[CacheEntry]:
     for trunk in TRUNKS.values():
         file = checkpoints() / trunk.file
-        if os.path.isfile(file):  # Path's own test raises where one may not look
+        if os.path.isfile(file):  # Path's method raises in folders that one may not look into
             yield CacheEntry("trunk", trunk.name, file, os.stat(file).st_size)
 
 
@@ -154,18 +161,18 @@ def _hub_models() -> Iterator[CacheEntry]:
             yield CacheEntry("hub", repository.repo_id, repository.repo_path, size, tuple(sorted(commits)))
 
 
-def _own() -> Iterator[CacheEntry]:
+def _own_folders() -> Iterator[CacheEntry]:
     for kind, name in (("page", "demo"), ("graphs", "optimize")):
-        place = cache_folder() / name
-        if os.path.isdir(place):
-            yield CacheEntry(kind, place.name, place, folder_size(place))
+        folder = cache_folder() / name
+        if os.path.isdir(folder):
+            yield CacheEntry(kind, name, folder, folder_size(folder))
 
 
-def folder_size(place: Path) -> int:
-    """Return the bytes of the files below a folder; of those that may not be looked at, none."""
+def folder_size(folder: Path) -> int:
+    """Return the bytes of all files below a folder that one may look at."""
     size = 0
-    for where, _, names in os.walk(place):
+    for parent, _, names in os.walk(folder):
         for name in names:
             with contextlib.suppress(OSError):
-                size += os.lstat(os.path.join(where, name)).st_size
+                size += os.lstat(os.path.join(parent, name)).st_size
     return size

@@ -1,4 +1,4 @@
-"""What is installed, where things are kept, what is missing and the command that gets it."""
+"""Diagnose the installation: versions, caches, data, and for what is missing the command that gets it."""
 
 import os
 import platform
@@ -17,14 +17,14 @@ _TIMEOUT = 3  # seconds for the Hub to answer
 
 
 def examine() -> dict[str, dict[str, Any]]:
-    """Return JSON-ready facts by part: essential, versions, machine, kept, data, extras, network."""
+    """Return JSON-ready facts by part: essential, versions, machine, caches, data, extras, network."""
     facts = environment()
     broken = _broken()
     return {
         "essential": {"state": "all well" if not broken else "broken", "broken": broken},
         "versions": {"python": facts["python"], **facts["versions"]},
         "machine": _machine(facts),
-        "kept": _kept(),
+        "caches": _caches(),
         "data": {"CIFAR-10": _cifar10(), "ImageNet trunks": _trunks()},
         "extras": _extras(),
         "network": {"Hub": _hub()},
@@ -32,11 +32,11 @@ def examine() -> dict[str, dict[str, Any]]:
 
 
 def _broken() -> list[str]:
-    """Return what keeps sqzoo from working at all: weights in the package that are damaged, torch that cannot run."""
+    """Return what keeps sqzoo from working: damaged packaged weights, a torch that does not run."""
     from sqzoo.cache import entries
     from sqzoo.registry import create_model
 
-    broken = [wrong for each in entries() if each.kind == "package" and (wrong := each.damage())]
+    broken = [damage for e in entries() if e.kind == "package" and (damage := e.damage())]
     try:
         with torch.inference_mode():
             create_model("sq1").eval()(torch.zeros(1, 3, 32, 32))
@@ -46,14 +46,13 @@ def _broken() -> list[str]:
 
 
 def _machine(facts: dict[str, Any]) -> dict[str, Any]:
-    cpu = facts["cpu_capability"]
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
         devices.append("mps")
     return {
         "system": f"{facts['system']}, {platform.release()}",
         "processor": facts["cpu"],
-        "vector instructions": cpu,
+        "vector instructions": facts["cpu_capability"],
         "bfloat16": "fast" if bfloat16_is_fast("cpu") else "slower than float32 on this processor",
         "cores, threads": f"{facts['cores']}, {facts['threads']}",
         "torch build": f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU",
@@ -61,16 +60,16 @@ def _machine(facts: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _kept() -> dict[str, str]:
+def _caches() -> dict[str, str]:
     from huggingface_hub import constants
 
     from sqzoo.cache import folder_size
     from sqzoo.weights.manifest import FOLDER
     from sqzoo.weights.trunks import checkpoints
 
-    places = {"weights (package)": FOLDER, "trunks (torch.hub)": checkpoints()}
-    places["models (Hub)"] = Path(constants.HF_HUB_CACHE)
-    return {name: f"{place} ({folder_size(place) / 1e6:.1f} MB)" for name, place in places.items()}
+    folders = {"weights (package)": FOLDER, "trunks (torch.hub)": checkpoints()}
+    folders["models (Hub)"] = Path(constants.HF_HUB_CACHE)
+    return {name: f"{folder} ({folder_size(folder) / 1e6:.1f} MB)" for name, folder in folders.items()}
 
 
 def _cifar10() -> str:
@@ -79,7 +78,7 @@ def _cifar10() -> str:
     try:
         folder = environment_path("SQZOO_CIFAR10")
         if not folder:
-            return "from the Hub when asked for; SQZOO_CIFAR10 names no folder"
+            return "downloaded on demand; SQZOO_CIFAR10 names no folder"
         return f"{shown(folder)}: " + ("found" if holds_cifar10(folder) else "NOT THERE; correct SQZOO_CIFAR10")
     except (OSError, SqzooError) as e:
         return str(e)
@@ -92,7 +91,7 @@ def _trunks() -> str:
     for trunk in TRUNKS.values():
         cached = checkpoints() / trunk.file
         if "SQZOO_TRUNKS" not in os.environ and not os.path.isfile(cached):
-            states.append(f"{trunk.name} is downloaded when asked for")
+            states.append(f"{trunk.name} is downloaded on demand")
             continue
         try:
             load_trunk(trunk.name)
@@ -103,20 +102,21 @@ def _trunks() -> str:
 
 
 def _extras() -> dict[str, str]:
-    """Return by extra: installed, or the pip command that installs what is missing."""
+    """Return for each extra: installed, or the pip command that installs what is missing."""
     try:
-        wanted = [Requirement(line) for line in requires("sqzoo") or []]
+        requirements = [Requirement(line) for line in requires("sqzoo") or []]
         extras = metadata("sqzoo").get_all("Provides-Extra") or []
     except PackageNotFoundError:
         return {"unknown": "sqzoo is not installed; pip install . where its pyproject.toml is"}
     states = {}
     for extra in extras:
-        missing = sorted({r.name for r in wanted if r.marker and r.marker.evaluate({"extra": extra}) and not _there(r)})
+        needed = (r for r in requirements if r.marker and r.marker.evaluate({"extra": extra}))
+        missing = sorted({r.name for r in needed if not _is_installed(r)})
         states[extra] = f"missing {', '.join(missing)}: pip install 'sqzoo[{extra}]'" if missing else "installed"
     return states
 
 
-def _there(requirement: Requirement) -> bool:
+def _is_installed(requirement: Requirement) -> bool:
     try:
         return requirement.specifier.contains(version(requirement.name), prereleases=True)
     except PackageNotFoundError:
@@ -131,5 +131,5 @@ def _hub() -> str:
     try:
         get_session().head(constants.ENDPOINT, timeout=_TIMEOUT)
     except Exception as e:  # whatever network and client raise
-        return f"{constants.ENDPOINT} cannot be reached ({type(e).__name__}); what is kept works without it"
+        return f"{constants.ENDPOINT} cannot be reached ({type(e).__name__}); what is cached works without it"
     return f"{constants.ENDPOINT} answers"

@@ -17,7 +17,7 @@ from sqzoo.weights import Entry, read_manifest
 
 README = ROOT / "README.md"
 BENCHMARKS = ROOT / "docs" / "benchmarks.md"
-OWN_IMAGES = ROOT / "docs" / "pictures.md"
+OWN_IMAGES = ROOT / "docs" / "own_images.md"
 PAPER = ROOT / "docs" / "paper.md"
 TRAINING = ROOT / "docs" / "training.md"
 ZOO = ROOT / "docs" / "zoo.md"

@@ -8,7 +8,7 @@ photo's size though not of its sharpness. `sqzoo train sq1 --data FOLDER` runs i
 `--all-layers`; the model that comes of each is measured on 1,000 other test images, which no choice has seen.
 `--starts` compares the starts where nothing of CIFAR-10 helps: which of 17 photographs, in grey, is this a piece of? It
 learns from pieces of their left halves and is asked about the right ones. Writes
-results/accuracy/own_images.json and, from it, the table of docs/pictures.md.
+results/accuracy/own_images.json and, from it, the table of docs/own_images.md.
 """
 
 import argparse
@@ -138,7 +138,7 @@ def starts(arguments: argparse.Namespace, base: Path) -> dict[str, Any]:
 
 
 def render(known: dict[str, Any]) -> str:
-    """Return the table of docs/pictures.md."""
+    """Return the table of docs/own_images.md."""
     if not known:
         return "Not measured yet: `python benchmarks/accuracy/own_images.py`."
     rows = []

@@ -26,7 +26,7 @@ from benchmarks.record import write_record
 from sqzoo import SqzooError
 from sqzoo.errors import ArgumentError, did_you_mean
 from sqzoo.train import Recipe
-from sqzoo.train.loop import initial_model
+from sqzoo.train.learner import initial_model
 from tools.readme import PAPER, write_into
 
 RECORD = RESULTS / "paper" / "open_choices.json"

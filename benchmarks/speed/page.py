@@ -19,7 +19,7 @@ from selenium.webdriver.support.ui import Select
 
 from benchmarks import RESULTS, ROOT
 from benchmarks.record import write_record
-from sqzoo.demo import Page, runtime, serve
+from sqzoo.demo import Page, engine, serve
 from sqzoo.environment import environment
 
 RESULT = RESULTS / "speed" / "page.json"
@@ -44,7 +44,7 @@ def main() -> None:
         server.shutdown()
         rest = requests(driver)
     record = {
-        "environment": environment() | {"chromium": version, "onnxruntime-web": runtime.VERSION, "page_threads": 1},
+        "environment": environment() | {"chromium": version, "onnxruntime-web": engine.VERSION, "page_threads": 1},
         "photo": "examples/cat.jpg",
         "runs": runs,
         "seconds_to_ready": round(ready, 3),

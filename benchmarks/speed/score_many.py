@@ -8,7 +8,7 @@ many processes, of one thread each, which do nothing but run it, as `sqzoo.optim
 pixels, at the best batch size; it is measured before and after, and the better counts. The example's is that of the
 whole command, imports and the list of files included. Memory is the peak of all its processes together (proportional
 set size, which counts a shared page once), for all the pictures and for a tenth of them. Writes
-results/speed/score_many.json, by side, and the sentence of docs/pictures.md, at 100,000 images.
+results/speed/score_many.json, by side, and the sentence of docs/own_images.md, at 100,000 images.
 """
 
 import argparse
@@ -108,7 +108,7 @@ def example(pictures: Path, scores: Path, model: str, workers: int) -> dict[str,
 
 
 def render(known: dict[str, Any]) -> str:
-    """Return the sentences of docs/pictures.md."""
+    """Return the sentences of docs/own_images.md."""
     if not known:
         return "Not measured yet: `python benchmarks/speed/score_many.py`."
     return "\n".join(f"- {summary(result)}" for result in known.values())

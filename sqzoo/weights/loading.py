@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 
 import torch
 import torch.nn as nn
-from timm.models import adapt_input_conv
 
 from sqzoo.errors import WeightsError
 from sqzoo.weights.coded import decode
@@ -95,6 +94,8 @@ def load_strict(
             state = {k: v for k, v in state.items() if k not in head} | {k: own[k] for k in head if k in own}
     stem = f"{first_conv}.weight"
     if stem in state and stem in own and state[stem].dim() == 4 and state[stem].shape[1] == 3 != own[stem].shape[1]:
+        from timm.models import adapt_input_conv  # here, for importing timm imports sqzoo.models, which import this
+
         state[stem] = adapt_input_conv(own[stem].shape[1], state[stem])
     check_matches(state, own, name)
     model.load_state_dict(state, strict=True)

@@ -193,7 +193,7 @@ def test_eval_gives_the_recorded_accuracy(
 ) -> None:
     """On each fiftieth test image, so that it takes seconds: the same as `evaluate` on them."""
     test = data.cifar10("test", cifar10_root)[::50]
-    monkeypatch.setattr("sqzoo.data.cifar.cifar10", lambda split, root: test)
+    monkeypatch.setattr("sqzoo.data.cifar10", lambda split, root: test)
     assert main(["eval", "squeezenet_cifar", "--data", str(cifar10_root)]) == 0
     found = json.loads(capsys.readouterr().out)
     expected = evaluate(sqzoo.create_model("squeezenet_cifar", pretrained=True), test)
