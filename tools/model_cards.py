@@ -9,10 +9,15 @@ one would change. Per-class figures are those of the last `benchmarks/table2.py`
 import argparse
 import json
 import re
+import statistics
 import sys
 from typing import Any
 
-from benchmarks import ROOT
+from benchmarks import RESULTS, ROOT
+from benchmarks.accuracy.data import sentence
+from benchmarks.paper import heads
+from benchmarks.paper.records import PROTOCOLS as PROTOCOL_NAMES
+from benchmarks.paper.records import recorded
 from sqzoo.report.plots import confusion_and_calibration
 from sqzoo.weights import CIFAR10_CLASSES, Entry, read_manifest
 
@@ -24,9 +29,11 @@ WHAT = {
     "fire_next": "Fire-Next: SqueezeNet 1.1 with a SqueezeNext block for its last Fire module (paper, Table 2)",
     "alexnet_cifar": "AlexNet with its last layer sized for CIFAR-10 (paper, Table 2, row 1)",
 }
+VAL = "The epoch was chosen on validation images held out of training."
 PROTOCOLS = {
     "test": "The paper's own protocol: the best epoch was chosen **on the test images**, which flatters the figure.",
-    "held_out": "The epoch was chosen on validation images held out of training.",
+    "val": VAL,
+    "held_out": VAL,  # in entries of before
     "last": "The last epoch counts; no epoch was chosen.",
     "mean": "The runs whose weights are averaged were chosen on validation images.",
     "coded": "Bits were assigned by sensitivity on training images.",
@@ -119,7 +126,7 @@ def _images(entry: Entry) -> str:
 
 
 def _results(entry: Entry, record: dict[str, Any]) -> list[str]:
-    test, held = record["test"], record["held_out"]
+    test, held = record["test"], record.get("val") or record.get("held_out")
     error = (test["top1"] * (100 - test["top1"]) / test["images"]) ** 0.5
     protocol = "coded" if entry.stored == "coded" else "mean" if "mean_of" in record else entry.metrics["selected_on"]
     lines = [
@@ -129,6 +136,10 @@ def _results(entry: Entry, record: dict[str, Any]) -> list[str]:
         "|---|---|---|",
         f"| CIFAR-10 test, {test['images']:,} | {test['top1']:.2f} % ± {error:.2f} | {test['loss']:.4f} |",
     ]
+    if test["exact_images"] < test["images"]:
+        lines.append(
+            f"| of these with the published pixels, {test['exact_images']:,} | {test['top1_exact_pixels']:.2f} % | |"
+        )
     if held:
         lines.append(f"| held out of training, {held['images']:,} | {held['top1']:.2f} % | {held['loss']:.4f} |")
     if entry.stored == "coded":
@@ -137,11 +148,26 @@ def _results(entry: Entry, record: dict[str, Any]) -> list[str]:
         lines.append(f"| its parent, held out | {apart['top1']:.2f} % | {apart['loss']:.4f} |")
     lines += [
         "",
-        f"One view an image; ± is one standard error of the sample; one seed. {PROTOCOLS[protocol]} {_looks(entry)}",
+        f"One view an image; ± is one standard error of the sample. {_seeds(entry)} {PROTOCOLS[protocol]} "
+        f"{_looks(entry)}",
         f"Record: `{entry.metrics['source']}`; verify with `python benchmarks/table2.py --only {entry.tag}`.",
         "",
     ]
     return lines
+
+
+def _seeds(entry: Entry) -> str:
+    """Return how many seeds stand behind a tag: those of Table 2's heads, where they are recorded."""
+    seed = entry.recipe.get("seed", 0)
+    protocol = entry.tag.partition(".")[2].removesuffix("_cifar10")
+    found = heads.summary(entry.architecture, protocol) if protocol in PROTOCOL_NAMES else None
+    if not found or len(found["top1"]) < 2:
+        return "One seed."
+    top1 = found["top1"]
+    return (
+        f"Seed {seed}, the median of {len(top1)}, whose test top-1 is {statistics.fmean(top1):.2f} ± "
+        f"{statistics.stdev(top1):.2f} % (standard deviation)."
+    )
 
 
 def _looks(entry: Entry) -> str:
@@ -151,13 +177,15 @@ def _looks(entry: Entry) -> str:
         all_layers = recipe.get("trunk") == "trained" or recipe.get("layers") == "all"
         return recipe["model"].startswith("alexnet"), all_layers
 
-    files = [f for folder in ("runs", "tried") for f in (ROOT / "benchmarks" / "results" / folder).glob("*.*.json")]
-    records = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    files = [f for folder in ("runs", "tried", "paper/heads") for f in (RESULTS / folder).glob("*.*.json")]
+    records = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
+    looked = [r["recipe"] for r in records.values() if r.get("test")]
+    looked += [run["recipe"] for run in recorded(RESULTS / "paper" / "runs.json")["runs"].values()]  # after each epoch
     own = (entry.architecture.startswith("alexnet"), entry.holds == "complete")
-    count = sum(bool(r.get("test")) and kind(r["recipe"]) == own for r in records)
+    count = sum(kind(recipe) == own for recipe in looked)
     return (
-        f"The test images are not unseen: {count} recorded runs of this kind were evaluated on them while recipes were "
-        "still being changed, so the figure flatters."
+        f"The test images are not unseen: {count} recorded runs of this kind were evaluated on them, some before "
+        "recipes were changed, so the figure flatters."
     )
 
 
@@ -225,15 +253,27 @@ def _training(entry: Entry, record: dict[str, Any]) -> list[str]:
         ]
     else:
         lines.append(f"Recipe: {recipe}. Epoch {entry.metrics['epoch']} was kept. {_took(record)}.")
-    hours = sum(_minutes(run) / 60 * run["environment"]["threads"] for run in runs or [record])
-    lines += [
-        "",
-        f"Energy: about {hours * WATTS / 1000:.3f} kWh and {hours * WATTS * GRAMS / 1000:.0f} g of CO2, estimated from "
-        f"{hours:.1f} core-hours at {WATTS} W a core and {GRAMS} g a kWh; not metered.",
-    ]
-    if "start_sha256" in record and not runs:
+    lines += ["", _energy(runs or [record], bool(runs or record.get("start_sha256")))]
+    if record.get("start_sha256") and not runs:
         lines.append(f"The file it started from has SHA-256 {record['start_sha256']}.")
-    return [*lines, "", f"Data: digest of train {record['train_digest']}, of test {record['test_digest']}.", ""]
+    return [*lines, "", _data(record), ""]
+
+
+def _data(record: dict[str, Any]) -> str:
+    told = sentence(json.loads((RESULTS / "accuracy" / "data.json").read_text(encoding="utf-8")))
+    return f"Data: digest of train {record['train_digest']}, of test {record['test_digest']}. {told}"
+
+
+def _energy(runs: list[dict[str, Any]], later: bool) -> str:
+    """Return the energy that runs took; `later`: whether they started from other runs' weights."""
+    if any(run.get("device", "cpu") != "cpu" for run in runs):
+        return f"Energy: not estimated; {sum(map(_minutes, runs)) / 60:.1f} hours on {runs[0]['environment']['gpu']}."
+    hours = sum(_minutes(run) / 60 * run["environment"]["threads"] for run in runs)
+    which = " of these runs, without those that they started from" if later else ""
+    return (
+        f"Energy{which}: about {hours * WATTS / 1000:.3f} kWh and {hours * WATTS * GRAMS / 1000:.0f} g of CO2, "
+        f"estimated from {hours:.1f} core-hours at {WATTS} W a core and {GRAMS} g a kWh; not metered."
+    )
 
 
 def _minutes(run: dict[str, Any]) -> float:
@@ -251,6 +291,7 @@ def _took(run: dict[str, Any]) -> str:
 
 def _compression(record: dict[str, Any]) -> list[str]:
     machine, recipe = record["environment"], record["recipe"]
+    parent = json.loads((RESULTS / "runs" / f"{recipe['parent']}.json").read_text(encoding="utf-8"))
     lines = [
         "## Compression",
         "",
@@ -262,7 +303,8 @@ def _compression(record: dict[str, Any]) -> list[str]:
         "layer's number of bits by its measured sensitivity on training images held out, Huffman codes. "
         f"{record['seconds'] / 60:.0f} minutes with {machine['threads']} thread(s) on {machine['cpu']}, torch "
         f"{machine['versions']['torch']}, commit {machine['commit']}. How the parent was trained: "
-        f"`benchmarks/results/runs/{recipe['parent']}.json`.",
+        f"`benchmarks/results/runs/{recipe['parent']}.json`. "
+        + _energy([record | {"training_seconds": record["seconds"]}, parent], bool(parent.get("start_sha256"))),
         "",
         "| layer | weights | values | bits a weight | zeros |",
         "|---|---|---|---|---|",
@@ -311,7 +353,7 @@ def main() -> int:
             print(f"{tag} is not in table2.json; run python benchmarks/table2.py first.", file=sys.stderr)
             return 1
         record = json.loads((ROOT / entry.metrics["source"]).read_text(encoding="utf-8"))
-        record["test"] = {key: measured[tag][key] for key in ("top1", "loss", "images")}  # of the file as it ships
+        record["test"] = measured[tag]  # of the file as it ships
         cards[CARDS / f"{tag}.md"] = card(entry, record, measured[tag], unsure)
         row = measured[tag]
         cards[CARDS / f"{tag}.svg"] = confusion_and_calibration(row["confusion"], row["calibration"], CIFAR10_CLASSES)

@@ -34,7 +34,7 @@ def published() -> dict[str, str]:
 
 
 def inexact(folder: str | None, split: str) -> list[int]:
-    """Return the places of images that are not the published pixels, as the folder of the data lists them."""
+    """Return the places of images that are not the published pixels, as the data's folder lists them."""
     listed = Path(folder or os.environ.get("SQZOO_CIFAR10", ".")) / f"{split}_not_exact.txt"
     return [int(i) for i in np.loadtxt(listed, dtype=np.int64, ndmin=1)] if listed.is_file() else []
 
@@ -52,8 +52,8 @@ def sentence(record: dict[str, Any]) -> str:
     if not train["not_exact"] and not test["not_exact"]:
         return "The images are the published CIFAR-10's."
     return (
-        f"{len(train['not_exact'])} training and {len(test['not_exact'])} test images of the CIFAR-10 used here "
-        "are from a JPEG copy, the others have the published pixels; so its digests are its own."
+        f"Of the CIFAR-10 used here {len(train['not_exact'])} training and {len(test['not_exact'])} test images are "
+        "from a JPEG copy, the rest as published."
     )
 
 

@@ -46,7 +46,8 @@ def row_level(model: str) -> Judge:
         if row is None:
             return MISSING
         said = verdict(evidence.rows, model, protocol)
-        text = f"{row.text().partition(' · ')[2].replace('*', '')}, paper {PAPER[model][2]:.1f} %"
+        one = ", one seed" if len(row.top1) == 1 else ""
+        text = f"{row.text().partition(' · ')[2].replace('*', '')} (paper {PAPER[model][2]:.1f} %){one}"
         return Judged(text, HOLDS if said == REPRODUCED else UNDECIDED if said == UNDECIDED else NOT)
 
     return judge

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ NAMES = {
     "width": "output size of the block", "mid": "mid-layer size",
     "pool2": "Pooling_2", "pool3": "Pooling_3", "global_pool": "final pooling", "case": "",
 }  # fmt: skip
+GRID_POINTS = 3.0  # of top-1, the least that a colour scale spans: ten times the deviation between seeds
+CURVE_POINTS = 18.0  # of top-1 below the median of the curves' second halves: where the axis begins
 STYLE = {
     "figure.dpi": 100,
     "savefig.dpi": 150,
@@ -54,7 +57,9 @@ def draw(experiment: Experiment, found: dict[Any, Outcome], epochs: int, seeds: 
         figure = {"lines": _lines, "grid": _grid, "cases": _cases, "curves": _curves}[experiment.draw](
             experiment, found
         )
-        figure.suptitle(f"{experiment.title}\n{seeds} seeds, {epochs} epochs", fontsize=10)
+        bars = {"curves": "band", "grid": "±"}.get(experiment.draw, "bars")
+        said = f"mean of {seeds} seeds, {bars}: standard deviation between them" if seeds > 1 else "one seed"
+        figure.suptitle(f"{experiment.title}\n{epochs} epochs; {said}", fontsize=10)
         files = [folder / f"{experiment.name}.{kind}" for kind in ("png", "svg")]
         for file in files:  # without dates, so that the same records give the same bytes
             figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else {"Software": None})
@@ -102,24 +107,28 @@ def _grid(experiment: Experiment, found: dict[Any, Outcome]) -> Any:
     (down, _), (across, _) = next(iter(found))
     rows, columns = (sorted({label[i][1] for label in found}) for i in (0, 1))
     said = {tuple(c[v] for v in (down, across)): value for c, value in experiment.paper.get("top1", [])}
+    every = {p: {tuple(v for _, v in label): o.mean("top1", p) for label, o in found.items()} for p in PROTOCOLS}
+    low, high = (edge(v for means in every.values() for v in means.values()) for edge in (min, max))
+    spread = max(GRID_POINTS - (high - low), 0) / 2  # or noise of tenths of a point would fill the whole scale
     for panel, protocol in zip(panels, PROTOCOLS, strict=True):
-        means = {tuple(v for _, v in label): o.mean("top1", protocol) for label, o in found.items()}
+        means = every[protocol]
         image = [[means.get((r, c), float("nan")) for c in columns] for r in rows]
-        panel.imshow(image, cmap="cividis", origin="lower")
-        middle = (min(means.values()) + max(means.values())) / 2
+        shown = panel.imshow(image, cmap="Blues", origin="lower", vmin=low - spread, vmax=high + spread)
+        dark = low - spread + 0.65 * (high - low + 2 * spread)  # from there on it is dark
         for label, outcome in found.items():
             (_, r), (_, c) = label
             mean = outcome.mean("top1", protocol)
             text = f"{mean:.2f}\n±{outcome.deviation('top1', protocol):.2f}"
             if (r, c) in said:
                 text += f"\npaper {said[r, c]:.1f}"
-            colour = "black" if mean > middle else "white"
+            colour = "white" if mean > dark else "black"
             panel.text(columns.index(c), rows.index(r), text, ha="center", va="center", fontsize=7, color=colour)
         panel.set_xticks(range(len(columns)), [str(c) for c in columns])
         panel.set_yticks(range(len(rows)), [str(r) for r in rows])
         panel.set(xlabel=NAMES[across], ylabel=NAMES[down])
         panel.set_title(f"test top-1, %: {SAID[protocol]}", fontsize=8)
         panel.grid(False)
+    figure.colorbar(shown, ax=panels, shrink=0.7, label=AXES["top1"])
     return figure
 
 
@@ -160,7 +169,7 @@ def _papers_by_row(experiment: Experiment, found: dict[Any, Outcome], measure: s
 
 def _curves(experiment: Experiment, found: dict[Any, Outcome]) -> Any:
     """Accuracy by epoch, a curve a setting with its range of one standard deviation."""
-    figure, panel = plt.subplots(figsize=(7, 4.2))
+    figure, panel = plt.subplots(figsize=(8.2, 4.2))
     for colour, (label, outcome) in zip(COLOURS, found.items(), strict=False):
         columns = list(zip(*outcome.curves, strict=True))
         means = [sum(c) / len(c) for c in columns]
@@ -175,9 +184,11 @@ def _curves(experiment: Experiment, found: dict[Any, Outcome]) -> Any:
         panel.fill_between(xs, low, high, color=colour, alpha=0.2, lw=0)
     for _, value in experiment.paper.get("top1", []):
         panel.axhline(value, color=BLACK, ls=":", lw=1, label=f"paper's best, {value:.1f}")
-    panel.set(xlabel="epoch", ylabel=AXES["top1"])
+    ends = [value for outcome in found.values() for curve in outcome.curves for value in curve[len(curve) // 2 :]]
+    low = statistics.median(ends) - CURVE_POINTS
+    panel.set(xlabel="epoch", ylabel=AXES["top1"], ylim=(low, max(ends) + 1))  # of a rate that fails, the part in view
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-    panel.legend(fontsize=8, title=NAMES[next(iter(found))[0][0]])
+    figure.legend(fontsize=8, title=NAMES[next(iter(found))[0][0]], loc="outside right center")
     return figure
 
 
