@@ -60,9 +60,7 @@ class ZooModel(nn.Module):
 
     __constants__ = ("min_input_size",)  # TorchScript sees no other class attributes
     min_input_size = 32
-    stages: ClassVar[
-        tuple[tuple[int, int, int], ...]
-    ] = ()  # (index in features, channels, reduction), each after a ReLU
+    stages: ClassVar[tuple[tuple[int, int, int], ...]] = ()  # (index in features, channels, reduction), after a ReLU
     classifier_name: ClassVar[str] = ""  # the last layer, which num_classes sizes
     hidden_layers: ClassVar[tuple[str, ...]] = ()  # the head's layers before the last; pruning removes them
     linear_head: ClassVar[bool] = False  # linear layers need a pooled input, 1x1 convolutions do not

@@ -90,5 +90,5 @@ def make_upsample(value: object) -> nn.Module:
             f"such sizes, not {value!r}."
         )
     if sizes[1] > sizes[0]:
-        raise ArgumentError(f"upsample={value!r} crops {sizes[1]} pixels out of {sizes[0]}; give the larger one first.")
+        raise ArgumentError(f"upsample={value!r} crops {sizes[1]} of {sizes[0]} pixels; give the larger one first.")
     return Upsample(*sizes)
