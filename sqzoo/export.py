@@ -1,4 +1,4 @@
-"""Models into files that other runtimes read: ONNX, OpenVINO, torch.export, int8; each compared with PyTorch."""
+"""Export models to ONNX, OpenVINO, torch.export and int8 safetensors, each compared with PyTorch."""
 
 import copy
 import io
@@ -44,22 +44,29 @@ def export(
     preprocessing: bool = False,
     calibration: np.ndarray | None = None,
 ) -> Path:
-    """Write a model of `create_model` to a file for another runtime, and return the file.
+    """Export a model to a file for another runtime, after comparing its outputs with PyTorch's.
 
-    format: "onnx", "onnx-int8" (static QDQ, weights by channel), "openvino" (path.xml, and path.bin beside it),
-    "torch-export" (for torch.export.load), "safetensors-int8" (weights alone, for `read_int8`) or "transformers-js" (a
-    folder: what `sqzoo.hub.save_pretrained` writes, and beside it the ONNX graphs, float32 and with int8 weights, and
-    the configuration that transformers.js reads; pictures of any size are prepared in the graph).
-    preprocessing: False: `images` (N, 3, side, side) float32, normalised, to `logits` (N, classes). True: `images`
-    (N, side, side, 3) uint8 to `probabilities` (N, classes); the side is 32 where the model knows CIFAR-10's classes,
-    with the upsampling in the graph, else that of the picture before the centre crop. The batch N is free in both.
-    calibration: 128 or more training images for int8, uint8 (N, side, side, 3) as above; by default 320 of CIFAR-10's
-    training images, from where `sqzoo.data.cifar.cifar10` finds them. Test images are never used.
+    The metadata has labels, tag, input size, mean, std, origin and the SHA-256 of the weights. The batch size is free.
 
-    Labels, tag, input size, mean and std, the SHA-256 of the weights' tensors and their origin are in the metadata. The
-    file appears whole, and only after its outputs were compared with PyTorch's, to the tolerances of
-    `sqzoo.deploy.parity`. Raises `ArgumentError`, `ExportError`, `DataError`, or `MissingExtraError` where a package is
-    not installed.
+    Args:
+        model: a model of `create_model`.
+        path: file to write, atomically.
+        format: "onnx"; "onnx-int8" (static QDQ, weights by channel); "openvino" (path.xml and path.bin); "torch-export"
+            (for `torch.export.load`); "safetensors-int8" (weights alone, for `read_int8`); or "transformers-js" (a
+            folder: what `sqzoo.hub.save_pretrained` writes, and what transformers.js reads, for images of any size).
+        preprocessing: False: `images` (N, 3, size, size) float32, normalised, to `logits` (N, classes). True: `images`
+            (N, size, size, 3) uint8 to `probabilities` (N, classes); the size is 32 for CIFAR-10's classes, with the
+            upsampling in the graph, else the model's input size.
+        calibration: 128 or more training images for int8, uint8 (N, size, size, 3); by default 320 of CIFAR-10's.
+
+    Returns:
+        The file.
+
+    Raises:
+        ArgumentError: an argument is not as above.
+        DataError: CIFAR-10 cannot be had for calibration.
+        ExportError: the file cannot be written, or its outputs differ by more than `sqzoo.deploy.parity` allows.
+        MissingExtraError: a package is not installed.
     """
     if format == "transformers-js":
         if preprocessing:
@@ -75,30 +82,32 @@ def export(
 
 def _export(model: ExportModel, target: Path, format: str, calibration: np.ndarray | None) -> Path:
     net, graph = model.net, model.module
-    about = metadata(net) | {"input": "uint8 NHWC" if model.preprocessing else "float32 NCHW, normalised"}
+    facts = metadata(net) | {"input": "uint8 NHWC" if model.preprocessing else "float32 NCHW, normalised"}
     int8 = format == "onnx-int8"
     images = model.prepared(calibration_images(net, calibration)) if int8 else model.noise(model.shape(3))
     if format == "safetensors-int8":
-        return _write(target, _int8_weights(net, images, about))
+        return _write(target, _int8_weights(net, images, facts))
     if format == "torch-export":
-        return _write(target, _torch_export(graph, images, about))
+        return _write(target, _torch_export(graph, images, facts))
     if format == "openvino":
         require("openvino", "openvino", "The format openvino")
     require("onnxruntime", "export", f"The format {format}")
-    data = to_onnx(graph, images[:2], about)
+    data = to_onnx(graph, images[:2], facts)
     if format == "openvino":
-        return _write_openvino(target, data, graph, images, about)
+        return _write_openvino(target, data, graph, images, facts)
     if int8:
-        return _write(target, to_int8(graph, data, images, about))
+        return _write(target, to_int8(graph, data, images, facts))
     compare(graph, run_onnx(data), [images[:1], images], format)
     return _write(target, data)
 
 
 def read_int8(file: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
-    """Return the float32 tensors of a safetensors-int8 file, for `model.load_state_dict`.
+    """Dequantise a safetensors-int8 file to float32, for `model.load_state_dict`.
 
-    A weight's channel is its int8 values times the channel's scale, which lies beside it as `NAME.scale`. Raises
-    `WeightsError` for a file that is missing or damaged.
+    Each output channel of a weight is its int8 values times the channel's scale, stored as `NAME.scale`.
+
+    Raises:
+        WeightsError: the file is missing or damaged.
     """
     try:
         data = read_bytes(Path(file), LARGEST)
@@ -112,7 +121,7 @@ def read_int8(file: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
 
 
 def _target(path: str | os.PathLike[str], format: str) -> Path:
-    """Return the file to write, in a folder that can be written to, before any work is done."""
+    """Return the file to write, after checking that its folder can be written to."""
     if format not in FORMATS:
         raise ArgumentError(
             f"Unknown format {format!r}.{did_you_mean(str(format), FORMATS)} There are: {', '.join(FORMATS)}."
@@ -141,27 +150,27 @@ def _write(target: Path, data: bytes) -> Path:
     return target
 
 
-def _torch_export(graph: nn.Module, images: torch.Tensor, about: dict[str, str]) -> bytes:
+def _torch_export(graph: nn.Module, images: torch.Tensor, facts: dict[str, str]) -> bytes:
     stream, program = io.BytesIO(), traced(graph, images[:2])
-    program.example_inputs = None  # they would be in the file
-    torch.export.save(program, stream, extra_files={"sqzoo.json": json.dumps(about)})
+    program.example_inputs = None  # or they would be in the file
+    torch.export.save(program, stream, extra_files={"sqzoo.json": json.dumps(facts)})
     stream.seek(0)
     compare(graph, torch.export.load(stream).module(), [images[:1], images], "torch-export")
     return stream.getvalue()
 
 
-def _write_openvino(target: Path, data: bytes, graph: nn.Module, images: torch.Tensor, about: dict[str, str]) -> Path:
+def _write_openvino(target: Path, data: bytes, graph: nn.Module, images: torch.Tensor, facts: dict[str, str]) -> Path:
     import openvino
 
     network = openvino.Core().read_model(data)
-    for key, value in about.items():
+    for key, value in facts.items():
         network.set_rt_info(value, ["sqzoo", key])
     try:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".writing-") as folder:
             written = Path(folder) / target.name
             openvino.save_model(network, written, compress_to_fp16=False)
             compare(graph, run_openvino(written), [images[:1], images], "openvino")
-            target.unlink(missing_ok=True)  # the .xml comes last: where there is one, its .bin is whole
+            target.unlink(missing_ok=True)  # the .xml comes last: where there is one, its .bin is complete
             written.with_suffix(".bin").replace(target.with_suffix(".bin"))
             written.replace(target)
     except OSError as e:
@@ -172,12 +181,12 @@ def _write_openvino(target: Path, data: bytes, graph: nn.Module, images: torch.T
 def run_openvino(file: Path) -> Runtime:
     """Return a function that runs an OpenVINO .xml file on the CPU in float32."""
     openvino = require("openvino", "openvino", "The format openvino")
-    # In float32, since bf16 is OpenVINO's own choice on a CPU that has it.
+    # OpenVINO would choose bf16 on CPUs that have it.
     compiled = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda x: torch.from_numpy(np.array(compiled([x.contiguous().numpy()])[0]))
 
 
-def _int8_weights(net: nn.Module, images: torch.Tensor, about: dict[str, str]) -> bytes:
+def _int8_weights(net: nn.Module, images: torch.Tensor, facts: dict[str, str]) -> bytes:
     tensors: dict[str, torch.Tensor] = {}
     for name, tensor in net.state_dict().items():
         if tensor.dim() < 2:
@@ -186,7 +195,7 @@ def _int8_weights(net: nn.Module, images: torch.Tensor, about: dict[str, str]) -
         largest = tensor.abs().amax(tuple(range(1, tensor.dim())), keepdim=True)
         scale = torch.where(largest > 0, largest / 127, 1.0)
         tensors |= {name: (tensor / scale).round().to(torch.int8), name + _SCALE: scale}
-    data = save({k: v.contiguous() for k, v in tensors.items()}, about | {"format": "pt"})
+    data = save({k: v.contiguous() for k, v in tensors.items()}, facts | {"format": "pt"})
     again = copy.deepcopy(net)
     again.load_state_dict(_from_int8(load(data)))
     compare(net, again, [images], "safetensors-int8", INT8_TOLERANCE)

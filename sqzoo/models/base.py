@@ -1,4 +1,4 @@
-"""The timm interface that all architectures share: a trunk `features`, then a head."""
+"""Implement the timm interface that all architectures share: a trunk `features`, then a head."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,7 +32,7 @@ torch.fx.wrap("enlarge_to")
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode, and give back each of its modules in the mode that it came in."""
+    """Put a model into evaluation mode, and restore the mode of each module afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -43,29 +43,29 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 class ZooModel(nn.Module):
-    """Base of the architectures: normalised images (N, in_chans, H, W) in, logits (N, num_classes) out.
+    """Base of the architectures: normalised images (N, in_chans, H, W) to logits (N, num_classes).
 
-    `forward_features` is the enlargement, where there is one, and the trunk, which the paper freezes; `forward_head` is
-    all that the paper trains. Subclasses build `features`, their head and `global_pool`, and give `_head`. Images with
-    a side below `min_input_size`, which would vanish in the trunk's pools, are enlarged to it.
+    `forward_features` is upsampling and the trunk, which the paper freezes; `forward_head` is what the paper trains.
+    Subclasses define `features`, their head, `global_pool` and `_head`. Images with a side below `min_input_size`,
+    which would vanish in the trunk's pools, are enlarged to it.
 
     Args:
-        num_classes: number of classes; 0 leaves the last layer out.
+        num_classes: 0 omits the last layer.
         in_chans: channels of the images.
         global_pool: "avg", "max" or "".
-        upsample: None, or the image size that 32x32 images are enlarged to inside the network: 160, say, or
-            (256, 224) for the paper's resize to 256 and central crop of 224. Larger images are first reduced to 32x32.
-        temperature: divides the logits, so that their softmax is calibrated (Guo et al. 2017).
+        upsample: None, or the image size that 32x32 images are enlarged to inside the network, such as 160, or (256,
+            224) for the paper's resize to 256 and centre crop of 224. Larger images are first reduced to 32x32.
+        temperature: divides the logits, to calibrate their softmax (Guo et al. 2017).
     """
 
-    __constants__ = ("min_input_size",)  # for TorchScript, which sees no other class attributes
+    __constants__ = ("min_input_size",)  # TorchScript sees no other class attributes
     min_input_size = 32
     stages: ClassVar[tuple[tuple[int, int, int], ...]] = ()  # (index in features, channels, reduction), after a ReLU
-    classifier_name: ClassVar[str] = ""  # the last layer, the one that num_classes sizes
-    hidden_layers: ClassVar[tuple[str, ...]] = ()  # the head's layers before the last, which leave when it is pruned
-    linear_head: ClassVar[bool] = False  # linear layers need a pooled input; 1x1 convolutions take a map as well
+    classifier_name: ClassVar[str] = ""  # the last layer, which num_classes sizes
+    hidden_layers: ClassVar[tuple[str, ...]] = ()  # the head's layers before the last; pruning removes them
+    linear_head: ClassVar[bool] = False  # linear layers need a pooled input, 1x1 convolutions do not
 
-    if TYPE_CHECKING:  # TorchScript reads a class's annotations and knows no modules among them
+    if TYPE_CHECKING:  # TorchScript reads a class's annotations and fails on modules
         features: nn.Sequential
         global_pool: GlobalPool
         pretrained_cfg: dict[str, Any]
@@ -90,7 +90,7 @@ class ZooModel(nn.Module):
         ]
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """Enlarge where the network does, and run the trunk.
+        """Upsample the images, if the network does, and run the trunk.
 
         Args:
             x: normalised images (N, in_chans, H, W).
@@ -98,7 +98,7 @@ class ZooModel(nn.Module):
         Returns:
             Maps (N, num_features, h, w), 13x13 at 224 pixels for SqueezeNet.
         """
-        x = self._enlarged(x)
+        x = self._upsampled(x)
         if self.grad_checkpointing and not is_scripting():
             return self._recomputing(x)
         return self.features(x)
@@ -113,7 +113,7 @@ class ZooModel(nn.Module):
     def _head(self, x: torch.Tensor, pre_logits: bool) -> torch.Tensor:
         raise NotImplementedError
 
-    def _enlarged(self, x: torch.Tensor) -> torch.Tensor:
+    def _upsampled(self, x: torch.Tensor) -> torch.Tensor:
         check_images(x, self.in_chans)
         return enlarge_to(self.upsample(x), self.min_input_size)
 
@@ -129,23 +129,27 @@ class ZooModel(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return (final features, feature maps at the stages `indices`), or the maps alone.
+        """Return the final features and the feature maps of some stages.
 
-        Like `forward_features` it takes what the network takes, and enlarges it first where the network does.
-        `indices`: the last n stages if an int, all if None. `norm` has no effect (there is no final norm).
-        `stop_early`: the final features are those of the last stage asked for.
+        Args:
+            x: as in `forward_features`.
+            indices: the stages; an int means the last n, None all.
+            norm: has no effect, as there is no final norm.
+            stop_early: end at the last of the stages.
+            output_fmt: "NCHW".
+            intermediates_only: return only the maps.
         """
         if output_fmt != "NCHW":
             raise ArgumentError(f"output_fmt must be 'NCHW', not '{output_fmt}'.")
-        x = self._enlarged(x)
+        x = self._upsampled(x)
         take, last = feature_take_indices(len(self.stage_ends), indices)
-        wanted = [self.stage_ends[i] for i in take]
+        ends = [self.stage_ends[i] for i in take]
         end = self.stage_ends[last] if stop_early else len(self.features) - 1
         maps: list[torch.Tensor] = []
         for i, layer in enumerate(self.features):
             if i <= end:  # no break and no slice: TorchScript unrolls this loop
                 x = layer(x)
-                if i in wanted:
+                if i in ends:
                     maps.append(x)
         if intermediates_only:
             return maps
@@ -154,9 +158,9 @@ class ZooModel(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the layers behind the last stage of `indices`, and the head; return the kept stages.
+        """Remove the layers after the last stage of `indices`, and the head; return the stages.
 
-        Without the trunk's end the head goes in any case. What is left of it pools, and takes a new last layer.
+        A shorter trunk always loses its head. What remains of the head pools, and takes a new last layer.
         """
         take, last = feature_take_indices(len(self.stage_ends), indices)
         cut = last < len(self.stage_ends) - 1
@@ -174,11 +178,14 @@ class ZooModel(nn.Module):
         return take
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the last layer by a fresh one for `num_classes` (0 removes it).
+        """Replace the last layer by a new one.
 
-        A fresh head is a new model: class names, calibration and enlargement of the old one are gone, and images come
-        at the resolution that the trunk was trained at. Without a head the network takes what it took.
-        `global_pool`: None keeps the pooling; where there is none and linear layers need one, it becomes "avg".
+        With a new head, the labels, calibration and upsampling of the old one are dropped, and the network takes images
+        of the size that its trunk was trained at.
+
+        Args:
+            num_classes: 0 removes the last layer, and keeps the rest.
+            global_pool: None keeps the pooling, or makes it "avg" where linear layers need one.
         """
         count("num_classes", num_classes, least=0)
         kind = self.global_pool.pool_type if global_pool is None else global_pool
@@ -195,34 +202,31 @@ class ZooModel(nn.Module):
 
     @torch.jit.ignore
     def _forget_classes(self) -> None:
-        """Drop what belongs to the classes of the old head: their names, the enlargement, the calibration."""
+        """Drop the labels, upsampling and calibration of the old head."""
         config = getattr(self, "pretrained_cfg", {})
         config["label_names"] = None
         if isinstance(self.upsample, Upsample):
             config.update(tuned_input((self.upsample.resize, self.upsample.crop)) | {"pool_size": None})
         self.upsample = nn.Identity().train(self.training)
         self.temperature, self.ood_threshold = 1.0, None
-        for name in ("upsample", "temperature"):  # which timm would save with the model
+        for name in ("upsample", "temperature"):  # or timm would save them with the model
             getattr(self, "_model_args", {}).pop(name, None)
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
-        """Return the last layer, the one that `num_classes` sizes."""
+        """Return the last layer."""
         return self.get_submodule(self.classifier_name)
 
     @classmethod
     def last_layer(cls, width: int, num_classes: int, **dd: Any) -> nn.Module:
-        """Return a new last layer from `width` channels to the classes; the identity for 0 classes."""
+        """Build a last layer from `width` channels to the classes; the identity for 0 classes."""
         if num_classes == 0:
             return nn.Identity()
         return nn.Linear(width, num_classes, **dd) if cls.linear_head else nn.Conv2d(width, num_classes, 1, **dd)
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Return patterns that group parameters by depth, for layer-wise learning rates; the head comes last.
-
-        `coarse` changes nothing: a trunk of 13 layers has no coarser stages.
-        """
+        """Return patterns that group parameters by depth, for layer-wise learning rates; `coarse` has no effect."""
         return {"stem": r"^features\.0\.", "blocks": r"^features\.(\d+)\."}
 
     @torch.jit.ignore
@@ -231,7 +235,7 @@ class ZooModel(nn.Module):
         self.grad_checkpointing = enable
 
     def _recomputing(self, x: torch.Tensor) -> torch.Tensor:
-        # Stage by stage: none begins with an in-place ReLU, which would overwrite the input that is kept for it.
+        # By stages: none starts with an in-place ReLU, which would overwrite its saved input.
         start = 0
         for end in sorted({*self.stage_ends, len(self.features) - 1}):
             x = checkpoint(self.features[start : end + 1], x, use_reentrant=False)

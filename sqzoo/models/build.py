@@ -1,4 +1,4 @@
-"""The one builder behind all entry points: timm's, with verified and strict loading of our own weights."""
+"""Build models behind all entry points: by timm's builder, with verified and strict loading of weights."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -18,21 +18,21 @@ from sqzoo.weights.loading import load_state, load_strict, read_verified
 from sqzoo.weights.remote import CONFIG, Source, parse_source, read_config, read_weights
 from sqzoo.weights.untrusted import LARGEST, printable, read_bytes
 
-# What timm's builder itself takes; anything else must be an argument of the model.
+# What timm's builder takes; anything else must be an argument of the model.
 _TIMM_ARGUMENTS = {"features_only", "out_indices", "feature_cls", "cache_dir", "pretrained_model_args"}
-_OF_THE_CLASSES = ("upsample", "temperature")  # arguments that belong to what a head was trained on
-_AS_THEY_COME = tuned_input((256, 224))  # of a model that is not trained: the paper's resize and centre crop
+_HEAD_ARGUMENTS = ("upsample", "temperature")  # arguments that belong to a trained head
+_UNTRAINED_INPUT = tuned_input((256, 224))  # the paper's resize and centre crop
 _SOURCES = ("file", "url", "hf_hub_id", "state_dict")
 _FIRST_CONV = "features.0"
 
 
 def configs(cls: type[ZooModel], architecture: str) -> Any:
-    """Return timm's `default_cfgs` of an architecture, made from the manifest: one for each of its tags."""
+    """Return timm's `default_cfgs` of an architecture: one per tag of the manifest."""
     base: dict[str, Any] = {
         "num_classes": 10,
         "input_size": (3, 224, 224),
         "pool_size": _pool_size(cls, (3, 224, 224), {}),
-        "crop_pct": 0.875,  # with 224 this is the paper's resize to 256 and centre crop
+        "crop_pct": 0.875,  # with 224 the paper's resize to 256 and centre crop
         "interpolation": "bilinear",
         "first_conv": _FIRST_CONV,
         "classifier": cls.classifier_name,
@@ -65,23 +65,21 @@ def build(
     pretrained_cfg_overlay: dict[str, Any] | None = None,
     **args: Any,
 ) -> nn.Module:
-    """Build a model, with the weights of a tag where `pretrained`, which puts it in evaluation mode.
+    """Build a model, and load weights if `pretrained`, in evaluation mode.
 
-    Another number of classes than the weights', label names of the caller's own, or features alone make a new model:
-    what belongs to the old classes (their names, enlargement and temperature) is gone, and its configuration asks for
-    images of the resolution that the trunk was trained at.
+    With another number of classes than the weights', the caller's own labels, or features only, the labels, upsampling
+    and temperature of the old head are dropped, and images have the size that the trunk was trained at.
 
     Args:
-        cls: the architecture's class, whose constructor takes `args`.
+        cls: the architecture's class.
         architecture: its name in the registry.
-        pretrained: whether to load weights.
-        pretrained_cfg: a tag (a string: ours, from the manifest) or a timm configuration (the caller's own file or Hub
-            repository, which we read, as safetensors, and compare with the model).
+        pretrained: load weights.
+        pretrained_cfg: a tag of the manifest, or a timm configuration with a safetensors file or Hub repository.
         pretrained_cfg_overlay: fields that replace those of the configuration.
-        args: the constructor's arguments, and those of timm's builder.
+        args: of the constructor and of timm's builder.
 
     Raises:
-        SqzooError: an argument or the weights are not what they must be.
+        SqzooError: an argument is invalid, or the weights do not match.
     """
     if not isinstance(pretrained, bool):
         raise ArgumentError(
@@ -105,19 +103,19 @@ def build(
         if ours:
             factory = _loading_factory(cls, entry)
     if pretrained and not ours:
-        pretrained_cfg, overlay, found = _read_theirs(cls, pretrained_cfg, overlay, args.get("cache_dir"))
-        stated = stated or found
+        pretrained_cfg, overlay, read_args = _read_theirs(cls, pretrained_cfg, overlay, args.get("cache_dir"))
+        stated = stated or read_args
     args, changes = _settle(args, stated, overlay.get("label_names"))
     if not stated and default and "upsample" not in args:
-        changes = _AS_THEY_COME
+        changes = _UNTRAINED_INPUT
     model: nn.Module = build_model_with_cfg(
         factory,
         architecture,
         pretrained and not ours,
         pretrained_cfg=pretrained_cfg,
         pretrained_cfg_overlay=overlay,
-        pretrained_filter_fn=complete_or_raise,
-        # A fresh dict each time, since timm changes it; all stages, since its default expects five.
+        pretrained_filter_fn=_load_theirs,
+        # A new dict, since timm changes it; all stages, since its default expects five.
         feature_cfg={"out_indices": tuple(range(len(cls.stages))), "flatten_sequential": True},
         **args,
     )
@@ -135,27 +133,31 @@ def build(
 def _settle(
     args: dict[str, Any], stated: dict[str, Any], labels: Any = None
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Return the constructor's arguments, and what changes in the configuration where this becomes a new model.
+    """Merge the caller's arguments `args` with those `stated` by the weights.
 
-    Args:
-        args: what the caller gave; it wins.
-        stated: num_classes and the other arguments that the weights were made with; empty where there are none.
-        labels: class names of the caller's own.
+    Returns:
+        The constructor's arguments, and changes to the configuration if the head is new, else None.
     """
-    # Without classes (0) it is the same network less its last layer, and takes the same images.
+    # With 0 classes it is the same network without its last layer, and takes the same images.
     same = args.get("num_classes") in (None, 0, stated.get("num_classes", len(CIFAR10_CLASSES)))
     if same and not args.get("features_only") and not labels:
         return stated | args, None
-    given = {k: v for k, v in args.items() if k not in _OF_THE_CLASSES or v != stated.get(k)}
-    kept = {k: v for k, v in stated.items() if k not in _OF_THE_CLASSES}
-    enlarged = "upsample" not in given and stated.get("upsample")
-    return kept | given, tuned_input(stated["upsample"]) if enlarged else {}
+    given = {k: v for k, v in args.items() if k not in _HEAD_ARGUMENTS or v != stated.get(k)}
+    trunk_args = {k: v for k, v in stated.items() if k not in _HEAD_ARGUMENTS}
+    was_upsampled = "upsample" not in given and stated.get("upsample")
+    return trunk_args | given, tuned_input(stated["upsample"]) if was_upsampled else {}
 
 
 def source_cfg(cls: type[ZooModel], source: Source, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return timm's configuration of a model on the Hub or in a folder, its tensors, verified, as `state_dict`.
+    """Return timm's configuration of a model on the Hub or in a folder, with its verified tensors as `state_dict`.
 
-    `config` is what `read_config` gave. Raises `WeightsError` where it describes no model of this class.
+    Args:
+        cls: the architecture's class.
+        source: where the model is.
+        config: what `read_config` returned.
+
+    Raises:
+        WeightsError: the configuration describes no model of this class, or the weights do not match.
     """
     built = {"num_classes": config["num_classes"]} | config["model_args"]
     known = inspect.signature(cls).parameters.keys() - {"device", "dtype"}
@@ -169,19 +171,19 @@ def source_cfg(cls: type[ZooModel], source: Source, config: Mapping[str, Any]) -
         raise WeightsError(
             f"{source.where}/{CONFIG} describes no model of ours ({printable(e)}); name what sqzoo or timm saved."
         ) from e
-    layers = {"first_conv": _FIRST_CONV, "classifier": cls.classifier_name}
-    about = {"num_classes": config["num_classes"], "architecture": config["architecture"]}
-    return config["pretrained_cfg"] | layers | about | {"state_dict": read_weights(source, config, own)}
+    facts = {"num_classes": config["num_classes"], "architecture": config["architecture"]}
+    facts |= {"first_conv": _FIRST_CONV, "classifier": cls.classifier_name}
+    return config["pretrained_cfg"] | facts | {"state_dict": read_weights(source, config, own)}
 
 
 def _read_theirs(
     cls: type[ZooModel], cfg: Any, overlay: dict[str, Any], cache_dir: str | Path | None
 ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """Return timm's configuration and overlay with the tensors in place of the file or repository that holds them.
+    """Read the caller's weights, as timm's own reader would unpickle and trust any header.
 
-    The third is what these weights' model was made with, as far as it is stated.
-
-    timm's own reader would take a pickle, too, and the header of any file at its word.
+    Returns:
+        timm's configuration and overlay with tensors in place of a file or repository, and the arguments that the
+        weights state.
     """
     given = cfg.to_dict() if isinstance(cfg, PretrainedCfg) else dict(cfg) if isinstance(cfg, Mapping) else {}
     if any(overlay.get(key) for key in _SOURCES):
@@ -212,39 +214,39 @@ def _read_theirs(
     return cfg, overlay | {"file": None, "state_dict": tensors}, stated
 
 
-def complete_or_raise(state: dict[str, torch.Tensor], model: ZooModel) -> dict[str, torch.Tensor]:
-    """Load the caller's weights strictly, but for a head of another size that was asked for; return them for timm.
+def _load_theirs(state: dict[str, torch.Tensor], model: ZooModel) -> dict[str, torch.Tensor]:
+    """Load the caller's weights strictly, except a head of another size, and return them.
 
-    timm loads them once more, but drops all strictness where the number of classes differs or features are asked for:
-    it would leave a missing or misnamed trunk random.
+    timm loads them again, but not strictly with another number of classes or features only: it would leave a missing or
+    misnamed trunk random.
     """
     load_strict(model, state, "The weights file", model.classifier_name, _FIRST_CONV)
     head = f"{model.classifier_name}.weight"
     stated = model.pretrained_cfg["num_classes"]
-    found = state[head].shape[0] if head in state else 0
-    if model.num_classes == stated != found:
+    classes = state[head].shape[0] if head in state else 0
+    if model.num_classes == stated != classes:
         raise WeightsError(
-            f"The weights file has {found} classes in {head}, its configuration states {stated}; correct num_classes "
+            f"The weights file has {classes} classes in {head}, its configuration states {stated}; correct num_classes "
             "in pretrained_cfg, or give the file that belongs to it."
         )
     return state
 
 
 def _loading_factory(cls: type[ZooModel], entry: Entry) -> Callable[..., nn.Module]:
-    """Return a constructor that also loads the tag, before timm may wrap the model for features."""
+    """Return a constructor that also loads the tag's weights, before timm may wrap the model for features."""
 
     def construct(**args: Any) -> nn.Module:
         model = cls(**args)
         load_strict(model, load_state(entry, model.state_dict()), entry.tag, cls.classifier_name, _FIRST_CONV)
         if args.get("temperature") == entry.model_args.get("temperature") and model.num_classes == entry.num_classes:
-            model.ood_threshold = entry.ood_threshold  # which was found at that temperature
+            model.ood_threshold = entry.ood_threshold  # which was fitted at that temperature
         return model
 
     return construct
 
 
 def _pool_size(cls: type[ZooModel], input_size: tuple[int, ...], args: dict[str, Any]) -> tuple[int, int]:
-    """Height and width of the trunk's last map; unpadded and ceiling pools make it other than side / 16."""
+    """Return the height and width of the trunk's last map: with unpadded and ceiling pools not size / 16."""
     model = cls(device="meta", **args)  # type: ignore[call-arg]
     height, width = model.forward_features(torch.empty(1, *input_size, device="meta")).shape[2:]
     return height, width

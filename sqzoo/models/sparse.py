@@ -1,9 +1,9 @@
-"""Feature maps by their non-zeros alone, which a 1x1 convolution takes as they are: what a CPU trains heads on.
+"""Store feature maps as their non-zeros, and convolve them (1x1) as such, to train heads on a CPU.
 
-Behind SqueezeNet's last ReLU nine values in ten are zero. A 1x1 convolution of such a map is a weighted sum of weight
-rows at each position, and its gradient one of gradient rows for each channel: `torch.nn.functional.embedding_bag` is
-that sum, a well-tuned one, and reads the non-zeros only. Measured on one AVX-512 core, forward and backward of Sq-1's
-512 to 128 channels take 80 microseconds per image instead of 300.
+After SqueezeNet's last ReLU nine values in ten are zero. A 1x1 convolution of such a map is a weighted sum of weight
+rows at each position, and its gradient a weighted sum of gradient rows for each channel: both are what
+`torch.nn.functional.embedding_bag` computes fast. On one AVX-512 core, forward and backward of Sq-1's 512 to 128
+channels take 80 microseconds per image instead of 300.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -16,18 +16,18 @@ import torch
 import torch.nn.functional as F
 
 _SEGMENT = 1 << 16  # positions within a segment fit 16 bits
-_SLICE = 16  # images whose output gradients a backward sum reads at once: 1.4 MB for 128 channels, which a cache holds
+_SLICE = 16  # images per backward sum: their output gradients, 1.4 MB for 128 channels, fit into the cache
 
 
 class SparseMaps:
-    """Maps (N, C, H, W) in place of a tensor: a 1x1 `conv2d` and `dropout` work on the non-zeros.
+    """Sparse maps (N, C, H, W) for 1x1 `conv2d` and `dropout`; other torch functions receive the dense tensor.
 
-    Any other torch function is given the dense tensor. No gradient flows back into the maps.
+    No gradient flows back into the maps.
 
     Args:
         shape: (N, C, H, W).
-        where: (non-zeros,) int64, ascending: place of each in the maps laid out as (N, H, W, C).
-        values: theirs, float32.
+        where: (non-zeros,) int64, ascending: offsets in the maps laid out as (N, H, W, C).
+        values: (non-zeros,) float32.
     """
 
     def __init__(self, shape: tuple[int, int, int, int], where: np.ndarray, values: torch.Tensor) -> None:
@@ -95,7 +95,7 @@ def _dense(arguments: Any) -> Iterator[Any]:
 
 
 def _dropout(maps: SparseMaps, p: float = 0.5, training: bool = True, inplace: bool = False) -> SparseMaps:
-    """Drop non-zeros alone (a dropped zero is a zero still): a tenth of the random numbers."""
+    """Drop non-zeros only (a dropped zero stays zero): a tenth of the random numbers."""
     if not training or p == 0:
         return maps
     return SparseMaps(maps.shape, maps.where, F.dropout(maps.values, p))
@@ -112,7 +112,7 @@ class _Convolution(torch.autograd.Function):
             rows += bias
         count, _, height, width = maps.shape
         out = rows.view(count, height, width, len(weight)).permute(0, 3, 1, 2)
-        # No view, or a ReLU in place after it would cost autograd two copies.
+        # Not a view: after one, an in-place ReLU would cost autograd two copies.
         return torch.empty(0).set_(out.untyped_storage(), 0, out.shape, out.stride())
 
     @staticmethod
@@ -131,14 +131,14 @@ def _sums(rows: torch.Tensor, table: torch.Tensor, starts: torch.Tensor, weights
 
 @dataclass(frozen=True)
 class SparseFeatures:
-    """Backbone features of a fixed list of images, exact: `features[indices]` gives any of them as `SparseMaps`.
+    """Exact trunk features of a list of images: `features[indices]` gives `SparseMaps`.
 
-    Two-byte positions and four-byte values take 2.8 GB for SqueezeNet's 50,000 training images, against 17.3 GB dense.
-    They lie in shards, of the same number of images but for the last, so that no more than one is ever copied.
+    Two-byte positions and four-byte values take 2.8 GB for SqueezeNet's 50,000 training images, dense maps 17.3 GB.
+    They are stored in shards of equally many images, the last excepted, so that at most one is ever copied.
     """
 
     shape: torch.Tensor  # (C, H, W)
-    positions: list[torch.Tensor]  # by shard (non-zeros,) uint16: place within a segment of 65,536 of a map (H, W, C)
+    positions: list[torch.Tensor]  # by shard (non-zeros,) uint16: offset in a segment of 65,536 of a map (H, W, C)
     values: list[torch.Tensor]  # by shard (non-zeros,) float32
     counts: torch.Tensor  # (images, segments) int64: non-zeros in each segment
     per_shard: int  # images
@@ -153,7 +153,7 @@ class SparseFeatures:
 
     @staticmethod
     def of(shards: list[dict[str, torch.Tensor]]) -> "SparseFeatures":
-        """Return the features of all shards' images, in order; a shard is what `sparse_shard` returns."""
+        """Join shards, as `sparse_shard` returns them."""
         positions, values, counts = ([shard[n] for shard in shards] for n in ("positions", "values", "counts"))
         return SparseFeatures(shards[0]["shape"], positions, values, torch.cat(counts), len(counts[0]))
 
@@ -163,9 +163,7 @@ class SparseFeatures:
         return np.concatenate([[0], np.cumsum(self.counts.numpy().sum(1))])
 
     def __getitem__(self, index: torch.Tensor | np.ndarray) -> SparseMaps:
-        indices = np.arange(len(self))[
-            np.asarray(index)
-        ]  # counts negative ones from the end, refuses those out of range
+        indices = np.arange(len(self))[np.asarray(index)]  # resolves negative indices, refuses those out of range
         channels, height, width = self.shape.tolist()
         counts, positions, values = self.counts.numpy(), [], []
         for i in indices:
@@ -181,7 +179,7 @@ class SparseFeatures:
 
 
 def sparse_shard(batches: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return dense maps (N, C, H, W), which come batch by batch, by their non-zeros; see `SparseFeatures`."""
+    """Convert batches of dense maps (N, C, H, W) to a shard of `SparseFeatures`."""
     parts: dict[str, list[torch.Tensor]] = {"positions": [], "values": [], "counts": []}
     for maps in batches:
         count, *shape = maps.shape

@@ -1,4 +1,4 @@
-"""The enlargement in front of a backbone: networks for CIFAR-10 take 32x32 images and enlarge them inside."""
+"""Upsample images in front of a trunk: networks for CIFAR-10 take 32x32 images and enlarge them inside."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,11 +11,11 @@ from torch.jit import is_tracing  # type: ignore[attr-defined]  # torch does not
 from sqzoo.errors import ArgumentError
 
 SOURCE_SIZE = 32  # CIFAR-10's image size, in pixels
-_LARGEST = 4096
+_MAX_SIZE = 4096
 
 
 def reduce_to(x: torch.Tensor, size: int) -> torch.Tensor:
-    """Reduce images with a side above `size` to size x size with antialiasing, as CIFAR-10 was made."""
+    """Reduce images with a side above `size` to size x size, antialiased, as CIFAR-10 was made."""
     if x.shape[2] > size or x.shape[3] > size:
         # Antialiasing has no half-precision kernel on every device.
         return F.interpolate(x.float(), size=[size, size], mode="bilinear", antialias=True).to(x.dtype)
@@ -23,8 +23,10 @@ def reduce_to(x: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def enlarge_to(x: torch.Tensor, size: int) -> torch.Tensor:
-    """Enlarge images with a side below `size` bilinearly, that side to `size`."""
-    if not is_tracing() and (x.shape[2] < size or x.shape[3] < size):  # sizes are tensors then, and comparing warns
+    """Enlarge sides below `size` to it, bilinearly."""
+    if not is_tracing() and (
+        x.shape[2] < size or x.shape[3] < size
+    ):  # traced sizes are tensors, and comparing them warns
         return F.interpolate(x, size=[max(x.shape[2], size), max(x.shape[3], size)], mode="bilinear")
     return x
 
@@ -33,14 +35,14 @@ torch.fx.wrap("reduce_to")  # symbolic tracing would trip over its comparison
 
 
 class Upsample(nn.Module):
-    """Enlarge images bilinearly to the resolution that a backbone was trained at: (N, C, H, W) to (N, C, crop, crop).
+    """Enlarge images bilinearly to the size that a trunk was trained at: (N, C, H, W) to (N, C, crop, crop).
 
-    Interpolation commutes with normalisation, so normalised images are enlarged as they are. Nothing is rounded in
-    between: the same float operations run in every runtime.
+    Interpolation commutes with normalisation, so it takes normalised images. Nothing is rounded in between, so that
+    every runtime computes the same.
 
     Args:
         resize: image size in pixels that 32x32 images are enlarged to.
-        crop: size of the central square that is kept of it; None keeps all. The paper: 256, then the central 224.
+        crop: size of the centre crop; None keeps all. The paper has 256 and 224.
     """
 
     def __init__(self, resize: int, crop: int | None = None) -> None:
@@ -61,7 +63,7 @@ class Upsample(nn.Module):
 
 
 def tuned_input(upsample: int | Sequence[int]) -> dict[str, Any]:
-    """Return the fields of `pretrained_cfg` for images of the size that `upsample` gives."""
+    """Return the fields of `pretrained_cfg` for images of the upsampled size."""
     resize, crop = _sizes(upsample)
     return {"input_size": (3, crop, crop), "crop_pct": crop / resize}
 
@@ -71,10 +73,10 @@ def _sizes(value: Any) -> tuple[Any, ...]:
 
 
 def make_upsample(value: object) -> nn.Module:
-    """Return the module for an architecture's argument `upsample`.
+    """Build the module for an architecture's argument `upsample`.
 
     Args:
-        value: None (images are taken as they come), an image size, or a pair (resize, crop).
+        value: None, an image size, or a pair (resize, crop).
 
     Raises:
         ArgumentError: it is anything else.
@@ -82,11 +84,11 @@ def make_upsample(value: object) -> nn.Module:
     if value is None:
         return nn.Identity()
     sizes = _sizes(value)
-    if len(sizes) != 2 or any(type(v) is not int or not SOURCE_SIZE <= v <= _LARGEST for v in sizes):
+    if len(sizes) != 2 or any(type(v) is not int or not SOURCE_SIZE <= v <= _MAX_SIZE for v in sizes):
         raise ArgumentError(
-            f"upsample must be None, an image size from {SOURCE_SIZE} to {_LARGEST} pixels or a pair (resize, crop) of "
+            f"upsample must be None, an image size from {SOURCE_SIZE} to {_MAX_SIZE} pixels or a pair (resize, crop) of "
             f"such sizes, not {value!r}."
         )
     if sizes[1] > sizes[0]:
-        raise ArgumentError(f"upsample={value!r} crops {sizes[1]} pixels out of {sizes[0]}; give the larger one first.")
+        raise ArgumentError(f"upsample={value!r} crops {sizes[1]} of {sizes[0]} pixels; give the larger one first.")
     return Upsample(*sizes)
