@@ -25,7 +25,7 @@ from sqzoo.files import cache_folder, tensors_sha256, write_bytes
 Shape = tuple[int, ...]  # of a batch of images, (N, C, H, W) or (N, H, W, 3)
 
 
-def kept_folder() -> Path:
+def graph_folder() -> Path:
     """Return the cache folder for graphs and measured choices; `sqzoo cache` shows and removes it."""
     return cache_folder() / "optimize"
 
@@ -114,13 +114,13 @@ class ExportModel:
 
 def _cached(key: str, make: Callable[[], bytes]) -> bytes:
     """Return a graph from the cache, where its name holds its SHA-256, or make it and cache it."""
-    for file in kept_folder().glob(f"{key}-*.onnx"):
+    for file in graph_folder().glob(f"{key}-*.onnx"):
         data = file.read_bytes()
         if file.stem == f"{key}-{hashlib.sha256(data).hexdigest()}":
             return data
     data = make()
     try:
-        write_bytes(kept_folder() / f"{key}-{hashlib.sha256(data).hexdigest()}.onnx", data)
+        write_bytes(graph_folder() / f"{key}-{hashlib.sha256(data).hexdigest()}.onnx", data)
     except OSError:  # a full or read-only disk: it is made again next time
         pass
     return data

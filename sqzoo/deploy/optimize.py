@@ -12,7 +12,7 @@ import torch
 import torch.nn as nn
 
 from sqzoo.data import Dataset
-from sqzoo.deploy.backends import BACKENDS, ExportModel, Shape, kept_folder, prepare
+from sqzoo.deploy.backends import BACKENDS, ExportModel, Shape, graph_folder, prepare
 from sqzoo.deploy.int8 import CALIBRATION
 from sqzoo.deploy.optimized import Optimized, warn
 from sqzoo.deploy.parity import Runtime
@@ -164,7 +164,7 @@ def _choice_file(model: ExportModel, shape: Shape, checks: Dataset | None) -> Pa
     machine = [cpu(), torch.backends.cpu.get_cpu_capability(), os.cpu_count(), torch.get_num_threads()]
     versions = [package_version(name) for name in ("sqzoo", "torch", "onnxruntime", "openvino")]
     depends_on = [model.key(shape), shape, machine, versions, checks and checks.digest]
-    return kept_folder() / f"{hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()}.json"
+    return graph_folder() / f"{hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()}.json"
 
 
 def _remembered(model: ExportModel, shape: Shape, checks: Dataset | None) -> Optimized | None:

@@ -1,1 +1,1 @@
-"""Training on a folder of one's own images: reading it, training, the model that comes out."""
+"""Train on a custom dataset: a folder of images, or a dataset of the Hub; the result is a model."""

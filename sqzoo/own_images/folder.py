@@ -73,7 +73,7 @@ def _parts(root: Path, left_out: dict[str, str]) -> list[Path]:
 
 
 def _by_class(root: Path, parts: list[Path], left_out: dict[str, str]) -> ImageFolder:
-    found: dict[str, list[list[Path]]] = {}  # by class, the files of each part
+    by_class: dict[str, list[list[Path]]] = {}  # the files of each part, by class
     entered: set[tuple[int, int]] = set()
     runs: set[str] = set()  # folders that hold nothing but what sqzoo made
 
@@ -85,7 +85,7 @@ def _by_class(root: Path, parts: list[Path], left_out: dict[str, str]) -> ImageF
     for number, part in enumerate(parts):
         for folder in _subfolders(part):
             name, before = printable_path(folder, part), len(left_out)
-            of_class = found.setdefault(name, [[] for _ in parts])
+            of_class = by_class.setdefault(name, [[] for _ in parts])
             if of_class[number]:
                 raise DataError(f"{shown(part)} holds two folders whose names are printed as {name!r}; rename one.")
             files = list(walk(folder, entered, skipped))
@@ -96,11 +96,11 @@ def _by_class(root: Path, parts: list[Path], left_out: dict[str, str]) -> ImageF
         for file in sorted(part.iterdir()):
             if not is_ignored(file.name) and not os.path.isdir(file):
                 left_out[printable_path(file, root)] = _LOOSE
-    found = {name: files for name, files in found.items() if name not in runs or any(files)}
-    classes = tuple(sorted(found, key=_sort_key))
+    by_class = {name: files for name, files in by_class.items() if name not in runs or any(files)}
+    classes = tuple(sorted(by_class, key=_sort_key))
     _check_classes(root, parts[0], classes, left_out)
     for name in classes:
-        for part, files in zip(parts, found[name], strict=True):
+        for part, files in zip(parts, by_class[name], strict=True):
             if not files:
                 inside = next((r for n, r in left_out.items() if n.endswith(name) and r in (AGAIN, DEEP)), None)
                 raise DataError(
@@ -110,7 +110,7 @@ def _by_class(root: Path, parts: list[Path], left_out: dict[str, str]) -> ImageF
     rows = [
         (file, label, number == 1)
         for label, name in enumerate(classes)
-        for number, files in enumerate(found[name])
+        for number, files in enumerate(by_class[name])
         for file in sorted(files)
     ]
     order = np.random.default_rng(0).permutation(len(rows))

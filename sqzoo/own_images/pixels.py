@@ -94,8 +94,8 @@ def read_images(
                 "it needs one of each at least."
             )
     images = np.memmap(pixels, np.uint8, "r", shape=(len(labels), size, size, 3))
-    kept = tuple(name for name in names if name not in errors)
-    return ImageSet(images, labels, folder.classes, kept, val_idx, folder.left_out | errors)
+    read = tuple(name for name in names if name not in errors)
+    return ImageSet(images, labels, folder.classes, read, val_idx, folder.left_out | errors)
 
 
 def _stat(file: Path) -> tuple[int, int] | None:

@@ -20,7 +20,7 @@ import torch.nn as nn
 import sqzoo
 from sqzoo.cache import entries, remove
 from sqzoo.data import Dataset, Normalise
-from sqzoo.deploy.backends import BACKENDS, ExportModel, Shape, kept_folder
+from sqzoo.deploy.backends import BACKENDS, ExportModel, Shape, graph_folder
 from sqzoo.deploy.onnx_graph import FromPixels, ResizeMatrices
 from sqzoo.deploy.optimize import EXACT, optimize
 from sqzoo.deploy.optimized import SHAPES, Optimized
@@ -49,7 +49,7 @@ def plain() -> nn.Module:
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SQZOO_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield kept_folder()
+        yield graph_folder()
 
 
 @pytest.fixture(scope="module")
