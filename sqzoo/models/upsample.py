@@ -86,7 +86,7 @@ def make_upsample(value: object) -> nn.Module:
     sizes = _sizes(value)
     if len(sizes) != 2 or any(type(v) is not int or not SOURCE_SIZE <= v <= _MAX_SIZE for v in sizes):
         raise ArgumentError(
-            f"upsample must be None, an image size from {SOURCE_SIZE} to {_MAX_SIZE} pixels or a pair (resize, crop) of "
+            f"upsample must be None, a size from {SOURCE_SIZE} to {_MAX_SIZE} pixels or a (resize, crop) pair of "
             f"such sizes, not {value!r}."
         )
     if sizes[1] > sizes[0]:
