@@ -161,7 +161,7 @@ def push(
             )
         except Exception as e:  # whatever network and client raise
             raise WeightsError(
-                f"Could not push to {shown(repo)} ({reason(e)}); check the name ORG/NAME, the token's rights and the network."
+                f"Could not push to {shown(repo)} ({reason(e)}); check the name, the token's rights and the network."
             ) from e
     return str(commit.oid)
 

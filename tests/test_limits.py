@@ -42,7 +42,7 @@ from tests.support.sentences import assert_one_sentence
 
 pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="measures as Linux does")
 
-# 50 ms is the aim, held on an idle machine; a loaded one takes several times as long. Then MB of memory and of addresses.
+# 50 ms is the aim, held on an idle machine; a loaded one takes several times as long. Then MB.
 CPU, MEMORY, ADDRESSES = 250, 300, 1000
 RUNNER = """
 import json, sys, time
