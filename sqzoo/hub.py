@@ -24,7 +24,7 @@ from sqzoo.models.upsample import Upsample
 from sqzoo.registry import create_model
 from sqzoo.weights.config_json import is_generated_card, parse_config
 from sqzoo.weights.header import check_matches, parse_header
-from sqzoo.weights.hub_client import check_home, clean_token, reason
+from sqzoo.weights.hub_client import check_home, check_repository, clean_token, reason
 from sqzoo.weights.metadata import metadata
 from sqzoo.weights.remote import CONFIG, WEIGHTS
 from sqzoo.weights.untrusted import CONFIG_LARGEST, LARGEST, read_bytes, read_small
@@ -122,12 +122,14 @@ def push(
         The commit's hash.
 
     Raises:
+        ArgumentError: `repo` is no name of a repository.
         WeightsError: the Hub refuses or cannot be reached.
     """
     from huggingface_hub import HfApi
 
     token = clean_token(token)
     check_home()
+    check_repository(repo)  # before the work
     card, plot = None, _CARDS / "none"
     if isinstance(model, str):
         if model.startswith("local-dir:"):

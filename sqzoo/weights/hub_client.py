@@ -19,6 +19,17 @@ def explain_download(error: Exception, repository: str, url: str) -> str:
     return f"Could not download {url} ({reason(error)}); check the name, the network, the token and the disk."
 
 
+def check_repository(name: str) -> None:
+    """Raise `ArgumentError` where a name cannot be that of a Hub repository."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as e:
+        raise ArgumentError(explain_download(e, name, name)) from e
+
+
 def reason(error: Exception) -> str:
     """Describe an error of the Hub's client in one line, without access tokens."""
     said = re.sub(r"(Bearer\s+|hf_)[^\s'\"]+", r"\1...", " ".join(str(error).split()))

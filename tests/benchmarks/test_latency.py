@@ -58,13 +58,15 @@ def test_the_table_names_backend_and_roofline() -> None:
 def test_it_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency, "RESULTS", tmp_path)
     names = ("sq1.ft_cifar10 128, optimize", "sq1.ft_cifar10 128, onnxruntime-int8", "ResNet-20 32, eager")
+    folder = tmp_path / "speed"
+    folder.mkdir()
     latency.draw(record(**dict.fromkeys(names, 2.0)))
-    assert sorted(f.name for f in tmp_path.iterdir()) == [
+    assert sorted(f.name for f in folder.iterdir()) == [
         "latency.png", "latency.svg", "latency_pareto.png", "latency_pareto.svg",
     ]  # fmt: skip
     for name in names:
-        assert name in (tmp_path / "latency.svg").read_text(encoding="utf-8")
-    assert "ResNet-20, eager" in (tmp_path / "latency_pareto.svg").read_text(encoding="utf-8")
+        assert name in (folder / "latency.svg").read_text(encoding="utf-8")
+    assert "ResNet-20, eager" in (folder / "latency_pareto.svg").read_text(encoding="utf-8")
 
 
 def test_what_is_counted() -> None:
