@@ -122,8 +122,7 @@ def push(
         The commit's hash.
 
     Raises:
-        ArgumentError: `repo` is no name of a repository.
-        WeightsError: the Hub refuses or cannot be reached.
+        ArgumentError, WeightsError: no repository has such a name; the Hub refuses or cannot be reached.
     """
     from huggingface_hub import HfApi
 
@@ -171,8 +170,7 @@ def push(
 def _config(model: ZooModel, tensors: Mapping[str, torch.Tensor], folder: Path) -> dict[str, Any]:
     """Return the configuration in timm's form; raise `ArgumentError` where it would not rebuild the model."""
     upsample = model.upsample
-    # Both may have changed since the model was built.
-    changed = {
+    changed = {  # since the model was built
         "upsample": [upsample.resize, upsample.crop] if isinstance(upsample, Upsample) else None,
         "temperature": model.temperature,
     }

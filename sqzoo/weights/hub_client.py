@@ -22,7 +22,7 @@ def explain_download(error: Exception, repository: str, url: str) -> str:
 def check_repository(name: str) -> None:
     """Raise `ArgumentError` where a name cannot be that of a Hub repository."""
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(name)
