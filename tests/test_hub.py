@@ -29,6 +29,7 @@ from sqzoo.predict import predict
 from sqzoo.weights import loading, read_manifest, remote
 from sqzoo.weights.remote import CONFIG, WEIGHTS
 from tests.support import ROOT, javascript
+from tests.support.fork import python
 from tests.support.hub import REPO, cached_files, same, spoil
 from tests.support.hub_server import Fault, HubServer
 from tests.support.sentences import assert_one_sentence, refused
@@ -95,7 +96,7 @@ def test_private_repository_needs_its_token(server: HubServer, model: torch.nn.M
 def test_push_by_command_and_environment(server: HubServer, tmp_path: Path) -> None:
     """As a user does it: HF_ENDPOINT and HF_TOKEN in the environment, another process."""
     environment = os.environ | server.env | {"HF_TOKEN": "secret", "HF_HOME": str(tmp_path / "home")}
-    command = [sys.executable, "-m", "sqzoo", "push", "sq1.ft_cifar10", "--repo", REPO]
+    command = [python(timm=False), "-m", "sqzoo", "push", "sq1.ft_cifar10", "--repo", REPO]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert same(sqzoo.create_model(f"hf-hub:{REPO}"), sqzoo.create_model("sq1.ft_cifar10", pretrained=True))
@@ -118,7 +119,7 @@ def test_a_pushed_tag_opens_in_transformers_and_transformers_js(server: HubServe
         "print(json.dumps({a['label']: a['score'] for a in ask(sys.argv[2], top_k=10)}))"
     )
     environment = os.environ | server.env | {"HF_HOME": str(tmp_path / "home")}
-    command = [sys.executable, "-c", code, REPO, str(cat)]
+    command = [python(timm=False), "-c", code, REPO, str(cat)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == pytest.approx({p.label: p.probability for p in expected}, abs=1e-3)

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from pkgutil import iter_modules
@@ -18,13 +17,14 @@ from sqzoo.cli import main
 from sqzoo.compress.release import multiply_adds
 from sqzoo.evaluation import evaluate
 from sqzoo.weights import get_weights, read_manifest
+from tests.support.fork import python
 
 COMMANDS = [m.name for m in iter_modules(sqzoo.cli.__path__) if not m.name.startswith("_")]
 
 
 def sqzoo_process(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "sqzoo", *words], capture_output=True, text=True, env=os.environ | variables
+        [python(timm=False), "-m", "sqzoo", *words], capture_output=True, text=True, env=os.environ | variables
     )
 
 
@@ -178,7 +178,7 @@ def test_doctor_finds_damaged_weights(tmp_path: Path) -> None:
     file = tmp_path / "sqzoo" / "weights" / "sq1.ft_cifar10.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     done = subprocess.run(
-        [sys.executable, "-m", "sqzoo", "doctor"],
+        [python(timm=False), "-m", "sqzoo", "doctor"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(tmp_path), "HF_HUB_OFFLINE": "1"},
         capture_output=True,

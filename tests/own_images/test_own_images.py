@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from sqzoo.own_images.training import train_on_images
 from sqzoo.predict import predict
 from sqzoo.train import Recipe, train
 from sqzoo.weights import CIFAR10_CLASSES
+from tests.support.fork import python
 from tests.support.hub_server import HubServer
 from tests.support.sentences import refused
 
@@ -375,7 +375,7 @@ def test_without_the_imagenet_trunk_the_embedded_weights_are_the_start(photos: P
     words = ["train", "sq1", "--data", str(photos), "--run", str(tmp_path / "run"), "--set", "sizes=[[64, 1]]"]
     closed = {"https_proxy": "http://127.0.0.1:9", "TORCH_HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
     there = {k: v for k, v in os.environ.items() if k != "SQZOO_TRUNKS"}
-    done = subprocess.run([sys.executable, "-m", "sqzoo", *words], capture_output=True, text=True, env=there | closed)
+    done = subprocess.run([python(), "-m", "sqzoo", *words], capture_output=True, text=True, env=there | closed)
     assert done.returncode == 0, done.stderr
     assert "Starting from sq1.ft_cifar10 in place of the ImageNet trunk" in done.stderr
     assert "sqzoo predict --model" in done.stdout
@@ -414,7 +414,7 @@ def test_a_data_set_of_the_hub(photos: Path, tmp_path: Path) -> None:
         words = ["--start", START, "--set", "sizes=[[64, 1]]", "--cache", "store"]
 
         def train_on(name: str, run: str) -> subprocess.CompletedProcess[str]:
-            command = [sys.executable, "-m", "sqzoo", "train", "sq1", "--data", name, "--run", run, *words]
+            command = [python(timm=False), "-m", "sqzoo", "train", "sq1", "--data", name, "--run", run, *words]
             there = {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(Path(__file__).parents[2])}
             env = os.environ | server.env | there
             return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)

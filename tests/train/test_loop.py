@@ -31,6 +31,7 @@ from sqzoo.train.checkpoint import run_lock
 from sqzoo.train.learner import Learner
 from sqzoo.train.optimizer import learning_rate
 from sqzoo.weights import load_trunk
+from tests.support.fork import python
 from tests.support.runs import FROZEN, TEST, TRAIN, TRAINED, coloured
 from tests.support.sentences import assert_one_sentence
 
@@ -325,7 +326,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(name: str, tmp_path: Path, tr
     plan, killed, whole = KILLED[name], tmp_path / "killed", tmp_path / "whole"
     steps_an_epoch = -(-(100 - plan.hold_out) // 16)
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, name, str(killed), str(trunks), str(steps_an_epoch + 3)],
+        [python(), "-c", SCRIPT, name, str(killed), str(trunks), str(steps_an_epoch + 3)],
         capture_output=True,
         text=True,
     )
