@@ -5,7 +5,7 @@ import importlib
 import os
 import platform
 import re
-import subprocess
+import subprocess  # git alone  # nosec B404
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -77,8 +77,9 @@ def _commit() -> str | None:
     variables = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")} | {"GIT_OPTIONAL_LOCKS": "0"}
     git = ["git", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null"]
     command = [*git, "status", "--porcelain=v2", "--branch", "--", *_CODE]
+    options: Any = {"capture_output": True, "text": True, "check": True, "timeout": 30}
     try:
-        done = subprocess.run(command, cwd=root, env=variables, capture_output=True, text=True, check=True, timeout=30)
+        done = subprocess.run(command, cwd=root, env=variables, **options)  # no shell, fixed words  # nosec B603
     except (OSError, subprocess.SubprocessError, ValueError):
         return None
     head, *lines = done.stdout.splitlines()  # "# branch.oid COMMIT", other facts, then a line per changed file

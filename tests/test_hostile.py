@@ -3,6 +3,7 @@
 Each of them ends in one clear sentence, or in the right tensors; a pickle that is read leaves a mark.
 """
 
+import ast
 import hashlib
 import json
 import os
@@ -469,3 +470,33 @@ def test_a_trunk_of_odd_tensors(content: Any, tmp_path: Path) -> None:
 
 def test_a_trunk_that_is_a_bomb(bomb: Path) -> None:
     refused(lambda: load_trunk("squeezenet1_1", bomb), bomb, "not a readable weights file")
+
+
+# Nothing is unpickled: no module of sqzoo names what reads pickles, so no command can reach one through our code.
+
+PICKLE_MACHINES = {"pickle", "cPickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "pandas"}
+READERS = {
+    *("torch.load", "torch.jit.load", "torch.package", "torch.hub.load", "torch.hub.load_state_dict_from_url"),
+    *("numpy.load", "numpy.fromfile", "timm.models.load_checkpoint", "timm.models.load_state_dict"),
+}
+
+
+def pickle_machines(code: str) -> set[str]:
+    """Return the modules and functions that read pickles and are imported or named in some code."""
+    tree = ast.parse(code)
+    nodes = list(ast.walk(tree))
+    named = {alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names}
+    named |= {f"{n.module}.{alias.name}" for n in nodes if isinstance(n, ast.ImportFrom) for alias in n.names}
+    named |= {ast.unparse(n) for n in nodes if isinstance(n, ast.Attribute)}
+    named = {f"numpy{name[2:]}" if name.startswith("np.") else name for name in named}
+    found = {name for name in named if name.partition(".")[0] in PICKLE_MACHINES or name in READERS}
+    return found | {n.arg for n in nodes if isinstance(n, ast.keyword) and n.arg in ("allow_pickle", "weights_only")}
+
+
+def test_no_pickle_machine_is_reachable() -> None:
+    files = [*Path(sqzoo.__file__).parent.rglob("*.py")]
+    assert len(files) > 80
+    assert {f.name: found for f in files if (found := pickle_machines(f.read_text(encoding="utf-8")))} == {}
+    assert pickle_machines("from pickle import loads") == {"pickle.loads"}
+    assert pickle_machines("import numpy as np\nnp.load(f, allow_pickle=True)") == {"numpy.load", "allow_pickle"}
+    assert pickle_machines("def f():\n    import torch\n    return torch.load(f)") == {"torch.load"}

@@ -111,7 +111,7 @@ def add(root: Path, entry: dict[str, Any], data: bytes, record: dict[str, Any]) 
 
 def _sort_key(entry: dict[str, Any]) -> tuple[str, bool, bool, int, str]:
     """Sort an architecture's default first: a complete file before a head, uncoded before coded, large images first."""
-    upsample = entry["model_args"]["upsample"]
+    upsample = entry["model_args"]["upsample"] or 32  # none: images stay as CIFAR-10 has them
     size = upsample if isinstance(upsample, int) else upsample[-1]
     architecture = entry["tag"].partition(".")[0]
     return architecture, entry["holds"] != "complete", entry.get("stored") == "coded", -size, entry["tag"]

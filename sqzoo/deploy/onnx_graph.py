@@ -113,7 +113,7 @@ def to_onnx(graph: nn.Module, example: torch.Tensor, metadata: Mapping[str, str]
     source, result = names(graph)
     graph = _with_matrices(graph, example)
     with quiet_exporters():
-        program = torch.onnx.export(
+        program: Any = torch.onnx.export(
             traced(graph, example),
             input_names=[source],
             output_names=[result],
@@ -121,7 +121,6 @@ def to_onnx(graph: nn.Module, example: torch.Tensor, metadata: Mapping[str, str]
             dynamo=True,
             verbose=False,
         )
-    assert program is not None
     model = program.model_proto
     g = model.graph
     for part in (g, *g.node, *g.input, *g.output, *g.value_info, *g.initializer):

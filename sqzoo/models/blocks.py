@@ -62,9 +62,8 @@ def squeeze_trunk(in_chans: int, pool2: str, pool3: str, **dd: Any) -> nn.Sequen
         Fire(512, 64, 256, **dd),
     )
     for module in features.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d) and module.bias is not None:
             nn.init.kaiming_uniform_(module.weight)
-            assert module.bias is not None
             nn.init.zeros_(module.bias)
     return features
 

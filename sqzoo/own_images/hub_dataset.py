@@ -71,7 +71,11 @@ def download_dataset(name: str, store: str | os.PathLike[str]) -> Path:
 
 def _check_parquet(name: str, repo: str, revision: str | None, datasets: Any) -> None:
     """Download a dataset's parquet files, and raise `DataError` for one that would fill the memory."""
+    from huggingface_hub import HfApi, constants
+
     try:
+        if not constants.is_offline_mode() and not Path(repo).exists():
+            HfApi().dataset_info(repo, revision=revision)  # fails at once, where `datasets` tries for half a minute
         files = datasets.load_dataset_builder(repo, revision=revision).config.data_files or {}
         downloaded = datasets.DownloadManager().download(dict(files))
     except Exception:  # `load_dataset` fails in the same way, and reports it

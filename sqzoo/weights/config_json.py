@@ -58,6 +58,7 @@ _MODEL_ARGS = {  # whose constructors allow more than fits into memory or number
     "upsample": lambda v: _sizes(v if isinstance(v, list) else [v], 1, 2),
 }
 _STATED = {
+    "architecture": lambda v: _text(v) and len(v) <= 100,
     "sha256": lambda v: isinstance(v, str) and bool(_SHA256.fullmatch(v)),
     "ood_threshold": lambda v: _number(v, -1e6, 1e6),
 }

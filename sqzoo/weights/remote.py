@@ -190,8 +190,8 @@ def _download(source: Source, file: str, limit: int) -> Path:
                     "and was not downloaded."
                 )
         force = source.force_download and not constants.is_offline_mode()
-        options: Any = {"revision": source.revision, "token": source.token, "cache_dir": source.cache_dir}
-        return Path(hf_hub_download(source.where, file, force_download=force, **options))
+        options: Any = {"force_download": force, "token": source.token, "cache_dir": source.cache_dir}
+        return Path(hf_hub_download(source.where, file, revision=source.revision, **options))
     except WeightsError:
         raise
     except Exception as e:  # whatever network, disk and client raise
