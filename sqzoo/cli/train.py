@@ -86,10 +86,16 @@ def _own_images(model: str, data: str, folder: str | None, fields: dict[str, Any
     from sqzoo.own_images.training import train_on_images
 
     path = Path(folder or f"runs/{model}-{Path(data).resolve().name}-{fields.get('seed', 0)}")
-    val = train_on_images(model, data, path, **options, **fields)["val"]
-    print(f"{path}: {val['top1']:.1f} % of {val['images']} validation images right; report: {path}/report.html")
+    result = train_on_images(model, data, path, **options, **fields)
+    scores = [f"{name.replace('_', ' ')} {stage['val']['top1']:.1f} %" for name, stage in result["stages"].items()]
+    kept = f" ({', '.join(scores)})" if len(scores) > 1 else ""
+    val = result["val"]
+    print(f"{path}: {val['top1']:.1f} % of {val['images']} validation images right{kept}; report: {path}/report.html")
     named = path if len(path.parts) > 1 else f"./{path}"  # a bare name would be a tag's
     print(f"Use it: sqzoo predict --model {named} IMAGE")
+    if not options["all_layers"]:
+        print("Better, and slower: the same command with --all-layers")
+    print(f"In the browser: sqzoo demo {named}; for others: sqzoo push {named} --repo ORG/NAME")
 
 
 def _cifar10(

@@ -1,4 +1,4 @@
-"""Train on a folder of images: the head on a frozen backbone, then, if asked, all layers; the result is a model."""
+"""Train on a folder of images: a head on the frozen backbone, then, if asked, all layers; the result is a model."""
 
 import logging
 import os
@@ -13,17 +13,19 @@ from sqzoo.errors import ArgumentError, WeightsError
 from sqzoo.files import read_json
 from sqzoo.own_images.folder import find_images
 from sqzoo.own_images.hub_dataset import download_dataset
+from sqzoo.own_images.linear_head import head_args, train_head
 from sqzoo.own_images.model import write_model
-from sqzoo.own_images.pixels import ImageSet, read_images
+from sqzoo.own_images.pixels import image_size, read_images
 from sqzoo.registry import check_name
 from sqzoo.train.checkpoint import best_weights, run_lock
 from sqzoo.train.learner import initial_model
 from sqzoo.train.loop import train
-from sqzoo.train.recipes import Recipe, recipe
+from sqzoo.train.recipes import recipe
 from sqzoo.weights import get_weights, load_trunk, tags
 
 _HEAD, _ALL = "head", "all_layers"  # the two runs, and their folders
 _FIXED = {"hold_out", "select", "crop_pct"}  # recipe fields that the images decide
+_OF_HEAD = {"sizes", "normalisation", "seed", "model_args", "start"}  # recipe fields that the head takes
 _logger = logging.getLogger("sqzoo")
 
 
@@ -70,8 +72,14 @@ def train_on_images(
     if fixed := _FIXED & changes.keys():
         raise ArgumentError(f"{min(fixed)} is decided by the images; leave it out, or give val_fraction.")
     chosen = recipe(recipe_name or ("finetune" if all_layers else "images"), model, **changes)
-    if chosen.layers != "all" and all_layers:
-        raise ArgumentError(f"recipe {recipe_name!r} trains the head; leave all_layers out, or give another recipe.")
+    if (chosen.layers == "all") != all_layers:
+        told = "all layers; add all_layers" if chosen.layers == "all" else "the head; leave all_layers out"
+        raise ArgumentError(f"recipe {recipe_name!r} trains {told}, or give another recipe.")
+    if not all_layers and (idle := changes.keys() - _OF_HEAD):
+        raise ArgumentError(
+            f"{min(idle)} has no effect on the head, which is solved, not trained in steps; leave it out, or add "
+            "all_layers."
+        )
     if len(chosen.sizes) > 1:
         raise ArgumentError(f"sizes must have one entry here, such as [[224, 8]], not {list(chosen.sizes)}.")
     folder = Path(run)
@@ -81,38 +89,35 @@ def train_on_images(
         find_images(data)  # an unusable one is refused before the run's folder is made
     with run_lock(folder):
         files = find_images(download_dataset(os.fspath(data), store) if on_hub else data)
-        images = read_images(
-            files, chosen.sizes[0][0], store, val_fraction=val_fraction, seed=chosen.seed, show=progress
-        )
+        if "sizes" not in changes:
+            chosen = replace(chosen, sizes=((image_size(files), chosen.epochs),))
+        size = chosen.sizes[0][0]
+        images = read_images(files, size, store, val_fraction=val_fraction, seed=chosen.seed, show=progress)
         if images.left_out:
             count, (name, reason) = len(images.left_out), next(iter(images.left_out.items()))
             _logger.warning("%d files left out, see result.json; the first: %s (%s)", count, name, reason.rstrip("."))
-        options: dict[str, Any] = {"cache": store, "device": device, "precision": precision, "progress": progress}
-        result: dict[str, Any] = {}
-        for name, plan in _plans(chosen, images, start or _start(folder, model, trunk), folder):
-            stage = train(plan, images, None, folder / name, trunk=trunk, **options)
+        classes = len(images.classes)
+        fitted: dict[str, Any] = {
+            "model_args": {"num_classes": classes} | head_args(model, classes) | chosen.model_args,
+            "hold_out": len(images.val_idx),
+            "select": "val",
+            "crop_pct": 1.0,  # they are decoded at the network's size and crop
+        }
+        start = start or _start(folder, model, trunk)
+        same = {"normalisation": chosen.normalisation, "seed": chosen.seed, "sizes": ((size, 1),)}
+        plan = recipe("images", model, start=start, **same, **fitted)
+        trained, stage = train_head(plan, images, folder / _HEAD, trunk=trunk, device=device, progress=progress)
+        result = write_model(folder, _HEAD, trained, stage, images, {})
+        if all_layers:
+            plan = replace(chosen, start=str((folder / _HEAD / "model.safetensors").resolve()), **fitted)
+            options: dict[str, Any] = {"device": device, "precision": precision, "progress": progress}
+            stage = train(plan, images, None, folder / _ALL, trunk=trunk, **options)
             trained = initial_model(plan, trunk)
-            trained.load_state_dict(trained.state_dict() | best_weights(folder / name, stage), strict=True)
-            result = write_model(folder, name, trained.to(device), stage, images, result)
+            trained.load_state_dict(trained.state_dict() | best_weights(folder / _ALL, stage), strict=True)
+            result = write_model(folder, _ALL, trained.to(device), stage, images, result)
         if not cache:
             shutil.rmtree(store, ignore_errors=True)
     return result
-
-
-def _plans(chosen: Recipe, images: ImageSet, start: str, folder: Path) -> list[tuple[str, Recipe]]:
-    """Return the stages' names and recipes, fitted to the images."""
-    fitted: dict[str, Any] = {
-        "model_args": chosen.model_args | {"num_classes": len(images.classes)},
-        "hold_out": len(images.val_idx),
-        "select": "val",
-        "crop_pct": 1.0,  # they are decoded at the network's size and crop
-    }
-    if chosen.layers != "all":
-        return [(_HEAD, replace(chosen, start=start, **fitted))]
-    head = recipe("images", chosen.model, normalisation=chosen.normalisation, seed=chosen.seed, start=start, **fitted)
-    head = replace(head, sizes=((chosen.sizes[0][0], head.epochs),))
-    whole = replace(chosen, start=str((folder / _HEAD / "model.safetensors").resolve()), **fitted)
-    return [(_HEAD, head), (_ALL, whole)]
 
 
 def _start(folder: Path, model: str, trunk: str | os.PathLike[str] | None) -> str:
