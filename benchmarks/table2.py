@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import RESULTS, ROOT
+from benchmarks import RESULTS, ROOT, run_main
 from benchmarks.paper.tables import paper_rows, render
 from benchmarks.paper.verdict import PAPER
 from benchmarks.record import write_record
-from sqzoo import SqzooError, create_model, get_weights, list_models
+from sqzoo import create_model, get_weights, list_models
 from sqzoo.data import Dataset, cifar10
 from sqzoo.environment import environment
 from sqzoo.evaluation import logits, metrics
@@ -156,7 +156,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except SqzooError as e:
-        sys.exit(f"table2: {e}")
+    run_main(main)

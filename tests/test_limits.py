@@ -27,6 +27,7 @@ from sqzoo.weights.coded import LAYERS, SYMBOLS, VALUES
 from tests.support import CAT, ROOT
 from tests.support.hostile import (
     configuration,
+    deep,
     dictionary,
     long_list,
     lying_page,
@@ -176,18 +177,6 @@ def loops(folder: Path) -> Path:
         (folder / name).mkdir()
         for number in range(10):
             (folder / name / f"up{number}").symlink_to("..")
-    return folder
-
-
-def deep(folder: Path) -> Path:
-    here = os.getcwd()
-    os.chdir(folder)
-    try:
-        for _ in range(1500):
-            os.mkdir("d")
-            os.chdir("d")
-    finally:
-        os.chdir(here)
     return folder
 
 

@@ -10,16 +10,14 @@ results/accuracy/data.json.
 import argparse
 import hashlib
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torchvision.datasets import CIFAR10
 
-from benchmarks import RESULTS
+from benchmarks import RESULTS, run_main
 from benchmarks.record import write_record
-from sqzoo import SqzooError
 from sqzoo.data import cifar10
 from tools.readme import BENCHMARKS, README, write_into
 
@@ -98,7 +96,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except SqzooError as e:
-        sys.exit(f"data: {e}")
+    run_main(main)

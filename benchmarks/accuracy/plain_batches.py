@@ -9,14 +9,13 @@ which many pass instead. Writes results/accuracy/plain_batches.json; exits with 
 import argparse
 import fnmatch
 import json
-import sys
 
 import timm
 import torch
 
-from benchmarks import RESULTS
+from benchmarks import RESULTS, run_main
 from benchmarks.record import write_record
-from sqzoo import SqzooError, get_weights, list_models
+from sqzoo import get_weights, list_models
 from sqzoo.data import CIFAR10, cifar10
 from sqzoo.environment import environment
 
@@ -61,7 +60,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except SqzooError as e:
-        sys.exit(f"plain_batches: {e}")
+    run_main(main)

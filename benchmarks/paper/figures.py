@@ -7,15 +7,13 @@ table (CSV) in results/paper/. It may be stopped at any time and started again; 
 runs.json to one's own. The experiments are in experiments.yaml.
 """
 
-import sys
 from pathlib import Path
 
-from benchmarks import RESULTS
+from benchmarks import RESULTS, run_main
 from benchmarks.paper.experiments import Experiment, experiments, runs
 from benchmarks.paper.plots import csv_text, draw
 from benchmarks.paper.records import join, outcomes, record, recorded
 from benchmarks.paper.runner import Run, carry_out, parser
-from sqzoo import SqzooError
 from sqzoo.errors import ArgumentError, did_you_mean
 
 FIGURES = RESULTS / "paper"
@@ -81,7 +79,4 @@ def render(chosen: list[Experiment], seeds: int) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except SqzooError as e:
-        sys.exit(f"figures: {e}")
+    run_main(main)

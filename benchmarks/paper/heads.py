@@ -1,6 +1,6 @@
 """Table 2's heads: each row with several seeds, by the paper's protocol and by the held-out one.
 
-    python benchmarks/paper/heads.py [--only sq1,fire_next] [--seeds 3] [--workers N] [--plan | --publish]
+    python benchmarks/paper/heads.py [--only sq1 fire_next] [--seeds 3] [--workers N] [--plan | --publish]
 
 Trains what is not recorded yet, the cheap rows first, and records each run as it ends, in results/paper/heads/. May be
 stopped at any time and started again. --publish then ships, of each row and protocol, the seed with the median top-1 of
@@ -8,17 +8,15 @@ the images that chose its epoch. PLAN.md says what is trained and why.
 """
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import RESULTS, ROOT
+from benchmarks import RESULTS, ROOT, run_main
 from benchmarks.paper.records import PROTOCOLS
 from benchmarks.paper.runner import Run, carry_out, parser
 from benchmarks.record import write_record
-from sqzoo import SqzooError
-from sqzoo.errors import ArgumentError, did_you_mean
+from sqzoo.errors import ArgumentError
 from sqzoo.train import recipe
 from tools.release_weights import publish
 
@@ -100,19 +98,14 @@ def median(row: str, protocol: str, seeds: int) -> Run:
 
 def main() -> int:
     """Train and record, or publish."""
-    options = parser(__doc__ or "", "runs/heads")
-    options.add_argument("--only", default=",".join(ROWS), help="rows, separated by commas (default: all)")
+    options = parser(__doc__ or "", "runs/heads", ROWS)
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--publish", action="store_true", help="ship the heads of the seed with the median result")
     args = options.parse_args()
-    rows = args.only.split(",")
-    for row in rows:
-        if row not in ROWS:
-            raise ArgumentError(f"Unknown row {row!r}.{did_you_mean(row, ROWS)} There are: {', '.join(ROWS)}.")
     if args.seeds < 1:
         raise ArgumentError(f"--seeds must be at least 1, not {args.seeds}.")
     if args.publish:
-        for row in [r for r in rows if r != "alexnet_cifar"]:  # whose 228 MB do not ship
+        for row in [r for r in args.only if r != "alexnet_cifar"]:  # whose 228 MB do not ship
             for protocol in PROTOCOLS:
                 one = median(row, protocol, args.seeds)
                 publish(Path(args.work) / one.name, tag(row, protocol), ROOT)
@@ -122,16 +115,13 @@ def main() -> int:
             "tools/screenshots.py --terminals, tools/sbom.py and benchmarks/paper/claims.py, as CONTRIBUTING.md says."
         )
         return 0
-    plan = runs(rows, args.seeds)
+    plan = runs(args.only, args.seeds)
     if carry_out(plan, lambda: {one.name for one in plan if recorded(one)}, keep, args):
-        for row in rows:
+        for row in args.only:
             for protocol in PROTOCOLS:
                 print(tag(row, protocol), summary(row, protocol))
     return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except SqzooError as e:
-        sys.exit(f"heads: {e}")
+    run_main(main)

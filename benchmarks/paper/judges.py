@@ -3,6 +3,7 @@
 A p-value is two-sided and of one claim; `claims.py` corrects those of a column together, and then the verdict stands.
 """
 
+import functools
 import math
 import statistics
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 
 from scipy import stats
 
-from benchmarks.paper.evidence import Evidence, flag, late, pairwise, pick
+from benchmarks.paper.evidence import Evidence, Outcome, flag, late, pairwise, pick
 from benchmarks.paper.verdict import PAPER, REPRODUCED, UNDECIDED, binomial, spread, verdict
 
 ALIKE = 0.5  # points of top-1 within which settings count as alike: one and a half standard errors of 10,000 images
@@ -32,6 +33,7 @@ class Judged:
 
 
 Judge = Callable[[Evidence, str], Judged]
+Sweep = dict[Any, Outcome]
 MISSING = Judged("", OPEN)
 
 
@@ -89,13 +91,25 @@ def count(measured: Callable[[dict[str, int]], float], paper: float, unit: str, 
 # Sweeps
 
 
+def on_sweep(name: str) -> Callable[[Callable[[Sweep, Evidence, str], Judged]], Judge]:
+    """Give a judge the recorded sweep of a name; without one its claim stays open."""
+
+    def decorate(judge: Callable[[Sweep, Evidence, str], Judged]) -> Judge:
+        @functools.wraps(judge)
+        def of_evidence(evidence: Evidence, protocol: str) -> Judged:
+            found = evidence.sweep(name)
+            return MISSING if found is None else judge(found, evidence, protocol)
+
+        return of_evidence
+
+    return decorate
+
+
 def level(name: str, wanted: Label, paper: float) -> Judge:
     """The mean reaches the paper's accuracy; of a rising curve, what it may have missed counts (t-test)."""
 
-    def judge(evidence: Evidence, protocol: str) -> Judged:
-        found = evidence.sweep(name)
-        if found is None:
-            return MISSING
+    @on_sweep(name)
+    def judge(found: Sweep, evidence: Evidence, protocol: str) -> Judged:
         outcome = pick(found, **wanted)
         mean = outcome.mean("top1", protocol)
         text = f"{mean:.2f} ± {outcome.deviation('top1', protocol):.2f} % (paper {paper:.1f} %)"
@@ -113,10 +127,8 @@ def level(name: str, wanted: Label, paper: float) -> Judge:
 def gain(name: str, better: Label, worse: Label, paper: float | None = None) -> Judge:
     """The first setting beats the second (t-test)."""
 
-    def judge(evidence: Evidence, protocol: str) -> Judged:
-        found = evidence.sweep(name)
-        if found is None:
-            return MISSING
+    @on_sweep(name)
+    def judge(found: Sweep, evidence: Evidence, protocol: str) -> Judged:
         first, second = pick(found, **better), pick(found, **worse)
         gap = first.mean("top1", protocol) - second.mean("top1", protocol)
         text = f"{gap:+.2f} points{'' if paper is None else f' (paper {paper:+.1f})'}"
@@ -132,10 +144,8 @@ def gain(name: str, better: Label, worse: Label, paper: float | None = None) -> 
 def best(name: str, wanted: Label, measure: str = "top1") -> Judge:
     """The setting is better than each of the others, or another is better than it (Dunnett's test)."""
 
-    def judge(evidence: Evidence, protocol: str) -> Judged:
-        found = evidence.sweep(name)
-        if found is None:
-            return MISSING
+    @on_sweep(name)
+    def judge(found: Sweep, evidence: Evidence, protocol: str) -> Judged:
         sign, ours = (1 if measure == "top1" else -1), pick(found, **wanted)
         others = [(label, o) for label, o in found.items() if o is not ours]
         ahead = [sign * (o.mean(measure, protocol) - ours.mean(measure, protocol)) for _, o in others]
@@ -162,10 +172,8 @@ def _where(p: list[float], ahead: list[float]) -> list[float]:
 def alike(name: str, keep: Callable[[Label], bool], by: str = "") -> Judge:
     """The means lie within half a point (equivalence of the outermost two), or further apart (F-test)."""
 
-    def judge(evidence: Evidence, protocol: str) -> Judged:
-        found = evidence.sweep(name)
-        if found is None:
-            return MISSING
+    @on_sweep(name)
+    def judge(found: Sweep, evidence: Evidence, protocol: str) -> Judged:
         groups: dict[Any, list[float]] = {}
         for label, o in found.items():
             if keep(dict(label)):
@@ -191,10 +199,8 @@ def alike(name: str, keep: Callable[[Label], bool], by: str = "") -> Judge:
 def falls(name: str, variable: str, first: float) -> Judge:
     """From a value on, accuracy falls as the variable grows (Spearman's rank correlation over all runs)."""
 
-    def judge(evidence: Evidence, protocol: str) -> Judged:
-        found = evidence.sweep(name)
-        if found is None:
-            return MISSING
+    @on_sweep(name)
+    def judge(found: Sweep, evidence: Evidence, protocol: str) -> Judged:
         own = [(label, o) for label, o in found.items() if dict(label)[variable] >= first]
         points = [(dict(label)[variable], value) for label, o in own for value in o.top1[protocol]]
         rho, p = stats.spearmanr(*zip(*points, strict=True))

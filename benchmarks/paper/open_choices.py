@@ -10,7 +10,6 @@ the decision, by PLAN.md's rule, are printed and written into docs/paper.md; --r
 import json
 import os
 import statistics
-import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,9 @@ from filelock import FileLock
 from safetensors.torch import save_file
 from scipy import stats
 
-from benchmarks import RESULTS
+from benchmarks import RESULTS, run_main
 from benchmarks.paper.runner import Run, carry_out, parser
 from benchmarks.record import write_record
-from sqzoo import SqzooError
-from sqzoo.errors import ArgumentError, did_you_mean
 from sqzoo.train import Recipe
 from sqzoo.train.learner import initial_model
 from tools.readme import PAPER, write_into
@@ -216,16 +213,11 @@ def render(record: dict[str, Any]) -> str:
 
 def main() -> int:
     """Train, decide, show."""
-    options = parser(__doc__ or "", "runs/open_choices")
-    options.add_argument("--only", default=",".join(READINGS), help="rows, separated by commas (default: all)")
+    options = parser(__doc__ or "", "runs/open_choices", READINGS)
     options.add_argument("--render", action="store_true", help="train nothing, write the table from the record")
     args = options.parse_args()
-    rows = args.only.split(",")
-    for row in rows:
-        if row not in READINGS:
-            raise ArgumentError(f"Unknown row {row!r}.{did_you_mean(row, READINGS)} There are: {', '.join(READINGS)}.")
     starts = Path(os.path.relpath(args.work)) / "start"  # part of the recipe, which is recorded
-    runs = [run(row, reading, seed, starts) for row in rows for reading in READINGS[row] for seed in range(SEEDS)]
+    runs = [run(row, reading, seed, starts) for row in args.only for reading in READINGS[row] for seed in range(SEEDS)]
     if not args.render:
         starts.mkdir(parents=True, exist_ok=True)
         with FileLock(starts / ".lock"):
@@ -243,7 +235,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except SqzooError as e:
-        sys.exit(f"open_choices: {e}")
+    run_main(main)

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,14 @@ class Run:
     cache: str = ""  # a folder of its own for backbone features that few runs read; deleted when the last has
 
 
-def parser(doc: str, work: str) -> argparse.ArgumentParser:
-    """Return a parser of what all benchmarks that train take; `work` is the default folder of their runs."""
+def parser(doc: str, work: str, rows: Iterable[str] = ()) -> argparse.ArgumentParser:
+    """Return a parser of what all benchmarks that train take.
+
+    Args:
+        doc: of the benchmark.
+        work: default folder of its runs.
+        rows: what `--only` chooses from, if anything.
+    """
     result = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that share the work")
     result.add_argument("--plan", action="store_true", help="print the plan and its time, train nothing")
@@ -43,6 +49,8 @@ def parser(doc: str, work: str) -> argparse.ArgumentParser:
         "--trunk", help="folder with the ImageNet backbone (default: $SQZOO_TRUNKS, else torchvision's)"
     )
     result.add_argument("--device", default="cpu")
+    if rows := list(rows):
+        result.add_argument("--only", nargs="+", choices=rows, default=rows, metavar="ROW", help=", ".join(rows))
     return result
 
 

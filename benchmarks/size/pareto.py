@@ -22,10 +22,10 @@ import torch
 import torch.nn as nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import RESULTS
+from benchmarks import RESULTS, run_main
 from benchmarks.record import write_record
 from benchmarks.size.published import PUBLISHED
-from sqzoo import SqzooError, create_model, get_weights
+from sqzoo import create_model, get_weights
 from sqzoo.data import Dataset, cifar10
 from sqzoo.deploy.onnx_graph import to_onnx
 from sqzoo.environment import environment
@@ -250,13 +250,10 @@ def main() -> int:
         )
     results = json.loads(file.read_text(encoding="utf-8"))
     draw(results)
-    write_into(BENCHMARKS, "pareto", render(results))
-    print(render(results))
+    write_into(BENCHMARKS, "pareto", text := render(results))
+    print(text)
     return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except SqzooError as e:
-        sys.exit(f"pareto: {e}")
+    run_main(main)

@@ -10,7 +10,6 @@ Measured by nobody yet: the project had no GPU when this was written.
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +17,9 @@ from typing import Any
 
 import torch
 
-from benchmarks import RESULTS
+from benchmarks import RESULTS, run_main
 from benchmarks.record import write_record
-from sqzoo import SqzooError, create_model
+from sqzoo import create_model
 from sqzoo.data import Dataset, cifar10
 from sqzoo.environment import environment
 from sqzoo.errors import ArgumentError
@@ -115,7 +114,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except SqzooError as e:
-        sys.exit(f"gpu: {e}")
+    run_main(main)

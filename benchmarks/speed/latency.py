@@ -26,11 +26,11 @@ import torch
 import torch.nn as nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import RESULTS
+from benchmarks import RESULTS, run_main
 from benchmarks.record import write_record
 from benchmarks.size.pareto import chosen, shipped
 from benchmarks.speed.contenders import PEERS, Contender, Process, input_size, network
-from sqzoo import SqzooError, get_weights
+from sqzoo import get_weights
 from sqzoo.data import Dataset, cifar10
 from sqzoo.deploy.backends import BACKENDS, ExportModel
 from sqzoo.deploy.int8 import CALIBRATION
@@ -371,7 +371,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except SqzooError as e:
-        sys.exit(f"latency: {e}")
+    run_main(main)

@@ -1,6 +1,7 @@
 """Makers of files that ask for far more than they hold."""
 
 import json
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -123,3 +124,16 @@ def configuration(**fields: Any) -> bytes:
     about = {"input_size": [3, 32, 32], "crop_pct": 1.0, "mean": [0.5] * 3, "std": [0.5] * 3}
     config = {"architecture": "sq1", "num_classes": 4, "model_args": {"mid": 8}, "pretrained_cfg": about}
     return json.dumps(config | fields).encode()
+
+
+def deep(folder: Path, levels: int = 1500) -> Path:
+    """A folder in a folder, so many times: deeper than a path can say."""
+    here = os.getcwd()
+    os.chdir(folder)
+    try:
+        for _ in range(levels):
+            os.mkdir("d")
+            os.chdir("d")
+    finally:
+        os.chdir(here)
+    return folder
