@@ -97,7 +97,7 @@ def _by_class(root: Path, parts: list[Path], left_out: dict[str, str]) -> ImageF
             if not is_ignored(file.name) and not os.path.isdir(file):
                 left_out[printable_path(file, root)] = _LOOSE
     by_class = {name: files for name, files in by_class.items() if name not in runs or any(files)}
-    classes = tuple(sorted(by_class, key=_sort_key))
+    classes = tuple(sorted(by_class, key=sort_key))
     _check_classes(root, parts[0], classes, left_out)
     for name in classes:
         for part, files in zip(parts, by_class[name], strict=True):
@@ -118,7 +118,7 @@ def _by_class(root: Path, parts: list[Path], left_out: dict[str, str]) -> ImageF
     return ImageFolder(root, classes, paths, np.array(labels), np.array(is_val) if parts[1:] else None, left_out)
 
 
-def _sort_key(name: str) -> tuple[Any, ...]:
+def sort_key(name: str) -> tuple[Any, ...]:
     """Return timm's sort key for classes, then the name itself."""
     try:
         return natural_key(name), name

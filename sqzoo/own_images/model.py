@@ -68,7 +68,8 @@ def write_model(
             "classes": list(images.classes),
             "images": len(images),
             "val": stage["val"],
-            "by_class": _by_class(val_logits, images),
+            "by_class": (by_class := _by_class(val_logits, images)),
+            "balanced_accuracy": 100 * sum(row["right"] / row["val"] for row in by_class) / len(by_class),
             "left_out": images.left_out,
             "data_digest": images.digest,
             "environment": stage["environment"],
@@ -106,6 +107,7 @@ def _page(folder: Path, result: dict[str, Any], val_logits: torch.Tensor, images
         facts={
             "model": result["model"],
             "images": f"{result['images']}, {result['val']['images']} of them for validation",
+            "balanced accuracy": f"{result['balanced_accuracy']:.1f} %, the mean of the classes' recalls",
             "trained": _how_trained(result),
             "stages": "\n".join(
                 f"{n.replace('_', ' ')}: {s['val']['top1']:.1f} %" for n, s in result["stages"].items()
@@ -113,6 +115,7 @@ def _page(folder: Path, result: dict[str, Any], val_logits: torch.Tensor, images
             "next": f"sqzoo predict --model {folder} IMAGE\nsqzoo demo {folder}\nsqzoo push {folder} --repo ORG/NAME",
             "image size": f"{plan['sizes'][-1][0]} pixels",
             "seed": str(plan["seed"]),
+            "near-duplicates": "\n".join(f"{val} of {train}" for train, val in result["near_duplicates"]) or "none",
             "left out": "\n".join(f"{name}: {reason}" for name, reason in result["left_out"].items()) or "nothing",
             "commit": str(result["environment"]["commit"]),
         },
@@ -145,7 +148,8 @@ pipeline_tag: image-classification
 
 # {result["model"]} for {len(result["classes"])} classes
 
-{val["top1"]:.1f} % of {val["images"]} validation images right (standard error {error:.1f} points).{optimistic}
+{val["top1"]:.1f} % of {val["images"]} validation images right (standard error {error:.1f} points), balanced accuracy
+{result["balanced_accuracy"]:.1f} %.{optimistic}
 
 | class | images | validation images right |
 |---|---|---|

@@ -5,14 +5,17 @@ import os
 import re
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sqzoo.environment import require
 from sqzoo.errors import ArgumentError, WeightsError
 from sqzoo.files import read_json
+from sqzoo.own_images.duplicates import near_duplicates
 from sqzoo.own_images.folder import find_images
 from sqzoo.own_images.hub_dataset import download_dataset
+from sqzoo.own_images.labels_csv import find_labelled
 from sqzoo.own_images.linear_head import head_args, train_head
 from sqzoo.own_images.model import write_model
 from sqzoo.own_images.pixels import image_size, read_images
@@ -26,6 +29,7 @@ from sqzoo.weights import get_weights, load_trunk, tags
 _HEAD, _ALL = "head", "all_layers"  # the two runs, and their folders
 _FIXED = {"hold_out", "select", "crop_pct"}  # recipe fields that the images decide
 _OF_HEAD = {"sizes", "normalisation", "seed", "model_args", "start"}  # recipe fields that the head takes
+_MOST_SEEN = 100_000  # images over all epochs, unless the recipe's sizes are given: large sets need fewer epochs
 _logger = logging.getLogger("sqzoo")
 
 
@@ -34,6 +38,7 @@ def train_on_images(
     data: str | os.PathLike[str],
     run: str | os.PathLike[str],
     *,
+    labels: str | os.PathLike[str] | None = None,
     all_layers: bool = False,
     recipe_name: str | None = None,
     start: str | None = None,
@@ -50,6 +55,7 @@ def train_on_images(
     Args:
         model: architecture, such as "sq1".
         data: FOLDER/class/*.jpg, or the name of a dataset on the Hub.
+        labels: CSV file with each image's name and class, where the folders are not the classes.
         run: folder, new or this run's. It becomes a model for `create_model("local-dir:RUN")` and `sqzoo predict
             --model RUN`, with report and card; of the two runs in head/ and all_layers/ the better is the model.
         all_layers: train all layers after the head.
@@ -84,18 +90,30 @@ def train_on_images(
         raise ArgumentError(f"sizes must have one entry here, such as [[224, 8]], not {list(chosen.sizes)}.")
     folder = Path(run)
     store = Path(cache) if cache else folder / "cache"
-    on_hub = not Path(data).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", os.fspath(data))
+    find: Any = partial(find_labelled, labels=labels) if labels else find_images
+    on_hub = not labels and not Path(data).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", os.fspath(data))
     if not on_hub:
-        find_images(data)  # an unusable one is refused before the run's folder is made
+        find(data)  # an unusable one is refused before the run's folder is made
     with run_lock(folder):
-        files = find_images(download_dataset(os.fspath(data), store) if on_hub else data)
+        files = find(download_dataset(os.fspath(data), store) if on_hub else data)
         if "sizes" not in changes:
-            chosen = replace(chosen, sizes=((image_size(files), chosen.epochs),))
+            epochs = max(1, min(chosen.epochs, _MOST_SEEN // len(files.files)))
+            chosen = replace(chosen, sizes=((image_size(files), epochs),))
         size = chosen.sizes[0][0]
         images = read_images(files, size, store, val_fraction=val_fraction, seed=chosen.seed, show=progress)
         if images.left_out:
             count, (name, reason) = len(images.left_out), next(iter(images.left_out.items()))
             _logger.warning("%d files left out, see result.json; the first: %s (%s)", count, name, reason.rstrip("."))
+        duplicates = near_duplicates(images)
+        if duplicates:
+            count, (copy, name) = len(duplicates), duplicates[0]
+            _logger.warning(
+                "%d validation images have a near-duplicate among the training images, which flatters the accuracy; "
+                "see result.json; the first: %s (of %s)",
+                count,
+                name,
+                copy,
+            )
         classes = len(images.classes)
         fitted: dict[str, Any] = {
             "model_args": {"num_classes": classes} | head_args(model, classes) | chosen.model_args,
@@ -107,7 +125,7 @@ def train_on_images(
         same = {"normalisation": chosen.normalisation, "seed": chosen.seed, "sizes": ((size, 1),)}
         plan = recipe("images", model, start=start, **same, **fitted)
         trained, stage = train_head(plan, images, folder / _HEAD, trunk=trunk, device=device, progress=progress)
-        result = write_model(folder, _HEAD, trained, stage, images, {})
+        result = write_model(folder, _HEAD, trained, stage, images, {"near_duplicates": duplicates})
         if all_layers:
             plan = replace(chosen, start=str((folder / _HEAD / "model.safetensors").resolve()), **fitted)
             options: dict[str, Any] = {"device": device, "precision": precision, "progress": progress}

@@ -168,7 +168,8 @@ def batch(learner: Learner, idx: torch.Tensor) -> tuple[Any, torch.Tensor]:
         x = x.dense(learner.dtype) if learner.half else x
     elif not learner.frozen:
         if recipe.min_area:
-            x = random_resized_crop(x, recipe.crop_size or x.shape[1], recipe.min_area, recipe.flip, recipe.jitter)
+            size = round(recipe.crop_scale * x.shape[1])
+            x = random_resized_crop(x, size, recipe.min_area, recipe.flip, recipe.jitter)
         else:
             x = augment(x, recipe.pad, recipe.flip, recipe.cutout)
         x = learner.normalise(x[part]).to(learner.dtype)
