@@ -102,6 +102,8 @@ def _own_images(model: str, data: str, folder: str | None, fields: dict[str, Any
     kept = f" ({', '.join(scores)})" if len(scores) > 1 else ""
     val = result["val"]
     print(f"{path}: {val['top1']:.1f} % of {val['images']} validation images right{kept}; report: {path}/report.html")
+    if "test" in result:
+        print(f"Of {result['test']['images']} test images, which chose nothing: {result['test']['top1']:.1f} % right")
     named = path if len(path.parts) > 1 else f"./{path}"  # a bare name would be a tag's
     print(f"Use it: sqzoo predict --model {named} IMAGE")
     if not options["all_layers"]:

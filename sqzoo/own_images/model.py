@@ -3,16 +3,18 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
-from sqzoo.data import NORMALISATIONS
-from sqzoo.evaluation import logits
+from sqzoo.data import NORMALISATIONS, Dataset
+from sqzoo.evaluation import evaluate, logits
 from sqzoo.files import write_json, write_text
 from sqzoo.hub import save_pretrained
-from sqzoo.images.reader import OWN_IMAGES_TAG
+from sqzoo.images.reader import OWN_IMAGES_TAG, ImageReader, read_ahead
 from sqzoo.models.base import ZooModel
 from sqzoo.own_images.pixels import ImageSet
+from sqzoo.registry import create_model
 from sqzoo.report.page import report
 from sqzoo.uncertainty import calibrate
 
@@ -54,7 +56,7 @@ def write_model(
         write_json(folder / name / "result.json", stage)
     names = ("recipe", "epoch", "val", "training_seconds", "feature_seconds", "log", "cross_validation")
     stages = before.get("stages", {}) | {name: {k: stage[k] for k in names if k in stage}}
-    best = max(stages, key=lambda n: (stages[n]["val"]["top1"], -stages[n]["val"]["loss"]))
+    best = max(stages, key=lambda n: (stages[n]["val"]["top1"], -round(stages[n]["val"]["loss"], 3)))  # first of equals
     result = before | {"stages": stages, "chosen": best}
     if best == name:
         chunks = [val_idx[low : low + 256] for low in range(0, len(val_idx), 256)]
@@ -77,6 +79,20 @@ def write_model(
         save_pretrained(model, folder, _card(result))
         write_text(folder / "report.html", _page(folder, result, val_logits, images))
     write_json(folder / "result.json", result)
+    return result
+
+
+def add_test(folder: Path, files: list[tuple[Path, int]], result: dict[str, Any], device: str) -> dict[str, Any]:
+    """Evaluate a run's model on test images, which chose nothing; add "test" to its result, and to result.json."""
+    model = create_model(f"local-dir:{folder}").to(device)
+    decoded = read_ahead([file for file, _ in files], ImageReader.of(model), ahead=64)
+    kept = [
+        (image, label) for (_, image), (_, label) in zip(decoded, files, strict=True) if isinstance(image, np.ndarray)
+    ]
+    if kept:
+        images, targets = zip(*kept, strict=True)
+        result = result | {"test": vars(evaluate(model, Dataset(np.stack(images), np.array(targets))))}
+        write_json(folder / "result.json", result)
     return result
 
 

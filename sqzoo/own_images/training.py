@@ -13,11 +13,11 @@ from sqzoo.environment import require
 from sqzoo.errors import ArgumentError, WeightsError
 from sqzoo.files import read_json
 from sqzoo.own_images.duplicates import near_duplicates
-from sqzoo.own_images.folder import find_images
+from sqzoo.own_images.folder import find_images, find_test_images
 from sqzoo.own_images.hub_dataset import download_dataset
 from sqzoo.own_images.labels_csv import find_labelled
 from sqzoo.own_images.linear_head import head_args, train_head
-from sqzoo.own_images.model import write_model
+from sqzoo.own_images.model import add_test, write_model
 from sqzoo.own_images.pixels import image_size, read_images
 from sqzoo.registry import check_name
 from sqzoo.train.checkpoint import best_weights, run_lock
@@ -133,6 +133,8 @@ def train_on_images(
             trained = initial_model(plan, trunk)
             trained.load_state_dict(trained.state_dict() | best_weights(folder / _ALL, stage), strict=True)
             result = write_model(folder, _ALL, trained.to(device), stage, images, result)
+        if test_files := find_test_images(files):
+            result = add_test(folder, test_files, result, device)
         if not cache:
             shutil.rmtree(store, ignore_errors=True)
     return result

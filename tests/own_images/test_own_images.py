@@ -20,8 +20,10 @@ from sqzoo.cli import main
 from sqzoo.data import Normalise, holds_cifar10
 from sqzoo.errors import ArgumentError
 from sqzoo.images.opener import open_image
-from sqzoo.own_images.folder import find_images
+from sqzoo.own_images.duplicates import near_duplicates
+from sqzoo.own_images.folder import find_images, find_test_images
 from sqzoo.own_images.hub_dataset import download_dataset
+from sqzoo.own_images.labels_csv import find_labelled
 from sqzoo.own_images.pixels import ImageSet, read_images
 from sqzoo.own_images.training import train_on_images
 from sqzoo.predict import predict
@@ -139,7 +141,8 @@ def test_a_folder_that_says_what_is_held_out(tmp_path: Path, name: str) -> None:
     pictures = read(tmp_path / "data")
     assert {pictures.names[i].partition("/")[0] for i in pictures.val_idx} == {name}
     assert len(pictures) == 18 and len(pictures.val_idx) == 6
-    assert pictures.left_out == ({"test": "val is for validation"} if name == "val" else {})
+    assert pictures.left_out == {}
+    assert len(find_test_images(find_images(tmp_path / "data"))) == (3 if name == "val" else 0)
     shutil.rmtree(tmp_path / "data" / name / "red")
     refused(lambda: find_images(tmp_path / "data"), "'red'", f"no image in {tmp_path / 'data' / name}")
 
@@ -382,6 +385,51 @@ def test_without_the_imagenet_trunk_the_embedded_weights_are_the_start(photos: P
     assert "sqzoo predict --model" in done.stdout
     recipe = json.loads((tmp_path / "run" / "head" / "recipe.json").read_text())["recipe"]
     assert recipe["start"] == START and recipe["sizes"] == [[64, 1]]
+
+
+def test_a_test_part_is_evaluated_and_chooses_nothing(tmp_path: Path) -> None:
+    for part, count in (("train", 4), ("val", 2), ("test", 3)):
+        fill(tmp_path / "data" / part, count)
+    (tmp_path / "data" / "test" / "red" / "broken.jpg").write_text("broken")
+    result = train_on_images("sq1", tmp_path / "data", tmp_path / "run", **SHORT)
+    assert result["images"] == 18 and result["val"]["images"] == 6
+    assert result["test"]["images"] == 9 and result["test"]["top1"] == 100
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
+
+
+def test_copies_across_the_split_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    scene = np.kron(np.random.default_rng(3).integers(60, 200, (4, 5, 3)), np.ones((60, 60, 1))).astype(np.uint8)
+    for part, size, quality in (("train", (300, 240), 95), ("val", (150, 120), 40)):
+        fill(tmp_path / "data" / part, 4)
+        Image.fromarray(scene).resize(size).save(tmp_path / "data" / part / "red" / "copy.jpg", quality=quality)
+    assert near_duplicates(read(tmp_path / "data")) == [["train/red/copy.jpg", "val/red/copy.jpg"]]
+    result = train_on_images("sq1", tmp_path / "data", tmp_path / "run", **SHORT)
+    assert result["near_duplicates"] == [["train/red/copy.jpg", "val/red/copy.jpg"]]
+    assert "1 validation images have a near-duplicate" in caplog.text
+
+
+def test_labels_in_a_csv_file(tmp_path: Path) -> None:
+    fill(tmp_path / "made", 3)
+    flat = tmp_path / "kaggle" / "train"
+    flat.mkdir(parents=True)
+    rows = []
+    for number, file in enumerate(sorted((tmp_path / "made").glob("*/*.jpg"))):
+        shutil.move(file, flat / f"{number:03}.jpg")
+        rows.append((f"{number:03}", file.parent.name))
+    photo((1, 2, 3), 1).save(flat / "unlabelled.jpg")
+    table = tmp_path / "labels.csv"
+    table.write_text("id;breed\n" + "".join(f"{n};{c}\n" for n, c in rows) + "absent;red\n")
+    found = find_labelled(tmp_path / "kaggle", table)
+    assert found.classes == ("blue", "green", "red") and len(found.files) == 9
+    assert {f.stem: found.classes[label] for f, label in zip(found.files, found.labels, strict=True)} == dict(rows)
+    assert found.left_out == {"absent": f"only in {table}", "1 images": f"not in {table}"}
+    table.write_text("".join(f"train/{n}.jpg,{c}\n" for n, c in rows))
+    assert train_on_images("sq1", tmp_path / "kaggle", tmp_path / "run", labels=table, **SHORT)["images"] == 9
+    table.write_text("000,red\n000,blue\n")
+    refused(lambda: find_labelled(tmp_path / "kaggle", table), "'000'", "'red'", "'blue'", "keep one")
+    table.write_text("000,red\n001,red\n")
+    refused(lambda: find_labelled(tmp_path / "kaggle", table), "1 classes", "two")
+    refused(lambda: find_labelled(tmp_path / "kaggle", tmp_path / "absent.csv"), "absent.csv", "Cannot read")
 
 
 def test_the_commands(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
