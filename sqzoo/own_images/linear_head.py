@@ -148,9 +148,9 @@ def fit_head(features: torch.Tensor, labels: torch.Tensor, num_classes: int, see
             losses[strength] += float((np.log(np.exp(logits).sum(1)) - logits[np.arange(len(logits)), y[test]]).sum())
             right[strength] += int((logits.argmax(1) == y[test]).sum())
     strength = min(STRENGTHS, key=losses.__getitem__)
-    params = torch.from_numpy(_fit(x, y, num_classes, strength)).float()
+    fitted = torch.from_numpy(_fit(x, y, num_classes, strength))
     scores = {s: (losses[s] / tested, 100 * right[s] / tested) for s in STRENGTHS} if tested else {}
-    return LinearHead(params[:-1].t().contiguous(), params[-1], strength, scores)
+    return LinearHead(fitted[:-1].t().contiguous(), fitted[-1], strength, scores)
 
 
 def _folds(labels: np.ndarray, seed: int) -> np.ndarray:
@@ -239,6 +239,6 @@ def _set(layer: nn.Module, weight: torch.Tensor, bias: torch.Tensor | float = 0.
     """Set the first rows of a layer, whose other inputs they do not use."""
     rows, columns = weight.shape
     parameter, offset = layer.weight, layer.bias
-    parameter[:rows] = 0  # type: ignore[index,operator]
+    parameter[:rows] = 0  # type: ignore[operator]
     parameter.view(len(parameter), -1)[:rows, :columns] = weight  # type: ignore[operator,arg-type]
-    offset[:rows] = bias  # type: ignore[index,operator]
+    offset[:rows] = bias  # type: ignore[operator]

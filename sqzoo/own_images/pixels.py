@@ -106,11 +106,11 @@ def read_images(
 
 def image_size(folder: ImageFolder) -> int:
     """Return the size to train at: enlarging small photos further costs time and tells the network nothing new."""
-    shorter = []
+    shorter: list[float] = []
     for file in folder.files[:_PROBED]:
         with contextlib.suppress(Exception), open_regular(file) as stream, Image.open(stream, formats=formats()) as i:
             shorter.append(min(i.size))  # from the header; what cannot be read is reported when it is decoded
-    return next((size for limit, size in _SIZES if np.median(shorter or [np.inf]) <= limit), 224)
+    return next((size for limit, size in _SIZES if np.median(shorter or [256]) <= limit), 224)
 
 
 def _stat(file: Path) -> tuple[int, int] | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sqzoo.environment import require
-from sqzoo.errors import ArgumentError, WeightsError
+from sqzoo.errors import ArgumentError, WeightsError, shown
 from sqzoo.files import read_json
 from sqzoo.own_images.duplicates import near_duplicates
 from sqzoo.own_images.folder import find_images, find_test_images
@@ -18,7 +18,7 @@ from sqzoo.own_images.hub_dataset import download_dataset
 from sqzoo.own_images.labels_csv import find_labelled
 from sqzoo.own_images.linear_head import head_args, train_head
 from sqzoo.own_images.model import add_test, write_model
-from sqzoo.own_images.pixels import image_size, read_images
+from sqzoo.own_images.pixels import ImageSet, image_size, read_images
 from sqzoo.registry import check_name
 from sqzoo.train.checkpoint import best_weights, run_lock
 from sqzoo.train.learner import initial_model
@@ -104,6 +104,7 @@ def train_on_images(
         if images.left_out:
             count, (name, reason) = len(images.left_out), next(iter(images.left_out.items()))
             _logger.warning("%d files left out, see result.json; the first: %s (%s)", count, name, reason.rstrip("."))
+        _check_unchanged(folder, images)
         duplicates = near_duplicates(images)
         if duplicates:
             count, (copy, name) = len(duplicates), duplicates[0]
@@ -138,6 +139,17 @@ def train_on_images(
         if not cache:
             shutil.rmtree(store, ignore_errors=True)
     return result
+
+
+def _check_unchanged(folder: Path, images: ImageSet) -> None:
+    """Raise `ArgumentError` where the run was trained on other images: more were added, or some changed."""
+    file = folder / "result.json"
+    before = read_json(file) if file.is_file() else {}
+    if before and before.get("data_digest") != images.digest:
+        raise ArgumentError(
+            f"{shown(folder)} was trained on other images, or at another size or seed: {before.get('images')} images then, "
+            f"{len(images)} now; train on them in a new folder, such as --run {shown(folder)}-{len(images)}."
+        )
 
 
 def _start(folder: Path, model: str, trunk: str | os.PathLike[str] | None) -> str:

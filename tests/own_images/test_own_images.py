@@ -356,7 +356,7 @@ def test_training_stops_when_the_held_out_pictures_gain_no_more(tmp_path: Path) 
 def test_changed_pictures_are_another_run(trained: tuple[Path, Path, dict[str, Any]], tmp_path: Path) -> None:
     folder, run = (shutil.copytree(p, tmp_path / p.name) for p in trained[:2])
     photo((1, 1, 1), 1).save(folder / "red" / "new.jpg")
-    refused(lambda: train_on_images("sq1", folder, run, **SHORT), "another recipe or other data")
+    refused(lambda: train_on_images("sq1", folder, run, **SHORT), "30 images then, 31 now", f"--run {run}-31")
 
 
 def test_what_does_not_go_together(photos: Path, tmp_path: Path) -> None:
