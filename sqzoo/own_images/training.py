@@ -147,8 +147,8 @@ def _check_unchanged(folder: Path, images: ImageSet) -> None:
     before = read_json(file) if file.is_file() else {}
     if before and before.get("data_digest") != images.digest:
         raise ArgumentError(
-            f"{shown(folder)} was trained on other images, or at another size or seed: {before.get('images')} images then, "
-            f"{len(images)} now; train on them in a new folder, such as --run {shown(folder)}-{len(images)}."
+            f"{shown(folder)} was trained on other images, or at another size or seed: {before.get('images')} images "
+            f"then, {len(images)} now; train on them in a new folder, such as --run {shown(folder)}-{len(images)}."
         )
 
 

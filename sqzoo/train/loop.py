@@ -167,9 +167,8 @@ def batch(learner: Learner, idx: torch.Tensor) -> tuple[Any, torch.Tensor]:
     if isinstance(x, SparseMaps):  # in bfloat16, products of all values are faster than float32's of the non-zeros
         x = x.dense(learner.dtype) if learner.half else x
     elif not learner.frozen:
-        if recipe.min_area:
-            size = round(recipe.crop_scale * x.shape[1])
-            x = random_resized_crop(x, size, recipe.min_area, recipe.flip, recipe.jitter)
+        if recipe.random_crop:
+            x = random_resized_crop(x, recipe.random_crop, recipe.flip)
         else:
             x = augment(x, recipe.pad, recipe.flip, recipe.cutout)
         x = learner.normalise(x[part]).to(learner.dtype)

@@ -1,7 +1,6 @@
 """What changes the weights: AdamW, Muon for the backbone, the learning rate schedule and gradual pruning."""
 
 import math
-from typing import Any
 
 import torch
 import torch.nn as nn
@@ -14,15 +13,12 @@ def make_optimizers(recipe: Recipe, params: dict[str, nn.Parameter]) -> list[tor
     """Create AdamW, which is Adam without weight decay, and Muon for the backbone's convolutions if it has a rate."""
     # Muon's state is one vector of all its weights in this order, which a resumed run must meet again.
     muon = {n: p for n, p in params.items() if recipe.muon_lr and n.startswith("features.") and p.dim() == 4}
-    layers = [int(n.split(".")[1]) + 1 if n.startswith("features.") else 0 for n in params]
-    groups: dict[Any, dict[str, Any]] = {}
-    for (name, p), layer in zip(params.items(), layers, strict=True):
-        if name in muon:
-            continue
-        scale = recipe.layer_decay ** (max(layers) + 1 - layer) if layer else 1.0
-        group = {"params": [], "lr": recipe.lr * scale, "weight_decay": recipe.weight_decay if p.dim() > 1 else 0.0}
-        groups.setdefault((group["lr"], group["weight_decay"]), group)["params"].append(p)
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(list(groups.values()), lr=recipe.lr, fused=True)]
+    rest = [p for n, p in params.items() if n not in muon]
+    groups = [
+        {"params": [p for p in rest if p.dim() > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in rest if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=recipe.lr, fused=True)]
     if muon:
         optimizers.append(Muon(muon.values(), lr=recipe.muon_lr, weight_decay=recipe.weight_decay))
     for group in (g for optimizer in optimizers for g in optimizer.param_groups):
