@@ -24,7 +24,7 @@ from sqzoo.files import file_sha256, write_json, write_tensors
 from sqzoo.models.sparse import SparseMaps
 from sqzoo.models.upsample import Upsample
 from sqzoo.registry import start_sha256
-from sqzoo.train.augment import augment
+from sqzoo.train.augment import augment, random_resized_crop
 from sqzoo.train.batch_norm import fold_batch_norm
 from sqzoo.train.checkpoint import Progress, open_run, report, restore, run_lock, save, scalars, tensorboard, write_log
 from sqzoo.train.distributed import init_process_group, processes, rank, rank_zero_first, shard, sum_over_processes
@@ -167,7 +167,11 @@ def batch(learner: Learner, idx: torch.Tensor) -> tuple[Any, torch.Tensor]:
     if isinstance(x, SparseMaps):  # in bfloat16, products of all values are faster than float32's of the non-zeros
         x = x.dense(learner.dtype) if learner.half else x
     elif not learner.frozen:
-        x = learner.normalise(augment(x, recipe.pad, recipe.flip, recipe.cutout)[part]).to(learner.dtype)
+        if recipe.random_crop:
+            x = random_resized_crop(x, recipe.random_crop, recipe.flip)
+        else:
+            x = augment(x, recipe.pad, recipe.flip, recipe.cutout)
+        x = learner.normalise(x[part]).to(learner.dtype)
     return x, learner.labels["train"][idx[part]]
 
 

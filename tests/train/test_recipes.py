@@ -17,8 +17,8 @@ MADE = ("name", "commit", "device", "precision", "note")  # what an entry says b
 EARLIER = {f"{m}.{n}_cifar10" for m in ("sq1", "squeezenet_cifar", "fire_next") for n in ("ft", "paper", "held_out")}
 
 
-def test_a_recipe_has_at_most_24_fields() -> None:
-    assert len(dataclasses.fields(Recipe)) <= 24
+def test_a_recipe_has_at_most_25_fields() -> None:
+    assert len(dataclasses.fields(Recipe)) <= 25
 
 
 @pytest.mark.parametrize("name", RECIPES)
