@@ -22,8 +22,7 @@ from sqzoo.weights.untrusted import LARGEST, printable, read_bytes
 _TIMM_ARGUMENTS = {"features_only", "out_indices", "feature_cls", "cache_dir", "pretrained_model_args"}
 _HEAD_ARGUMENTS = ("upsample", "temperature")  # arguments that belong to a trained head
 _UNTRAINED_INPUT = tuned_input((256, 224))  # the paper's resize and centre crop
-_SOURCES = ("file", "url", "hf_hub_id", "state_dict")
-_FIRST_CONV = "features.0"
+_SOURCES, _FIRST_CONV = ("file", "url", "hf_hub_id", "state_dict"), "features.0"
 
 
 def configs(cls: type[ZooModel], architecture: str) -> Any:

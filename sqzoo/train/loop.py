@@ -21,10 +21,10 @@ from sqzoo.environment import check_device, environment, keep_freed_memory, pick
 from sqzoo.errors import ArgumentError
 from sqzoo.evaluation import exact_arithmetic, metrics
 from sqzoo.files import file_sha256, write_json, write_tensors
+from sqzoo.images.augment import augment, random_resized_crop
 from sqzoo.models.sparse import SparseMaps
 from sqzoo.models.upsample import Upsample
 from sqzoo.registry import start_sha256
-from sqzoo.train.augment import augment, random_resized_crop
 from sqzoo.train.batch_norm import fold_batch_norm
 from sqzoo.train.checkpoint import Progress, open_run, report, restore, run_lock, save, scalars, tensorboard, write_log
 from sqzoo.train.distributed import init_process_group, processes, rank, rank_zero_first, shard, sum_over_processes

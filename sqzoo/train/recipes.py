@@ -84,15 +84,8 @@ class Recipe:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
-_ALL_LAYERS = (
-    "flip",
-    "pad",
-    "random_crop",
-    "cutout",
-    "batch_norm",
-    "frozen_layers",
-    "muon_lr",
-)  # fields for layers="all" alone
+# Fields for layers="all" alone.
+_ALL_LAYERS = ("flip", "pad", "random_crop", "cutout", "batch_norm", "frozen_layers", "muon_lr")
 _RANGES: dict[str, tuple[float, float]] = {
     **{"pad": (0, 31), "cutout": (0, 32), "batch_size": (1, 65536), "crop_pct": (0.1, 1)},
     "random_crop": (0, 1),

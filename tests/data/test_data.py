@@ -25,8 +25,8 @@ from torchvision.datasets import CIFAR10 as TorchvisionCifar10
 
 from sqzoo.data import CIFAR10, IMAGENET, Dataset, Normalise, cifar10
 from sqzoo.errors import ArgumentError, DataError
+from sqzoo.images.augment import augment
 from sqzoo.images.opener import open_image
-from sqzoo.train.augment import augment
 from tests.support.fork import python
 from tests.support.sentences import assert_one_sentence
 

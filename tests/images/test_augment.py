@@ -2,7 +2,7 @@
 
 import torch
 
-from sqzoo.train.augment import random_resized_crop
+from sqzoo.images.augment import random_resized_crop
 
 
 def test_random_resized_crops_are_parts_of_the_image() -> None:
