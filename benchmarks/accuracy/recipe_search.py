@@ -80,6 +80,7 @@ def main() -> None:
         gained, lost = int((hits & ~base).sum()), int((base & ~hits).sum())
         known["runs"][name] = {
             "changes": changes,
+            "simpler": name.startswith(("no ", "AdamW")),
             "val": result["val"],
             "points_over_base": 100 * (gained - lost) / len(hits),
             "standard_error": 100 * math.sqrt(gained + lost) / len(hits),
