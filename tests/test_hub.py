@@ -38,7 +38,7 @@ from tests.support.sentences import assert_one_sentence, refused
 
 
 def test_pushed_model_comes_back_by_every_way(server: HubServer, model: torch.nn.Module) -> None:
-    commit = hub.push(model, REPO, token="secret")
+    commit = hub.push(model, REPO, token="secret", transformers_js=False)
     stored = server.files(REPO)
     assert {CONFIG, WEIGHTS, "README.md"} <= stored.keys()
     config = json.loads(stored[CONFIG])
@@ -54,7 +54,7 @@ def test_pushed_model_comes_back_by_every_way(server: HubServer, model: torch.nn
 
 
 def test_a_tag_is_pushed_whole_with_its_card(server: HubServer, trunks: Path) -> None:
-    hub.push("sq1.paper_cifar10", REPO, token="secret", trunk=trunks)
+    hub.push("sq1.paper_cifar10", REPO, token="secret", transformers_js=False, trunk=trunks)
     stored = server.files(REPO)
     expected = sqzoo.create_model("sq1.paper_cifar10", pretrained=True, trunk=trunks)
     tensors = load(stored[WEIGHTS])
@@ -88,7 +88,7 @@ def test_folder_there_and_back(model: torch.nn.Module, tmp_path: Path) -> None:
 
 
 def test_private_repository_needs_its_token(server: HubServer, model: torch.nn.Module) -> None:
-    hub.push(model, REPO, token="secret", private=True)
+    hub.push(model, REPO, token="secret", transformers_js=False, private=True)
     refused(lambda: sqzoo.create_model(f"hf-hub:{REPO}", token=False), REPO, "token")
     assert same(sqzoo.create_model(f"hf-hub:{REPO}", token="secret"), model)
 
@@ -161,7 +161,7 @@ def test_force_download_sees_a_new_commit(server: HubServer, files: dict[str, by
     server.put(REPO, files)
     first = sqzoo.create_model(f"hf-hub:{REPO}")
     other = sqzoo.create_model("sq1", mid=8, num_classes=4)
-    hub.push(other, REPO, token="secret")
+    hub.push(other, REPO, token="secret", transformers_js=False)
     assert same(sqzoo.create_model(f"hf-hub:{REPO}"), first)
     assert same(sqzoo.create_model(f"hf-hub:{REPO}", force_download=True), other)
 
