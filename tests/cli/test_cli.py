@@ -45,7 +45,8 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("words", [["--help"], ["list"], ["info", "sq1"], ["cache"], ["--version"]])
 def test_commands_that_read_metadata_import_no_torch(words: list[str]) -> None:
     """Neither by the console script, which calls `main`, nor by `python -m sqzoo`, which imports the package first."""
-    done = sqzoo_process(*words, PYTHONPROFILEIMPORTTIME="1")
+    command, environment = [sys.executable, "-m", "sqzoo", *words], os.environ | {"PYTHONPROFILEIMPORTTIME": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "typer" in imported
