@@ -157,6 +157,7 @@ def test_core_alone(place: Path, tmp_path: Path) -> None:
         assert found[words][0] == 2 and "pip install 'sqzoo[" in found[words][2]
 
 
+@pytest.mark.slow
 def test_full_disk(place: Path, tmp_path: Path) -> None:
     """No file may have more than 1,000 bytes; what is refused leaves nothing half-written under its name."""
     commands = usual(tmp_path)

@@ -451,6 +451,7 @@ def test_cifar10_folders_are_told_from_pictures(photos: Path, cifar10_root: Path
 # Data sets of the Hub, fetched by the real library from a Hub on loopback
 
 
+@pytest.mark.slow
 def test_a_data_set_of_the_hub(photos: Path, tmp_path: Path) -> None:
     made = datasets.load_dataset("imagefolder", data_dir=str(photos), cache_dir=str(tmp_path / "hf"))["train"]
     # Pictures within the parquet file, as the Hub has them; else they would be names of files of this machine.

@@ -74,7 +74,11 @@ def test_every_block_has_a_language_and_few_are_not_run() -> None:
     assert {page: 2 * len(blocks(page)) for page in PAGES} == fences
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if p != "architecture.md" and any(not b.reason for b in blocks(p))])
+RUN = [p for p in PAGES if p != "architecture.md" and any(not b.reason for b in blocks(p))]
+SLOW = ("deploy.md", "hub.md", "browser.md", "own_images.md")  # those that export to ONNX or train
+
+
+@pytest.mark.parametrize("page", [pytest.param(p, marks=[pytest.mark.slow] * (p in SLOW)) for p in RUN])
 def test_the_blocks_run(page: str, tmp_path: Path) -> None:
     """One after the other in one folder, as a reader goes; the Hub is on loopback."""
     shutil.copytree(ROOT / "examples", tmp_path / "examples")

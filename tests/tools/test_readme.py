@@ -79,6 +79,7 @@ def test_a_tag_off_its_record_is_named() -> None:
     assert table2.drifted(rows) == ["c.d: measured 89.90 %, recorded 90.00 %"]
 
 
+@pytest.mark.slow
 def test_evaluating_a_tag_gives_its_record(trunks: Path, cifar10_root: Path) -> None:
     words = ["--only", "squeezenet_cifar.ft_cifar10", "--data", str(cifar10_root), "--trunk", str(trunks)]
     done = subprocess.run([python(), "benchmarks/table2.py", *words], cwd=ROOT, capture_output=True, text=True)
