@@ -11,6 +11,7 @@ import gc
 import json
 import os
 import runpy
+import select
 import signal
 import socket
 import subprocess
@@ -18,7 +19,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,8 +29,7 @@ with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
     fds = array.array("i", [0, 1, 2])
     server.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
-    server.sendall(json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode())
-    server.shutdown(socket.SHUT_WR)
+    server.sendall(json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode() + b"\\n")
     code = int(server.recv(16) or 1)
 if code < 0:
     os.kill(os.getpid(), -code)  # as the signal did that ended the process
@@ -80,19 +80,27 @@ def serve(address: str, timm: bool) -> None:
                 continue
             listener.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            if child := os.fork():
-                _, status = os.waitpid(child, 0)
-                with contextlib.suppress(OSError):  # the caller may be gone
-                    caller.sendall(str(os.waitstatus_to_exitcode(status)).encode())
-                os._exit(0)
-            _exit_after(_become, caller)
+            _, fds, _, _ = socket.recv_fds(caller, 1, 3)
+            request = b""
+            while not request.endswith(b"\n"):
+                request += caller.recv(65536)
+            if not (child := os.fork()):
+                caller.close()
+                _exit_after(partial(_become, fds, *json.loads(request)))
+            ready, _, _ = select.select([os.pidfd_open(child), caller], [], [])
+            if caller in ready:  # it was ended, and so is what it started
+                os.kill(child, signal.SIGTERM)
+            _, status = os.waitpid(child, 0)
+            with contextlib.suppress(OSError):
+                caller.sendall(str(os.waitstatus_to_exitcode(status)).encode())
+            os._exit(0)
 
 
-def _exit_after(call: Callable[[socket.socket], None], caller: socket.socket) -> NoReturn:
+def _exit_after(call: Callable[[], None]) -> NoReturn:
     """Exit as Python does, but for taking all modules apart, which takes torch's a second."""
     code: Any = 0
     try:
-        call(caller)
+        call()
     except SystemExit as e:
         code = e.code
         if code is not None and not isinstance(code, int):
@@ -110,14 +118,8 @@ def _exit_after(call: Callable[[socket.socket], None], caller: socket.socket) ->
     os._exit(code or 0)
 
 
-def _become(caller: socket.socket) -> None:
+def _become(fds: list[int], words: list[str], folder: str, environment: dict[str, str]) -> None:
     """Run what a caller asks for, with its input and output, as Python itself would."""
-    _, fds, _, _ = socket.recv_fds(caller, 1, 3)
-    request = b""
-    while block := caller.recv(65536):
-        request += block
-    caller.close()
-    words, folder, environment = json.loads(request)
     for target, fd in enumerate(fds):
         os.dup2(fd, target)
         os.close(fd)
@@ -129,11 +131,10 @@ def _become(caller: socket.socket) -> None:
     os.environ.clear()
     os.environ.update(environment)
     paths = [p for p in environment.get("PYTHONPATH", "").split(os.pathsep) if p]
-    root = str(Path(__file__).parents[2])
-    sys.path[:] = paths + [p for p in sys.path[1:] if p != root]
+    sys.path[:] = paths + sys.path[2:]  # without the server's own first two
     for name in [name for name in sys.modules if name.partition(".")[0] in ("tests", "sqzoo", "__main__")]:
         del sys.modules[name]
-    kind, *rest = words
+    kind, *rest = [word for word in words if word != "-u"]
     if kind == "-c":
         sys.argv, sys.path[:0] = ["-c", *rest[1:]], [""]
         module = type(sys)("__main__")
