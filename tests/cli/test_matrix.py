@@ -166,6 +166,7 @@ def test_full_disk(place: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "heat.png").exists() and not (tmp_path / "x.safetensors").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="another user can be taken on by root alone")
 def test_nowhere_to_write_and_no_home(place: Path, tmp_path: Path) -> None:
     """A user without HOME and without an entry in /etc/passwd, in a folder of another's.
