@@ -76,6 +76,12 @@ def open_run(folder: Path, facts: dict[str, Any]) -> dict[str, Any] | None:
     return read_json(result) if result.is_file() else None
 
 
+def discard_unstarted(folder: Path) -> None:
+    """Forget a run that has no checkpoint, so that after a mistaken argument the right one is not refused."""
+    if not (folder / "last.safetensors").exists():
+        (folder / "recipe.json").unlink(missing_ok=True)
+
+
 def save(folder: Path, progress: Progress, tensors: dict[str, torch.Tensor]) -> None:
     """Write the checkpoint `last.safetensors`, a run's tensors and progress, and `log.jsonl`."""
     run = json.dumps({k: v for k, v in vars(progress).items() if k != "best"})

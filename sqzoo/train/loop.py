@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from sqzoo.data import Dataset
 from sqzoo.environment import check_device, environment, keep_freed_memory, pick_precision
-from sqzoo.errors import ArgumentError
+from sqzoo.errors import ArgumentError, SqzooError
 from sqzoo.evaluation import exact_arithmetic, metrics
 from sqzoo.files import file_sha256, write_json, write_tensors
 from sqzoo.models.sparse import SparseMaps
@@ -26,7 +26,18 @@ from sqzoo.models.upsample import Upsample
 from sqzoo.registry import start_sha256
 from sqzoo.train.augment import augment
 from sqzoo.train.batch_norm import fold_batch_norm
-from sqzoo.train.checkpoint import Progress, open_run, report, restore, run_lock, save, scalars, tensorboard, write_log
+from sqzoo.train.checkpoint import (
+    Progress,
+    discard_unstarted,
+    open_run,
+    report,
+    restore,
+    run_lock,
+    save,
+    scalars,
+    tensorboard,
+    write_log,
+)
 from sqzoo.train.distributed import init_process_group, processes, rank, rank_zero_first, shard, sum_over_processes
 from sqzoo.train.learner import Folder, Learner
 from sqzoo.train.optimizer import learning_rate, prune
@@ -94,7 +105,11 @@ def train(
                 return finished
         show = progress and rank() == 0
         try:
-            learner = Learner(recipe, sets, trunk, cache, device, precision == "bfloat16", show)
+            try:
+                learner = Learner(recipe, sets, trunk, cache, device, precision == "bfloat16", show)
+            except SqzooError:
+                discard_unstarted(folder)
+                raise
             learner.forward = torch.compile(learner.forward) if compile else learner.forward
             state, tensors = restore(folder)
             learner.load_state(tensors)
