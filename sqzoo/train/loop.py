@@ -18,26 +18,15 @@ from tqdm import tqdm
 
 from sqzoo.data import Dataset
 from sqzoo.environment import check_device, environment, keep_freed_memory, pick_precision
-from sqzoo.errors import ArgumentError, SqzooError
+from sqzoo.errors import ArgumentError
 from sqzoo.evaluation import exact_arithmetic, metrics
 from sqzoo.files import file_sha256, write_json, write_tensors
+from sqzoo.images.augment import augment, random_resized_crop
 from sqzoo.models.sparse import SparseMaps
 from sqzoo.models.upsample import Upsample
 from sqzoo.registry import start_sha256
-from sqzoo.train.augment import augment
 from sqzoo.train.batch_norm import fold_batch_norm
-from sqzoo.train.checkpoint import (
-    Progress,
-    discard_unstarted,
-    open_run,
-    report,
-    restore,
-    run_lock,
-    save,
-    scalars,
-    tensorboard,
-    write_log,
-)
+from sqzoo.train.checkpoint import Progress, open_run, report, restore, run_lock, save, scalars, tensorboard, write_log
 from sqzoo.train.distributed import init_process_group, processes, rank, rank_zero_first, shard, sum_over_processes
 from sqzoo.train.learner import Folder, Learner
 from sqzoo.train.optimizer import learning_rate, prune
@@ -105,14 +94,12 @@ def train(
                 return finished
         show = progress and rank() == 0
         try:
-            try:
-                learner = Learner(recipe, sets, trunk, cache, device, precision == "bfloat16", show)
-            except SqzooError:
-                discard_unstarted(folder)
-                raise
+            learner = Learner(recipe, sets, trunk, cache, device, precision == "bfloat16", show)
             learner.forward = torch.compile(learner.forward) if compile else learner.forward
             state, tensors = restore(folder)
             learner.load_state(tensors)
+            if rank() == 0:  # not earlier: after a mistaken argument the right one is not refused
+                write_json(folder / "recipe.json", facts)
             events = stack.enter_context(tensorboard(folder, state.epoch) if rank() == 0 else nullcontext())
             for epoch in range(state.epoch, recipe.epochs):
                 if state.best_epoch and 0 < recipe.patience <= epoch - state.best_epoch:
@@ -182,7 +169,11 @@ def batch(learner: Learner, idx: torch.Tensor) -> tuple[Any, torch.Tensor]:
     if isinstance(x, SparseMaps):  # in bfloat16, products of all values are faster than float32's of the non-zeros
         x = x.dense(learner.dtype) if learner.half else x
     elif not learner.frozen:
-        x = learner.normalise(augment(x, recipe.pad, recipe.flip, recipe.cutout)[part]).to(learner.dtype)
+        if recipe.random_crop:
+            x = random_resized_crop(x, recipe.random_crop, recipe.flip)
+        else:
+            x = augment(x, recipe.pad, recipe.flip, recipe.cutout)
+        x = learner.normalise(x[part]).to(learner.dtype)
     return x, learner.labels["train"][idx[part]]
 
 
