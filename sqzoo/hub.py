@@ -24,7 +24,7 @@ from sqzoo.models.upsample import Upsample
 from sqzoo.registry import create_model
 from sqzoo.weights.config_json import is_generated_card, parse_config
 from sqzoo.weights.header import check_matches, parse_header
-from sqzoo.weights.hub_client import check_home, check_repository, clean_token, reason
+from sqzoo.weights.hub_client import check_home, check_repository, clean_token, explain_push
 from sqzoo.weights.metadata import metadata
 from sqzoo.weights.remote import CONFIG, WEIGHTS
 from sqzoo.weights.untrusted import CONFIG_LARGEST, LARGEST, read_bytes, read_small
@@ -139,20 +139,21 @@ def push(
             message = message or f"{model} by sqzoo"
         model = create_model(model, pretrained=True, trunk=trunk)
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            save_pretrained(model, folder, card, transformers_js=transformers_js)
-        except (ArgumentError, ExportError, MissingExtraError) as e:
-            _check(model)
-            _logger.warning("%s goes without files for transformers.js: %s", repo, e)
-            save_pretrained(model, folder, card)
+        save_pretrained(model, folder, card)  # what is wrong with the model is told before the Hub is asked
         if plot.is_file():
             shutil.copy(plot, folder)
         api = HfApi(token=token)
-        try:
+        with explain_push(repo):  # and a wrong token before the export, which takes seconds
             api.create_repo(repo, private=private, exist_ok=True)
             if revision and revision != "main" and not revision.startswith("refs/"):
                 api.create_branch(repo, branch=revision, exist_ok=True)
             replace_card = is_generated_card(*(_read_remote(api, repo, name, revision) for name in (CARD, CONFIG)))
+        try:
+            if transformers_js:
+                save_pretrained(model, folder, card, transformers_js=True)
+        except (ArgumentError, ExportError, MissingExtraError) as e:
+            _logger.warning("%s goes without files for transformers.js: %s", repo, e)
+        with explain_push(repo):
             commit = api.upload_folder(
                 repo_id=repo,
                 folder_path=folder,
@@ -160,10 +161,6 @@ def push(
                 commit_message=message or "sqzoo model",
                 ignore_patterns=[] if replace_card else [CARD],
             )
-        except Exception as e:  # whatever network and client raise
-            raise WeightsError(
-                f"Could not push to {shown(repo)} ({reason(e)}); check the name, the token's rights and the network."
-            ) from e
     return str(commit.oid)
 
 

@@ -249,6 +249,7 @@ def test_transformers_js_in_a_browser(folder: Path, tmp_path: Path) -> None:
     agree(table(found), by_predict(model(), list(files)), files, NEAR)
 
 
+@pytest.mark.slow
 def test_a_model_of_other_classes(tmp_path: Path) -> None:
     """It sees pictures at its trunk's own size, with a margin cut off."""
     torch.manual_seed(0)

@@ -65,6 +65,7 @@ def test_a_file_gives_what_pytorch_gives(
     assert str(ROOT).encode() not in file.read_bytes()
 
 
+@pytest.mark.slow
 def test_int8(model: nn.Module, pixels: np.ndarray, tmp_path: Path) -> None:
     file = export(model, tmp_path / "q.onnx", "onnx-int8", preprocessing=True, calibration=pixels)
     graph = onnx.load(file).graph
@@ -122,6 +123,7 @@ def test_metadata_says_what_the_file_holds(model: nn.Module, tmp_path: Path) -> 
     assert metadata(sqzoo.create_model("sq1", num_classes=3))["labels"] == "[]"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "classes", "args"),
     [("squeezenet_cifar", 0, {}), ("fire_next", 5, {"batch_norm": True}), ("alexnet_cifar", 5, {})],
@@ -132,6 +134,7 @@ def test_every_architecture(name: str, classes: int, args: dict[str, Any], tmp_p
     onnx.checker.check_model(onnx.load(export(model, tmp_path / "m.onnx")), full_check=True)
 
 
+@pytest.mark.slow
 def test_other_outputs_are_not_written(model: nn.Module, tmp_path: Path) -> None:
     class Random(nn.Module):  # what a broken exporter would give
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -204,6 +207,7 @@ def test_a_missing_extra_is_named(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_kill_leaves_nothing_half_written(tmp_path: Path) -> None:
     target = tmp_path / "m.onnx"
     code = f"""

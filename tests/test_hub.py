@@ -29,6 +29,7 @@ from sqzoo.predict import predict
 from sqzoo.weights import loading, read_manifest, remote
 from sqzoo.weights.remote import CONFIG, WEIGHTS
 from tests.support import ROOT, javascript
+from tests.support.fork import python
 from tests.support.hub import REPO, cached_files, same, spoil
 from tests.support.hub_server import Fault, HubServer
 from tests.support.sentences import assert_one_sentence, refused
@@ -37,7 +38,7 @@ from tests.support.sentences import assert_one_sentence, refused
 
 
 def test_pushed_model_comes_back_by_every_way(server: HubServer, model: torch.nn.Module) -> None:
-    commit = hub.push(model, REPO, token="secret")
+    commit = hub.push(model, REPO, token="secret", transformers_js=False)
     stored = server.files(REPO)
     assert {CONFIG, WEIGHTS, "README.md"} <= stored.keys()
     config = json.loads(stored[CONFIG])
@@ -53,7 +54,7 @@ def test_pushed_model_comes_back_by_every_way(server: HubServer, model: torch.nn
 
 
 def test_a_tag_is_pushed_whole_with_its_card(server: HubServer, trunks: Path) -> None:
-    hub.push("sq1.paper_cifar10", REPO, token="secret", trunk=trunks)
+    hub.push("sq1.paper_cifar10", REPO, token="secret", transformers_js=False, trunk=trunks)
     stored = server.files(REPO)
     expected = sqzoo.create_model("sq1.paper_cifar10", pretrained=True, trunk=trunks)
     tensors = load(stored[WEIGHTS])
@@ -87,7 +88,7 @@ def test_folder_there_and_back(model: torch.nn.Module, tmp_path: Path) -> None:
 
 
 def test_private_repository_needs_its_token(server: HubServer, model: torch.nn.Module) -> None:
-    hub.push(model, REPO, token="secret", private=True)
+    hub.push(model, REPO, token="secret", transformers_js=False, private=True)
     refused(lambda: sqzoo.create_model(f"hf-hub:{REPO}", token=False), REPO, "token")
     assert same(sqzoo.create_model(f"hf-hub:{REPO}", token="secret"), model)
 
@@ -95,7 +96,7 @@ def test_private_repository_needs_its_token(server: HubServer, model: torch.nn.M
 def test_push_by_command_and_environment(server: HubServer, tmp_path: Path) -> None:
     """As a user does it: HF_ENDPOINT and HF_TOKEN in the environment, another process."""
     environment = os.environ | server.env | {"HF_TOKEN": "secret", "HF_HOME": str(tmp_path / "home")}
-    command = [sys.executable, "-m", "sqzoo", "push", "sq1.ft_cifar10", "--repo", REPO]
+    command = [python(timm=False), "-m", "sqzoo", "push", "sq1.ft_cifar10", "--repo", REPO]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert same(sqzoo.create_model(f"hf-hub:{REPO}"), sqzoo.create_model("sq1.ft_cifar10", pretrained=True))
@@ -118,7 +119,7 @@ def test_a_pushed_tag_opens_in_transformers_and_transformers_js(server: HubServe
         "print(json.dumps({a['label']: a['score'] for a in ask(sys.argv[2], top_k=10)}))"
     )
     environment = os.environ | server.env | {"HF_HOME": str(tmp_path / "home")}
-    command = [sys.executable, "-c", code, REPO, str(cat)]
+    command = [python(timm=False), "-c", code, REPO, str(cat)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == pytest.approx({p.label: p.probability for p in expected}, abs=1e-3)
@@ -160,7 +161,7 @@ def test_force_download_sees_a_new_commit(server: HubServer, files: dict[str, by
     server.put(REPO, files)
     first = sqzoo.create_model(f"hf-hub:{REPO}")
     other = sqzoo.create_model("sq1", mid=8, num_classes=4)
-    hub.push(other, REPO, token="secret")
+    hub.push(other, REPO, token="secret", transformers_js=False)
     assert same(sqzoo.create_model(f"hf-hub:{REPO}"), first)
     assert same(sqzoo.create_model(f"hf-hub:{REPO}", force_download=True), other)
 

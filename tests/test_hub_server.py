@@ -3,7 +3,6 @@
 import hashlib
 import json
 import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from huggingface_hub.errors import (
 )
 from safetensors.numpy import save
 
+from tests.support.fork import python
 from tests.support.hub_server import Fault, HubServer
 
 REPO, WEIGHTS, CARD = "org/name", "model.safetensors", b"---\nlicense: mit\ntags:\n- tiny\n---\n# A model\n"
@@ -83,7 +83,7 @@ def test_folder_goes_up_and_comes_back_by_environment_alone(server: HubServer, t
         f"print(hf_hub_download('org/name', {WEIGHTS!r}))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [python(timm=False), "-c", code],
         env={"HF_HOME": str(tmp_path / "home"), "PATH": "", **server.env},
         capture_output=True,
         text=True,

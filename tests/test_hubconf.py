@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import torch
 
 import sqzoo
 from tests.support import ROOT
+from tests.support.fork import python
 
 NAMES = ["alexnet_cifar", "fire_next", "sq1", "squeezenet_cifar"]
 
@@ -53,7 +53,7 @@ def test_cached_repository_loads_lists_and_helps_offline(tmp_path: Path) -> None
     )
     environment = os.environ | {"TORCH_HOME": str(tmp_path), "PYTHONPATH": ""}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120
+        [python(), "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
     out = done.stdout

@@ -22,6 +22,7 @@ from sqzoo.registry import start_from_imagenet
 from sqzoo.weights import trunk_source
 from sqzoo.weights.loading import read_verified
 from sqzoo.weights.manifest import architectures
+from tests.support.fork import python
 from tools.golden import FILE as GOLDEN
 from tools.golden import golden_logits
 
@@ -40,10 +41,10 @@ def seeded(create: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return create(*args, **kwargs)
 
 
-def run_python(code: str, folder: Path) -> str:
-    """Run code in a fresh interpreter that finds this checkout's package and `folder`."""
+def run_python(code: str, folder: Path, program: str | None = None) -> str:
+    """Run code in a fresh interpreter, by default one that has torch; it finds this checkout and `folder`."""
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [program or python(timm=False), "-c", code],
         env={"PYTHONPATH": f"{PACKAGE.parent}:{folder}", "PATH": "", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -369,7 +370,7 @@ print([m for m in heavy if m in sys.modules])
 
 def test_importing_the_package_imports_nothing_that_takes_seconds(tmp_path: Path) -> None:
     code = 'import sys, sqzoo; print({"torch", "timm", "numpy", "PIL"} & sys.modules.keys(), "optimize" in dir(sqzoo))'
-    assert run_python(code, tmp_path).strip() == "set() True"
+    assert run_python(code, tmp_path, sys.executable).strip() == "set() True"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import subprocess
-import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 import sqzoo
 from sqzoo.files import tensors_sha256
 from tests.support import ROOT
+from tests.support.fork import python
 from tests.support.github_server import LIMITED, GitHubServer
 
 NAMES = ["alexnet_cifar", "fire_next", "sq1", "squeezenet_cifar"]
@@ -73,7 +73,7 @@ def run(github: GitHubServer, tmp_path: Path) -> Run:
         env |= {"PYTHONIOENCODING": "utf-8", "SQZOO_TRUNKS": "nowhere"}
         end = f"\njson.dump(found, open({str(tmp_path / 'found.json')!r}, 'w'))"
         done = subprocess.run(
-            [sys.executable, "-c", start + code + end],
+            [python(timm=False), "-c", start + code + end],
             input=answers,
             cwd=tmp_path / "empty",
             env=env,

@@ -119,6 +119,18 @@ def training_speed(record: dict[str, Any]) -> str:
     )
 
 
+def recipe_search(record: dict[str, Any]) -> str:
+    """Return the table of results/accuracy/recipe_search.json, and what its rule decides."""
+    rule = {True: "taken", False: "not taken"}
+    lines = ["| run | held out, % | against the base, points | decision |", "|---|---|---|---|"]
+    for name, run in record["runs"].items():
+        gap, error = run["points_over_base"], run["standard_error"]
+        told, decided = f"{gap:+.2f} ± {error:.2f}", rule[gap > (-2 if run["simpler"] else 2) * error]
+        cells = [name, f"{run['val']['top1']:.2f}", *(("", "") if name == "base" else (told, decided))]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def gpu_estimate(record: dict[str, Any]) -> str:
     """Return the sentence on results/speed/gpu_estimate.json."""
     ft, head = (record["launches"][name]["step in all"] for name in ("ft", "head"))

@@ -1,14 +1,17 @@
-"""From a folder of 500 photos in 5 classes to a model with a report: seconds, memory and accuracy of the one command.
+"""A folder of one's own images: `sqzoo train` beside what its users would otherwise write, on the same split.
 
-    python benchmarks/accuracy/own_images.py [--data FOLDER] [--pictures 500] [--quick]
-    python benchmarks/accuracy/own_images.py --starts    # the default start
+    python benchmarks/accuracy/own_images.py [--photos FOLDER] [--sets NAME ...] [--methods NAME ...] [--seeds 3]
 
-The folder is made of CIFAR-10's test images of five classes, enlarged to JPEG files of 1024x768: real pictures, of a
-photo's size though not of its sharpness. `sqzoo train sq1 --data FOLDER` runs in a process of its own, then again with
-`--all-layers`; the model that comes of each is measured on 1,000 other test images, which no choice has seen.
-`--starts` compares the starts where nothing of CIFAR-10 helps: which of 17 photographs, in grey, is this a piece of? It
-learns from pieces of their left halves and is asked about the right ones. Writes
-results/accuracy/own_images.json and, from it, the table of docs/own_images.md.
+FOLDER holds the sets, each with train/CLASS and val/CLASS (default: $SQZOO_PHOTOS); what a set may be used for is told
+beside it, and no image enters a record. Each method runs in a process of its own and is scored on the set's `val`:
+
+- head: `sqzoo train MODEL --data SET`; its penalty is chosen on `train` alone.
+- all_layers: the same with `--all-layers`; `val` also chose its epoch, and whether it or the head is kept.
+- logistic: scikit-learn's logistic regression, as it comes, on standardised pooled features of the same backbone.
+- tutorial: PyTorch's transfer learning tutorial on the same backbone, with Adam, 8 epochs; `val` also chose its epoch.
+
+Adds to results/accuracy/own_images.json, one run after the other, so that a stopped command goes on; what is recorded
+is not run again. Writes the table of docs/own_images.md from it.
 """
 
 import argparse
@@ -18,170 +21,166 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+import torch
+import torch.nn as nn
+from torch.utils.data import DataLoader
+from torchvision import datasets, models, transforms
 
-from benchmarks import RESULTS
+from benchmarks import RESULTS, run_main
 from benchmarks.record import write_record
-from sqzoo import create_model
-from sqzoo.data import Dataset, cifar10
 from sqzoo.environment import environment
-from sqzoo.predict import predict
-from sqzoo.weights import CIFAR10_CLASSES
+from sqzoo.weights import load_trunk
 from tools.readme import OWN_IMAGES, write_into
 
 RESULT = RESULTS / "accuracy" / "own_images.json"
-CLASSES = (1, 4, 5, 7, 9)
-SIZE = (1024, 768)
-FRESH = 200  # pictures a class to measure on
-PHOTOGRAPHS = (
-    *("astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "coins.png", "grass.png", "gravel.png"),
-    *("hubble_deep_field.jpg", "ihc.png", "moon.png", "motorcycle_left.png", "page.png", "retina.jpg", "rocket.jpg"),
+MODEL = "squeezenet_cifar"  # whose backbone the plain alternatives use whole
+METHODS = ("head", "logistic", "all_layers", "tutorial")
+NORMALISE = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+CENTRE = transforms.Compose(
+    [transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(), NORMALISE]  # the tutorial's
+)
+RANDOM = transforms.Compose(
+    [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), transforms.ToTensor(), NORMALISE]
 )
 
 
-def make_photos(data: Dataset, first: int, count: int, folder: Path) -> list[Path]:
-    """Write `count` images of each class, from its `first` on, as JPEG files FOLDER/class/N.jpg."""
-    files = []
-    for label in CLASSES:
-        (folder / CIFAR10_CLASSES[label]).mkdir(parents=True)
-        for i in np.flatnonzero(data.labels == label)[first : first + count]:
-            files.append(folder / CIFAR10_CLASSES[label] / f"{i}.jpg")
-            Image.fromarray(data.images[i]).resize(SIZE, Image.Resampling.BICUBIC).save(files[-1], quality=90)
-    return files
+def squeezenet(classes: int) -> nn.Module:
+    """Return torchvision's SqueezeNet 1.1 with ImageNet's backbone and a new last layer."""
+    model = models.squeezenet1_1(num_classes=classes)
+    model.load_state_dict(model.state_dict() | load_trunk("squeezenet1_1"))
+    return model
 
 
-def make_pieces(folder: Path) -> None:
-    """Write pieces of the photographs, FOLDER/train/NAME/N.png of the left halves and FOLDER/val of the right ones."""
-    packages = [find_spec(name) for name in ("skimage", "sklearn")]
-    if not all(packages):
-        raise SystemExit(
-            "Comparing the starts takes photographs from two packages: pip install scikit-image scikit-learn"
-        )
-    skimage, sklearn = (Path(p.origin).parent / d for p, d in zip(packages, ("data", "datasets/images"), strict=True))
-    rng = np.random.default_rng(0)
-    for file in [skimage / name for name in PHOTOGRAPHS] + [sklearn / name for name in ("china.jpg", "flower.jpg")]:
-        with Image.open(file) as opened:
-            photograph = opened.convert("L").convert("RGB")
-        width, height = photograph.size
-        for part, low, high, count in (("train", 0, width // 2, 30), ("val", width // 2, width, 50)):
-            (folder / part / file.stem).mkdir(parents=True)
-            for number in range(count):
-                side = max(40, int(rng.uniform(0.15, 0.3) * min(width, height)))
-                x, y = rng.integers(low, high - side + 1), rng.integers(0, height - side + 1)
-                piece = photograph.crop((x, y, x + side, y + side)).rotate(90 * int(rng.integers(4)))
-                values = np.asarray(piece, float)  # brightness and contrast tell nothing
-                values = (values - values.mean()) * rng.uniform(25, 50) / (values.std() + 5) + rng.uniform(108, 148)
-                piece = Image.fromarray(values.clip(0, 255).astype(np.uint8))
-                piece.resize((256, 256), Image.Resampling.BICUBIC).save(folder / part / file.stem / f"{number}.png")
+def logistic(folder: Path, seed: int) -> float:
+    """Return the validation accuracy of scikit-learn's logistic regression on pooled features, in percent."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    backbone, parts = squeezenet(2).features.eval(), []
+    for part in ("train", "val"):
+        with torch.inference_mode():
+            batches = [(backbone(x).mean((2, 3)), y) for x, y in _loader(folder / part, CENTRE)]
+        parts.append([torch.cat(column).numpy() for column in zip(*batches, strict=True)])
+    (x, y), (val_x, val_y) = parts
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000, random_state=seed)).fit(x, y)
+    return 100 * float((model.predict(val_x) == val_y).mean())
 
 
-def command(*words: str) -> tuple[float, float]:
-    """Run `sqzoo …`; return its seconds and peak memory in MB."""
-    began = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "sqzoo", *words], stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"sqzoo {' '.join(words)} failed.")
-    return time.perf_counter() - began, usage.ru_maxrss / 1024
+def tutorial(folder: Path, seed: int) -> float:
+    """Return the best validation accuracy of the tutorial's fine-tuning, in percent."""
+    torch.manual_seed(seed)
+    train, val = _loader(folder / "train", RANDOM, shuffle=True), _loader(folder / "val", CENTRE)
+    model, loss = squeezenet(len(train.dataset.classes)), nn.CrossEntropyLoss()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)  # 1e-3, the default, ruins the backbone
+    schedule, best = torch.optim.lr_scheduler.StepLR(optimizer, 7, 0.1), 0.0
+    for _ in range(8):
+        model.train()
+        for x, y in train:
+            optimizer.zero_grad()
+            loss(model(x), y).backward()
+            optimizer.step()
+        schedule.step()
+        model.eval()
+        with torch.inference_mode():
+            right = torch.cat([model(x).argmax(1) == y for x, y in val])
+        best = max(best, 100 * right.double().mean().item())
+    return best
 
 
-def measured(words: list[str], run: Path, fresh: list[Path]) -> dict[str, Any]:
-    """Run the command and measure what came of it."""
-    seconds, memory = command(*words, "--run", str(run))
-    result = json.loads((run / "result.json").read_text(encoding="utf-8"))
-    found = {"seconds": round(seconds, 1), "peak_mb": round(memory), "chosen": result["chosen"]}
-    found |= {"val": result["val"], "data_digest": result["data_digest"]}
-    found["stages"] = {
-        name: {k: stage[k] for k in ("recipe", "epoch", "val", "training_seconds", "feature_seconds")}
-        for name, stage in result["stages"].items()
-    }
-    if fresh:
-        answers = predict(create_model(f"local-dir:{run}"), fresh)
-        right = sum(a[0].label == f.parent.name for a, f in zip(answers, fresh, strict=True))
-        found["fresh"] = {"top1": 100 * right / len(fresh), "images": len(fresh)}
-    return found
+def _loader(folder: Path, transform: Any, shuffle: bool = False) -> Any:
+    return DataLoader(datasets.ImageFolder(str(folder), transform), 32, shuffle=shuffle)
 
 
-def photos(arguments: argparse.Namespace, base: Path) -> dict[str, Any]:
-    data = cifar10("test", arguments.data)
-    each = arguments.pictures // len(CLASSES)
-    make_photos(data, 0, each, base / "photos")
-    fresh = make_photos(data, each, 20 if arguments.quick else FRESH, base / "fresh")
-    short = ["--set", "sizes=[[64, 2]]"] if arguments.quick else []
-    results = {}
-    for name, option in (("head", []), ("all_layers", ["--all-layers"])):
-        words = ["train", "sq1", "--data", str(base / "photos"), *option, *short]
-        results[name] = measured(words, base / name, fresh)
-        print(
-            f"{name}: {results[name]['seconds']:.0f} s, {results[name]['peak_mb']} MB, validation "
-            f"{results[name]['val']['top1']:.1f} %, {len(fresh)} others {results[name]['fresh']['top1']:.1f} %"
-        )
-    return {"pictures": each * len(CLASSES), "size": SIZE, "runs": results}
-
-
-def starts(arguments: argparse.Namespace, base: Path) -> dict[str, Any]:
-    make_pieces(base / "pieces")
-    short = ["--set", "sizes=[[64, 2]]"] if arguments.quick else []
-    results = {}
-    for start in ("imagenet", "sq1.ft_cifar10"):
-        words = ["train", "sq1", "--data", str(base / "pieces"), "--start", start, *short]
-        results[start] = measured(words, base / start, [])
-        val = results[start]["val"]
-        print(f"{start}: {val['top1']:.1f} % of {val['images']} pieces, loss {val['loss']:.3f}")
-    return {"runs": results}
+def measured(folder: Path, method: str, seed: int) -> dict[str, Any]:
+    """Run a method in a process of its own; return its accuracy (percent), seconds, CPU seconds and peak memory."""
+    with tempfile.TemporaryDirectory() as base:
+        run, out = Path(base) / "run", Path(base) / "out"
+        words = [sys.executable, "-m", "benchmarks.accuracy.own_images", "--one", method, str(folder), str(seed)]
+        if method in ("head", "all_layers"):
+            words = [sys.executable, "-m", "sqzoo", "train", MODEL, "--data", str(folder), "--run", str(run)]
+            words += ["--seed", str(seed), *(["--all-layers"] if method == "all_layers" else [])]
+        began = time.perf_counter()
+        with out.open("w") as stream:
+            process = subprocess.Popen(words, stdout=stream)
+            _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            raise SystemExit(f"{method} failed on {folder.name}.")
+        row = {"seconds": round(time.perf_counter() - began, 1), "peak_mb": round(usage.ru_maxrss / 1024)}
+        row["cpu_seconds"] = round(usage.ru_utime + usage.ru_stime, 1)
+        if words[2] == "sqzoo":
+            result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+            scores = {name: stage["val"]["top1"] for name, stage in result["stages"].items()}
+            checked = result["stages"]["head"]["cross_validation"]
+            return row | {"top1": result["val"]["top1"], "kept": result["chosen"], "stages": scores} | checked
+        return row | {"top1": json.loads(out.read_text(encoding="utf-8"))}
 
 
 def render(known: dict[str, Any]) -> str:
     """Return the table of docs/own_images.md."""
-    if not known:
+    if not known.get("sets"):
         return "Not measured yet: `python benchmarks/accuracy/own_images.py`."
-    rows = []
-    if "photos" in known:
-        count, (width, height) = known["photos"]["pictures"], known["photos"]["size"]
-        rows += [
-            f"`sqzoo train sq1` on {count} JPEG files of {width}x{height} in five classes of CIFAR-10, "
-            f"{known['photos']['environment']['cores']} cores:\n",
-            "| trained | seconds | memory | validation images | images no choice has seen |\n|---|---|---|---|---|",
-        ]
-        for name, run in known["photos"]["runs"].items():
-            val, fresh = run["val"], run["fresh"]
-            rows.append(
-                f"| {name.replace('_', ' ')} | {run['seconds']:.0f} | {run['peak_mb']} MB | {val['top1']:.1f} % of "
-                f"{val['images']} | {fresh['top1']:.1f} % of {fresh['images']} |"
-            )
-    if "starts" in known:
-        results = {start: run["val"] for start, run in known["starts"]["runs"].items()}
-        rows.append(
-            "\nPieces of 17 photographs, told apart: "
-            + ", ".join(f"{val['top1']:.1f} % of {val['images']} from {start}" for start, val in results.items())
-            + "."
-        )
-    return "\n".join(rows)
+    titles = {
+        "head": "`sqzoo train`, the head",
+        "all_layers": "`sqzoo train --all-layers`",
+        "logistic": "scikit-learn's logistic regression",
+        "tutorial": "PyTorch's tutorial, Adam",
+    }
+    lines = ["| set | method | accuracy, % | seeds | CPU seconds | peak memory |", "|---|---|---|---|---|---|"]
+    for name, entry in known["sets"].items():
+        for method in titles:
+            rows = [row for key, row in entry["runs"].items() if key.startswith(f"{method} ")]
+            if rows:
+                top1, seconds, memory = (np.mean([row[k] for row in rows]) for k in ("top1", "cpu_seconds", "peak_mb"))
+                error = (top1 * (100 - top1) / entry["val"]) ** 0.5
+                lines.append(
+                    f"| {name}, {entry['train']} / {entry['val']} | {titles[method]} | {top1:.1f} ± {error:.1f} | "
+                    f"{len(rows)} | {seconds:.0f} | {memory:,.0f} MB |"
+                )
+    facts = known["environment"]
+    lines.append(
+        f"\nTraining / validation images; ± one standard error of so many validation images. {facts['cpu']}; seconds "
+        "are those of all cores together."
+    )
+    return "\n".join(lines)
 
 
 def main() -> None:
-    """Make the pictures, run the commands, print and record."""
+    """Run what is not recorded, print and record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="CIFAR-10 folder (default: $SQZOO_CIFAR10, else the Hub)")
-    parser.add_argument("--pictures", type=int, default=500)
-    parser.add_argument("--starts", action="store_true", help="compare the ImageNet trunk with the embedded weights")
-    parser.add_argument("--quick", action="store_true", help="a trial at 64 pixels and two epochs; records nothing")
+    parser.add_argument("--photos", type=Path, default=os.environ.get("SQZOO_PHOTOS"), help="folder of the sets")
+    parser.add_argument("--sets", nargs="+", help="names of folders in it (default: all)")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--one", nargs=3, metavar=("METHOD", "SET", "SEED"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    part: Callable[[argparse.Namespace, Path], dict[str, Any]] = starts if arguments.starts else photos
-    with tempfile.TemporaryDirectory() as base:
-        found = part(arguments, Path(base)) | {"environment": environment()}
-    if not arguments.quick:
-        known = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
-        known |= {part.__name__: found}
-        write_record(RESULT, known)
-        write_into(OWN_IMAGES, "own_pictures", render(known))
+    if arguments.one:
+        method, folder, seed = arguments.one
+        print((logistic if method == "logistic" else tutorial)(Path(folder), int(seed)))
+        return
+    if not arguments.photos:
+        parser.error("name the folder of the sets in --photos or $SQZOO_PHOTOS.")
+    record = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {"sets": {}}
+    facts = environment()
+    for folder in sorted(d for d in Path(arguments.photos).iterdir() if (d / "val").is_dir()):
+        if arguments.sets and folder.name not in arguments.sets:
+            continue
+        count = {part: sum(1 for f in (folder / part).rglob("*") if f.is_file()) for part in ("train", "val")}
+        entry = record["sets"].setdefault(folder.name, count | {"runs": {}})
+        for method, seed in ((m, s) for m in arguments.methods for s in range(arguments.seeds)):
+            if f"{method} {seed}" in entry["runs"]:
+                continue
+            row = measured(folder, method, seed) | {"load": os.getloadavg()[0]}
+            print(f"{folder.name}, {method}, seed {seed}: {row['top1']:.1f} %, {row['cpu_seconds']:.0f} CPU seconds")
+            entry["runs"][f"{method} {seed}"] = row | {"commit": facts["commit"]}
+            record["environment"] = facts
+            write_record(RESULT, record)
+            write_into(OWN_IMAGES, "own_pictures", render(record))
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -26,6 +26,9 @@ def run(
             "(default: CIFAR-10 in $SQZOO_CIFAR10, else from the Hub)."
         ),
     ] = None,
+    labels: Annotated[
+        str | None, option("CSV file with the images' names and classes, where the folders are not the classes.")
+    ] = None,
     all_layers: Annotated[
         bool, typer.Option("--all-layers", help="After the head, train all layers on your images.")
     ] = False,
@@ -51,6 +54,7 @@ def run(
     sqzoo train sq1 --recipe ft_cifar10 --device cuda
     sqzoo train sq1 --recipe paper_cifar10 --seed 1
     sqzoo train sq1 --data photos
+    sqzoo train sq1 --data photos --labels photos/labels.csv
     sqzoo train sq1 --data photos --all-layers --run runs/photos --set lr=0.0001
     torchrun --nproc-per-node 2 -m -- sqzoo train sq1 --recipe ft_cifar10 --run runs/mine
     ```
@@ -71,11 +75,17 @@ def run(
                 raise ArgumentError(
                     "--compile is for CIFAR-10, runs on your images are too short for it; leave it out."
                 )
-            options |= {"all_layers": all_layers, "val_fraction": val_fraction, "recipe_name": recipe}
+            options |= {
+                "labels": labels,
+                "all_layers": all_layers,
+                "val_fraction": val_fraction,
+                "recipe_name": recipe,
+            }
             _own_images(model, data, folder, fields, options)
-        elif all_layers:
+        elif all_layers or labels:
             raise ArgumentError(
-                "--all-layers is for a folder of your images in --data; on CIFAR-10 give --recipe ft_cifar10."
+                "--all-layers and --labels are for a folder of your images in --data; on CIFAR-10 give --recipe "
+                "ft_cifar10."
             )
         else:
             _cifar10(model, recipe or "held_out_cifar10", data, folder, fields, options | {"compile": compile})
@@ -88,10 +98,18 @@ def _own_images(model: str, data: str, folder: str | None, fields: dict[str, Any
     from sqzoo.own_images.training import train_on_images
 
     path = Path(folder or f"runs/{model}-{Path(data).resolve().name}-{fields.get('seed', 0)}")
-    val = train_on_images(model, data, path, **options, **fields)["val"]
-    print(f"{path}: {val['top1']:.1f} % of {val['images']} validation images right; report: {path}/report.html")
+    result = train_on_images(model, data, path, **options, **fields)
+    scores = [f"{name.replace('_', ' ')} {stage['val']['top1']:.1f} %" for name, stage in result["stages"].items()]
+    kept = f" ({', '.join(scores)})" if len(scores) > 1 else ""
+    val = result["val"]
+    print(f"{path}: {val['top1']:.1f} % of {val['images']} validation images right{kept}; report: {path}/report.html")
+    if "test" in result:
+        print(f"Of {result['test']['images']} test images, which chose nothing: {result['test']['top1']:.1f} % right")
     named = path if len(path.parts) > 1 else f"./{path}"  # a bare name would be a tag's
     print(f"Use it: sqzoo predict --model {named} IMAGE")
+    if not options["all_layers"]:
+        print("Better, and slower: the same command with --all-layers")
+    print(f"In the browser: sqzoo demo {named}; for others: sqzoo push {named} --repo ORG/NAME")
 
 
 def _cifar10(

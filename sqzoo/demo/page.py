@@ -1,8 +1,9 @@
-"""The page's files, runtime and models, gzipped once and held in memory."""
+"""The page's files, runtime and models, held in memory: to serve, or to write for any static host."""
 
 import gzip
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from tqdm import tqdm
 from sqzoo.demo.engine import runtime_files
 from sqzoo.demo.models import page_model
 from sqzoo.environment import require
+from sqzoo.errors import ArgumentError, shown, why
+from sqzoo.files import claim_folder, write_bytes
 from sqzoo.registry import list_models
 from sqzoo.weights import get_weights
 
@@ -21,18 +24,29 @@ _TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".mjs": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
+    ".jpg": "image/jpeg",
     ".json": "application/json",
-    ".wasm": "application/wasm",
-    ".onnx": "application/octet-stream",
+    ".gz": "application/gzip",  # runtime and models, which the page unpacks
 }
+
+# What a Space of the Hugging Face Hub reads.
+_SPACE = """---
+title: sqzoo
+sdk: static
+app_file: index.html
+license: bsd-3-clause
+---
+
+Classifies pictures in the browser; made by `sqzoo demo --write`. Any static web host can serve these files.
+"""
 
 
 @dataclass(frozen=True)
 class Asset:
-    """A file of the page: its media type, its gzipped bytes, and an ETag that changes with them."""
+    """A file of the page: its media type, its bytes, and an ETag that changes with them."""
 
     media: str
-    packed: bytes
+    body: bytes
     etag: str
 
 
@@ -40,7 +54,7 @@ class Page:
     """The page's files by path, such as `/index.html`; models and runtime are cached by the first call.
 
     Args:
-        models: names for `create_model`; none takes the package's complete models, sq1's first.
+        models: names for `create_model`; none takes the smallest of each architecture, after sq1's most accurate.
 
     Raises:
         SqzooError: a model or the runtime cannot be had, or a package is not installed.
@@ -51,24 +65,46 @@ class Page:
             require(package, "demo", "The page")
         self.assets: dict[str, Asset] = {}
         for file in sorted((Path(__file__).parent / "static").iterdir()):
-            self._add(file.name, gzip.compress(file.read_bytes(), mtime=0))
+            self._add(file.name, file.read_bytes())
         for name, packed in runtime_files().items():
-            self._add(name, packed)
+            # The bundle is imported by its name; the engine itself, 14 MB, is unpacked by the page.
+            wasm = name.endswith(".wasm")
+            self._add(f"{name}.gz" if wasm else name, packed if wasm else gzip.decompress(packed))
         entries = []
-        for i, name in enumerate(tqdm(models or complete_tags(), "models", leave=False, disable=None)):
+        for i, name in enumerate(tqdm(models or default_models(), "models", leave=False, disable=None)):
             model = page_model(name)
-            self._add(f"{i}.onnx", model.packed)
-            entries.append({"file": f"{i}.onnx", "bytes": len(model.packed)} | model.metadata)
-        self._add("models.json", gzip.compress(json.dumps(entries).encode(), mtime=0))
+            self._add(f"{i}.onnx.gz", model.packed)
+            entries.append({"file": f"{i}.onnx.gz", "bytes": len(model.packed)} | model.metadata)
+        self._add("models.json", json.dumps(entries).encode())
         self.models = [str(entry["tag"]) for entry in entries]
 
-    def _add(self, name: str, packed: bytes) -> None:
-        etag = f'"{hashlib.sha256(packed).hexdigest()[:32]}"'
-        self.assets[f"/{name}"] = Asset(_TYPES[Path(name).suffix], packed, etag)
+    def _add(self, name: str, body: bytes) -> None:
+        etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+        self.assets[f"/{name}"] = Asset(_TYPES[Path(name).suffix], body, etag)
+
+    def write(self, folder: str | os.PathLike[str]) -> int:
+        """Write the page as static files for any web host or a Hub Space; return their size in bytes.
+
+        Args:
+            folder: new, empty, or an earlier call's.
+
+        Raises:
+            ArgumentError: the folder holds something else, or cannot be written.
+        """
+        claim_folder(folder)
+        files = {name.lstrip("/"): asset.body for name, asset in self.assets.items()}
+        files["README.md"] = _SPACE.encode()
+        try:
+            for name, body in files.items():
+                write_bytes(Path(folder) / name, body)
+        except OSError as e:
+            raise ArgumentError(
+                f"Cannot write to {shown(folder)} ({why(e)}); name a folder that you may write to."
+            ) from e
+        return sum(map(len, files.values()))
 
 
-def complete_tags() -> list[str]:
-    """Return the tags that need no ImageNet trunk and have class maps, which AlexNet lacks; sq1's first."""
-    entries = {tag: get_weights(tag) for tag in list_models(pretrained=True)}
-    tags = [tag for tag, entry in entries.items() if entry.holds == "complete" and entry.trunk != "alexnet"]
-    return sorted(tags, key=lambda tag: (not tag.startswith("sq1."), tag))
+def default_models() -> list[str]:
+    """Return sq1's most accurate weights tag, then each SqueezeNet's smallest: what a page shows unless told."""
+    small = [tag for tag in list_models(pretrained=True) if tag.endswith(".tiny_cifar10")]
+    return ["sq1.ft_cifar10", *(tag for tag in small if get_weights(tag).trunk != "alexnet")]  # which has no class maps

@@ -1,6 +1,5 @@
 """Serve the page from memory: GET and HEAD only, for its own host names only; no uploads."""
 
-import gzip
 import ipaddress
 import re
 import socket
@@ -100,18 +99,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_response(HTTPStatus.NOT_MODIFIED)
             self.end_headers()
             return
-        gzipped = "gzip" in self.headers.get("Accept-Encoding", "")
-        body = asset.packed if gzipped else gzip.decompress(asset.packed)
         self.send_response(HTTPStatus.OK)
         self.send_header("Content-Type", asset.media)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", str(len(asset.body)))
         self.send_header("ETag", asset.etag)
-        self.send_header("Vary", "Accept-Encoding")
-        if gzipped:
-            self.send_header("Content-Encoding", "gzip")
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            self.wfile.write(asset.body)
 
     do_HEAD = do_GET
 

@@ -18,12 +18,11 @@ from sqzoo.weights.loading import load_state, load_strict, read_verified
 from sqzoo.weights.remote import CONFIG, Source, parse_source, read_config, read_weights
 from sqzoo.weights.untrusted import LARGEST, printable, read_bytes
 
-# What timm's builder takes; anything else must be an argument of the model.
+# What timm's builder takes, beside the model's own arguments.
 _TIMM_ARGUMENTS = {"features_only", "out_indices", "feature_cls", "cache_dir", "pretrained_model_args"}
 _HEAD_ARGUMENTS = ("upsample", "temperature")  # arguments that belong to a trained head
 _UNTRAINED_INPUT = tuned_input((256, 224))  # the paper's resize and centre crop
-_SOURCES = ("file", "url", "hf_hub_id", "state_dict")
-_FIRST_CONV = "features.0"
+_SOURCES, _FIRST_CONV = ("file", "url", "hf_hub_id", "state_dict"), "features.0"
 
 
 def configs(cls: type[ZooModel], architecture: str) -> Any:
@@ -32,14 +31,13 @@ def configs(cls: type[ZooModel], architecture: str) -> Any:
         "num_classes": 10,
         "input_size": (3, 224, 224),
         "pool_size": _pool_size(cls, (3, 224, 224), {}),
-        "crop_pct": 0.875,  # with 224 the paper's resize to 256 and centre crop
-        "interpolation": "bilinear",
+        **{"crop_pct": 0.875, "interpolation": "bilinear"},  # with 224 the paper's resize to 256 and centre crop
         "first_conv": _FIRST_CONV,
         "classifier": cls.classifier_name,
         "label_names": CIFAR10_CLASSES,
         "paper_name": "COMP 551 MiniProject 4 (Flores, Pinto, McGowan, 2019)",
     }
-    result: dict[str, dict[str, Any]] = {}
+    result = {}
     for tag in tags(architecture):
         entry = get_weights(tag)
         result[tag] = base | {

@@ -12,7 +12,7 @@ from timm.utils.misc import natural_key
 
 from sqzoo.errors import DataError, shown, why
 from sqzoo.files import is_claimed
-from sqzoo.images.walk import AGAIN, DEEP, OURS, is_ignored, is_image_name, walk
+from sqzoo.images.walk import AGAIN, DEEP, OURS, image_files, is_ignored, is_image_name, walk
 
 VAL_NAMES = ("val", "valid", "validation", "test")  # the first that exists
 # Folders of other dataset layouts (YOLO, Pascal VOC, COCO): never classes.
@@ -41,9 +41,10 @@ class ImageFolder:
 def find_images(folder: str | os.PathLike[str]) -> ImageFolder:
     """Find the images in FOLDER/class/, at any depth, or in FOLDER/train/class/ and FOLDER/val/class/.
 
-    `val` may also be called valid, validation or test. Links are followed, and each folder is entered once. Hidden
-    files, those of the system (`@eaDir`, `Thumbs.db`) and what sqzoo made are ignored; others that are not images by
-    their suffix are left out. Classes are sorted as timm does: numbers by value, without regard to case.
+    `val` may also be called valid or validation, or test if there is none of these (see `find_test_images`). Links are
+    followed, and each folder is entered once. Hidden files, those of the system (`@eaDir`, `Thumbs.db`) and what sqzoo
+    made are ignored; others that are not images by their suffix are left out. Classes are sorted as timm does: numbers
+    by value, without regard to case.
 
     Raises:
         DataError: there are not at least two classes with an image each, a folder cannot be read, or a folder's name
@@ -61,6 +62,18 @@ def find_images(folder: str | os.PathLike[str]) -> ImageFolder:
         raise DataError(f"Cannot read {place} ({why(e)}); make it readable, or move it out of {shown(root)}.") from e
 
 
+def find_test_images(folder: ImageFolder) -> list[tuple[Path, int]]:
+    """Return the images of FOLDER/test/class/, where FOLDER/train and a validation part are beside it, with labels."""
+    by_name = {d.name.casefold(): d for d in _subfolders(folder.root)}
+    if folder.is_val is None or "test" not in by_name or len(_parts(folder.root, {})) < 2:
+        return []
+    if _parts(folder.root, {})[1] == by_name["test"]:
+        return []
+    places = {printable_path(d, by_name["test"]): d for d in _subfolders(by_name["test"])}
+    labelled = [(label, places[name]) for label, name in enumerate(folder.classes) if name in places]
+    return [(file, label) for label, place in labelled for file in image_files(place)]
+
+
 def _parts(root: Path, left_out: dict[str, str]) -> list[Path]:
     """Return the folders that hold class folders: the root alone, or train and, if it exists, validation."""
     folders = _subfolders(root)
@@ -68,7 +81,8 @@ def _parts(root: Path, left_out: dict[str, str]) -> list[Path]:
     if "train" not in by_name or set(by_name) - {"train", *VAL_NAMES} or len(by_name) < len(folders):
         return [root]
     parts = [by_name["train"], *[by_name[name] for name in VAL_NAMES if name in by_name][:1]]
-    left_out |= {printable_path(d, root): f"{parts[-1].name} is for validation" for d in folders if d not in parts}
+    unread = [d for d in folders if d not in parts and d.name.casefold() != "test"]
+    left_out |= {printable_path(d, root): f"{parts[-1].name} is for validation" for d in unread}
     return parts
 
 
@@ -97,7 +111,7 @@ def _by_class(root: Path, parts: list[Path], left_out: dict[str, str]) -> ImageF
             if not is_ignored(file.name) and not os.path.isdir(file):
                 left_out[printable_path(file, root)] = _LOOSE
     by_class = {name: files for name, files in by_class.items() if name not in runs or any(files)}
-    classes = tuple(sorted(by_class, key=_sort_key))
+    classes = tuple(sorted(by_class, key=sort_key))
     _check_classes(root, parts[0], classes, left_out)
     for name in classes:
         for part, files in zip(parts, by_class[name], strict=True):
@@ -118,7 +132,7 @@ def _by_class(root: Path, parts: list[Path], left_out: dict[str, str]) -> ImageF
     return ImageFolder(root, classes, paths, np.array(labels), np.array(is_val) if parts[1:] else None, left_out)
 
 
-def _sort_key(name: str) -> tuple[Any, ...]:
+def sort_key(name: str) -> tuple[Any, ...]:
     """Return timm's sort key for classes, then the name itself."""
     try:
         return natural_key(name), name

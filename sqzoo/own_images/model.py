@@ -3,16 +3,18 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
-from sqzoo.data import NORMALISATIONS
-from sqzoo.evaluation import logits
+from sqzoo.data import NORMALISATIONS, Dataset
+from sqzoo.evaluation import evaluate, logits
 from sqzoo.files import write_json, write_text
 from sqzoo.hub import save_pretrained
-from sqzoo.images.reader import OWN_IMAGES_TAG
+from sqzoo.images.reader import OWN_IMAGES_TAG, ImageReader, read_ahead
 from sqzoo.models.base import ZooModel
 from sqzoo.own_images.pixels import ImageSet
+from sqzoo.registry import create_model
 from sqzoo.report.page import report
 from sqzoo.uncertainty import calibrate
 
@@ -50,9 +52,11 @@ def write_model(
         tag=OWN_IMAGES_TAG,
     )
     save_pretrained(model, folder / name)  # which all layers start from
-    names = ("recipe", "epoch", "val", "training_seconds", "feature_seconds", "log")
-    stages = before.get("stages", {}) | {name: {k: stage[k] for k in names}}
-    best = max(stages, key=lambda n: (stages[n]["val"]["top1"], -stages[n]["val"]["loss"]))
+    if name == "head":
+        write_json(folder / name / "result.json", stage)
+    names = ("recipe", "epoch", "val", "training_seconds", "feature_seconds", "log", "cross_validation")
+    stages = before.get("stages", {}) | {name: {k: stage[k] for k in names if k in stage}}
+    best = max(stages, key=lambda n: (stages[n]["val"]["top1"], -round(stages[n]["val"]["loss"], 3)))  # first of equals
     result = before | {"stages": stages, "chosen": best}
     if best == name:
         chunks = [val_idx[low : low + 256] for low in range(0, len(val_idx), 256)]
@@ -66,14 +70,29 @@ def write_model(
             "classes": list(images.classes),
             "images": len(images),
             "val": stage["val"],
-            "by_class": _by_class(val_logits, images),
+            "by_class": (by_class := _by_class(val_logits, images)),
+            "balanced_accuracy": 100 * sum(row["right"] / row["val"] for row in by_class) / len(by_class),
             "left_out": images.left_out,
             "data_digest": images.digest,
             "environment": stage["environment"],
         }
         save_pretrained(model, folder, _card(result))
-        write_text(folder / "report.html", _page(result, val_logits, images))
+        write_text(folder / "report.html", _page(folder, result, val_logits, images))
     write_json(folder / "result.json", result)
+    return result
+
+
+def add_test(folder: Path, files: list[tuple[Path, int]], result: dict[str, Any], device: str) -> dict[str, Any]:
+    """Evaluate a run's model on test images, which chose nothing; add "test" to its result, and to result.json."""
+    model = create_model(f"local-dir:{folder}").to(device)
+    decoded = read_ahead([file for file, _ in files], ImageReader.of(model), ahead=64)
+    kept = [
+        (image, label) for (_, image), (_, label) in zip(decoded, files, strict=True) if isinstance(image, np.ndarray)
+    ]
+    if kept:
+        images, targets = zip(*kept, strict=True)
+        result = result | {"test": vars(evaluate(model, Dataset(np.stack(images), np.array(targets))))}
+        write_json(folder / "result.json", result)
     return result
 
 
@@ -88,7 +107,7 @@ def _by_class(val_logits: torch.Tensor, images: ImageSet) -> list[dict[str, Any]
     return rows
 
 
-def _page(result: dict[str, Any], val_logits: torch.Tensor, images: ImageSet) -> str:
+def _page(folder: Path, result: dict[str, Any], val_logits: torch.Tensor, images: ImageSet) -> str:
     """Render the report as an HTML page."""
     val_idx, stage = images.val_idx, result["stages"][result["chosen"]]
     plan = stage["recipe"]
@@ -104,13 +123,29 @@ def _page(result: dict[str, Any], val_logits: torch.Tensor, images: ImageSet) ->
         facts={
             "model": result["model"],
             "images": f"{result['images']}, {result['val']['images']} of them for validation",
-            "trained": f"{result['chosen'].replace('_', ' ')}, from {plan['start']}, epoch {stage['epoch']}",
+            "balanced accuracy": f"{result['balanced_accuracy']:.1f} %, the mean of the classes' recalls",
+            "trained": _how_trained(result),
+            "stages": "\n".join(
+                f"{n.replace('_', ' ')}: {s['val']['top1']:.1f} %" for n, s in result["stages"].items()
+            ),
+            "next": f"sqzoo predict --model {folder} IMAGE\nsqzoo demo {folder}\nsqzoo push {folder} --repo ORG/NAME",
             "image size": f"{plan['sizes'][-1][0]} pixels",
             "seed": str(plan["seed"]),
+            "near-duplicates": "\n".join(f"{val} of {train}" for train, val in result["near_duplicates"]) or "none",
             "left out": "\n".join(f"{name}: {reason}" for name, reason in result["left_out"].items()) or "nothing",
             "commit": str(result["environment"]["commit"]),
         },
     )
+
+
+def _how_trained(result: dict[str, Any]) -> str:
+    """Say in a sentence how the chosen stage was trained."""
+    stage, checked = result["stages"][result["chosen"]], result["stages"]["head"]["cross_validation"]
+    if result["chosen"] != "head":
+        return f"all layers trained after the head, epoch {stage['epoch']} of {len(stage['log'])}"
+    scores = {row["strength"]: row["top1"] for row in checked["scores"]}
+    score = f", cross-validated accuracy {scores[checked['strength']]:.1f} %" if scores else ""
+    return f"the head fitted by logistic regression on the frozen backbone (L2 penalty {checked['strength']:g}{score})"
 
 
 def _card(result: dict[str, Any]) -> str:
@@ -121,9 +156,7 @@ def _card(result: dict[str, Any]) -> str:
     rows = "\n".join(f"| {r['class']} | {r['images']} | {r['right']} of {r['val']} |" for r in result["by_class"])
     start = result["stages"]["head"]["recipe"]["start"]
     backbone = "torchvision's ImageNet backbone" if start == "imagenet" else f"`{Path(start).name}`"
-    layers = "the head trained on the frozen backbone"
-    if result["chosen"] == "all_layers":
-        layers = "all layers trained after the head"
+    optimistic = "" if len(result["stages"]) == 1 else " They also chose the\nepoch, so this is slightly optimistic."
     return f"""---
 library_name: sqzoo
 pipeline_tag: image-classification
@@ -131,15 +164,15 @@ pipeline_tag: image-classification
 
 # {result["model"]} for {len(result["classes"])} classes
 
-{val["top1"]:.1f} % of {val["images"]} validation images right (standard error {error:.1f} points). They also chose the
-epoch, so this is slightly optimistic.
+{val["top1"]:.1f} % of {val["images"]} validation images right (standard error {error:.1f} points), balanced accuracy
+{result["balanced_accuracy"]:.1f} %.{optimistic}
 
 | class | images | validation images right |
 |---|---|---|
 {rows}
 
 Made by `sqzoo train` from {result["images"]} images (SHA-256 of the data {result["data_digest"]}):
-{backbone}, {layers}, {stage["epoch"]} epochs at {plan["sizes"][-1][0]} pixels, seed {plan["seed"]}.
+{backbone}; {_how_trained(result)}; {plan["sizes"][-1][0]} pixels, seed {plan["seed"]}.
 `report.html` has the learning curves, the confusion matrix and the worst mistakes.
 
 It answers with one of its classes for any image. ImageNet's own terms ask for non-commercial research use;

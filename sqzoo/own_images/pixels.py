@@ -1,5 +1,6 @@
 """Decode the images of a folder once, into a memory-mapped file, as a dataset with train and validation indices."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -9,13 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import PIL
+from PIL import Image
 from tqdm import tqdm
 
 from sqzoo.data import Dataset
 from sqzoo.errors import ArgumentError, DataError, shown
 from sqzoo.files import atomic_file, open_regular, read_json, write_bytes
+from sqzoo.images.opener import formats
 from sqzoo.images.reader import ImageReader, read_ahead
 from sqzoo.own_images.folder import ImageFolder, printable_path
+
+_PROBED = 200  # images whose sizes decide the size to train at
+_SIZES = ((64, 128), (144, 160))  # (median of the shorter side up to, size to train at); else 224, ImageNet's
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,15 @@ def read_images(
     images = np.memmap(pixels, np.uint8, "r", shape=(len(labels), size, size, 3))
     read = tuple(name for name in names if name not in errors)
     return ImageSet(images, labels, folder.classes, read, val_idx, folder.left_out | errors)
+
+
+def image_size(folder: ImageFolder) -> int:
+    """Return the size to train at: enlarging small photos further costs time and tells the network nothing new."""
+    shorter: list[float] = []
+    for file in folder.files[:_PROBED]:
+        with contextlib.suppress(Exception), open_regular(file) as stream, Image.open(stream, formats=formats()) as i:
+            shorter.append(min(i.size))  # from the header; what cannot be read is reported when it is decoded
+    return next((size for limit, size in _SIZES if np.median(shorter or [256]) <= limit), 224)
 
 
 def _stat(file: Path) -> tuple[int, int] | None:

@@ -1,29 +1,35 @@
-"""Train on a folder of images: the head on a frozen backbone, then, if asked, all layers; the result is a model."""
+"""Train on a folder of images: a head on the frozen backbone, then, if asked, all layers; the result is a model."""
 
 import logging
 import os
 import re
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sqzoo.environment import require
-from sqzoo.errors import ArgumentError, WeightsError
+from sqzoo.errors import ArgumentError, WeightsError, shown
 from sqzoo.files import read_json
-from sqzoo.own_images.folder import find_images
+from sqzoo.own_images.duplicates import near_duplicates
+from sqzoo.own_images.folder import find_images, find_test_images
 from sqzoo.own_images.hub_dataset import download_dataset
-from sqzoo.own_images.model import write_model
-from sqzoo.own_images.pixels import ImageSet, read_images
+from sqzoo.own_images.labels_csv import find_labelled
+from sqzoo.own_images.linear_head import head_args, train_head
+from sqzoo.own_images.model import add_test, write_model
+from sqzoo.own_images.pixels import ImageSet, image_size, read_images
 from sqzoo.registry import check_name
 from sqzoo.train.checkpoint import best_weights, run_lock
 from sqzoo.train.learner import initial_model
 from sqzoo.train.loop import train
-from sqzoo.train.recipes import Recipe, recipe
+from sqzoo.train.recipes import recipe
 from sqzoo.weights import get_weights, load_trunk, tags
 
 _HEAD, _ALL = "head", "all_layers"  # the two runs, and their folders
 _FIXED = {"hold_out", "select", "crop_pct", "num_classes"}  # recipe fields that the images decide
+_OF_HEAD = {"sizes", "normalisation", "seed", "model_args", "start"}  # recipe fields that the head takes
+_MOST_SEEN = 100_000  # images over all epochs, unless the recipe's sizes are given: large sets need fewer epochs
 _logger = logging.getLogger("sqzoo")
 
 
@@ -32,6 +38,7 @@ def train_on_images(
     data: str | os.PathLike[str],
     run: str | os.PathLike[str],
     *,
+    labels: str | os.PathLike[str] | None = None,
     all_layers: bool = False,
     recipe_name: str | None = None,
     start: str | None = None,
@@ -48,6 +55,7 @@ def train_on_images(
     Args:
         model: architecture, such as "sq1".
         data: FOLDER/class/*.jpg, or the name of a dataset on the Hub.
+        labels: CSV file with each image's name and class, where the folders are not the classes.
         run: folder, new or this run's. It becomes a model for `create_model("local-dir:RUN")` and `sqzoo predict
             --model RUN`, with report and card; of the two runs in head/ and all_layers/ the better is the model.
         all_layers: train all layers after the head.
@@ -70,49 +78,78 @@ def train_on_images(
     chosen = recipe(recipe_name or ("finetune" if all_layers else "images"), model, **changes)
     if fixed := _FIXED & (changes.keys() | chosen.model_args.keys()):
         raise ArgumentError(f"{min(fixed)} is decided by the images; leave it out, or give val_fraction.")
-    if chosen.layers != "all" and all_layers:
-        raise ArgumentError(f"recipe {recipe_name!r} trains the head; leave all_layers out, or give another recipe.")
+    if (chosen.layers == "all") != all_layers:
+        told = "all layers; add all_layers" if chosen.layers == "all" else "the head; leave all_layers out"
+        raise ArgumentError(f"recipe {recipe_name!r} trains {told}, or give another recipe.")
+    if not all_layers and (idle := changes.keys() - _OF_HEAD):
+        raise ArgumentError(
+            f"{min(idle)} has no effect on the head, which is solved, not trained in steps; leave it out, or add "
+            "all_layers."
+        )
     if len(chosen.sizes) > 1:
         raise ArgumentError(f"sizes must have one entry here, such as [[224, 8]], not {list(chosen.sizes)}.")
     folder = Path(run)
     store = Path(cache) if cache else folder / "cache"
-    on_hub = not Path(data).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", os.fspath(data))
+    find: Any = partial(find_labelled, labels=labels) if labels else find_images
+    on_hub = not labels and not Path(data).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", os.fspath(data))
     if not on_hub:
-        find_images(data)  # an unusable one is refused before the run's folder is made
+        find(data)  # an unusable one is refused before the run's folder is made
     with run_lock(folder):
-        files = find_images(download_dataset(os.fspath(data), store) if on_hub else data)
-        images = read_images(
-            files, chosen.sizes[0][0], store, val_fraction=val_fraction, seed=chosen.seed, show=progress
-        )
+        files = find(download_dataset(os.fspath(data), store) if on_hub else data)
+        if "sizes" not in changes:
+            epochs = max(1, min(chosen.epochs, _MOST_SEEN // len(files.files)))
+            chosen = replace(chosen, sizes=((image_size(files), epochs),))
+        size = chosen.sizes[0][0]
+        images = read_images(files, size, store, val_fraction=val_fraction, seed=chosen.seed, show=progress)
         if images.left_out:
             count, (name, reason) = len(images.left_out), next(iter(images.left_out.items()))
             _logger.warning("%d files left out, see result.json; the first: %s (%s)", count, name, reason.rstrip("."))
-        options: dict[str, Any] = {"cache": store, "device": device, "precision": precision, "progress": progress}
-        result: dict[str, Any] = {}
-        for name, plan in _plans(chosen, images, start or _start(folder, model, trunk), folder):
-            stage = train(plan, images, None, folder / name, trunk=trunk, **options)
+        _check_unchanged(folder, images)
+        duplicates = near_duplicates(images)
+        if duplicates:
+            count, (copy, name) = len(duplicates), duplicates[0]
+            _logger.warning(
+                "%d validation images have a near-duplicate among the training images, which flatters the accuracy; "
+                "see result.json; the first: %s (of %s)",
+                count,
+                name,
+                copy,
+            )
+        classes = len(images.classes)
+        fitted: dict[str, Any] = {
+            "model_args": {"num_classes": classes} | head_args(model, classes) | chosen.model_args,
+            "hold_out": len(images.val_idx),
+            "select": "val",
+            "crop_pct": 1.0,  # they are decoded at the network's size and crop
+        }
+        start = start or _start(folder, model, trunk)
+        same = {"normalisation": chosen.normalisation, "seed": chosen.seed, "sizes": ((size, 1),)}
+        plan = recipe("images", model, start=start, **same, **fitted)
+        trained, stage = train_head(plan, images, folder / _HEAD, trunk=trunk, device=device, progress=progress)
+        result = write_model(folder, _HEAD, trained, stage, images, {"near_duplicates": duplicates})
+        if all_layers:
+            plan = replace(chosen, start=str((folder / _HEAD / "model.safetensors").resolve()), **fitted)
+            options: dict[str, Any] = {"device": device, "precision": precision, "progress": progress}
+            stage = train(plan, images, None, folder / _ALL, trunk=trunk, **options)
             trained = initial_model(plan, trunk)
-            trained.load_state_dict(trained.state_dict() | best_weights(folder / name, stage), strict=True)
-            result = write_model(folder, name, trained.to(device), stage, images, result)
+            trained.load_state_dict(trained.state_dict() | best_weights(folder / _ALL, stage), strict=True)
+            result = write_model(folder, _ALL, trained.to(device), stage, images, result)
+        if test_files := find_test_images(files):
+            result = add_test(folder, test_files, result, device)
         if not cache:
             shutil.rmtree(store, ignore_errors=True)
     return result
 
 
-def _plans(chosen: Recipe, images: ImageSet, start: str, folder: Path) -> list[tuple[str, Recipe]]:
-    """Return the stages' names and recipes, fitted to the images."""
-    fitted: dict[str, Any] = {
-        "model_args": chosen.model_args | {"num_classes": len(images.classes)},
-        "hold_out": len(images.val_idx),
-        "select": "val",
-        "crop_pct": 1.0,  # they are decoded at the network's size and crop
-    }
-    if chosen.layers != "all":
-        return [(_HEAD, replace(chosen, start=start, **fitted))]
-    head = recipe("images", chosen.model, normalisation=chosen.normalisation, seed=chosen.seed, start=start, **fitted)
-    head = replace(head, sizes=((chosen.sizes[0][0], head.epochs),))
-    whole = replace(chosen, start=str((folder / _HEAD / "model.safetensors").resolve()), **fitted)
-    return [(_HEAD, head), (_ALL, whole)]
+def _check_unchanged(folder: Path, images: ImageSet) -> None:
+    """Raise `ArgumentError` where the run was trained on other images: more were added, or some changed."""
+    file = folder / "result.json"
+    before = read_json(file) if file.is_file() else {}
+    if before and before.get("data_digest") != images.digest:
+        raise ArgumentError(
+            f"{shown(folder)} was trained on other images, or at another size or seed: {before.get('images')} images "
+            f"then, {len(images)} now; train on them in a new folder, such as --run {shown(folder)}-{len(images)}."
+        )
 
 
 def _start(folder: Path, model: str, trunk: str | os.PathLike[str] | None) -> str:

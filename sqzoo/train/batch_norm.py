@@ -23,8 +23,9 @@ class Norm(nn.BatchNorm2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training or processes() == 1:
+            measured = self.training and x.numel() > x.shape[1]  # one image of one pixel has no variance
             return F.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, self.training, _MOMENTUM, self.eps
+                x, self.running_mean, self.running_var, self.weight, self.bias, measured, _MOMENTUM, self.eps
             )
         y = x.float()
         count = torch.tensor([float(y.numel() // y.shape[1])], device=y.device)

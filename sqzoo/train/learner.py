@@ -53,10 +53,8 @@ class Learner:
         self.model = self.network = self.averaged = model.eval()
         self.set_size(recipe.size_at(0))
         model.requires_grad_(recipe.layers != "last").get_classifier().requires_grad_(True)
-        first = len(model.features) if self.frozen else recipe.frozen_layers
-        if not self.frozen and first >= len(model.features):
-            raise ArgumentError(f"frozen_layers={first} leaves none of the trunk's {len(model.features)}; give fewer.")
-        model.features[:first].requires_grad_(False)
+        if self.frozen:
+            model.features.requires_grad_(False)
         began = time.perf_counter()
         for name, data in sets.items() if self.frozen else ():
             title, images = f"backbone features, {name}" if show else "", self.inputs[name]
@@ -65,7 +63,7 @@ class Learner:
         if recipe.batch_norm:
             with torch.no_grad():
                 images = self.normalise(self.inputs["train"][self.train_idx[:256]])
-                insert_batch_norm(model.features[first:], model.features[:first](model.upsample(images)))
+                insert_batch_norm(model.features, model.upsample(images))
         self.params = {n: p for n, p in model.named_parameters() if p.requires_grad}
         learnt = self.params if self.frozen else dict(model.named_parameters())
         self.weights = {n: t.detach() for n, t in (learnt | dict(model.named_buffers())).items()}

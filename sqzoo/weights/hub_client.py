@@ -1,8 +1,10 @@
 """Guard the Hub's client: errors of one sentence, tokens that never show, a cache that has a home."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from sqzoo.errors import ArgumentError, WeightsError, printable
+from sqzoo.errors import ArgumentError, WeightsError, printable, shown
 
 
 def explain_download(error: Exception, repository: str, url: str) -> str:
@@ -17,6 +19,17 @@ def explain_download(error: Exception, repository: str, url: str) -> str:
     if isinstance(error, EntryNotFoundError) and constants.is_offline_mode():
         return f"{url} is not in the cache, and HF_HUB_OFFLINE is set; unset it to download it once."
     return f"Could not download {url} ({reason(error)}); check the name, the network, the token and the disk."
+
+
+@contextmanager
+def explain_push(repository: str) -> Iterator[None]:
+    """Turn whatever network and client raise in an upload into a `WeightsError`."""
+    try:
+        yield
+    except Exception as e:
+        raise WeightsError(
+            f"Could not push to {shown(repository)} ({reason(e)}); check the name, the token's rights and the network."
+        ) from e
 
 
 def check_repository(name: str) -> None:

@@ -2,7 +2,6 @@
 
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from benchmarks.paper.judges import HOLDS, NOT, OPEN, Judged
 from benchmarks.paper.records import Outcome
 from benchmarks.paper.verdict import UNDECIDED, Row, verdict, width
 from tests.support import ROOT
+from tests.support.fork import python
 
 PROTOCOLS = ("paper", "held_out")
 
@@ -194,9 +194,7 @@ def test_what_is_not_recorded_is_not_judged() -> None:
 
 
 def test_claims_are_those_of_the_records() -> None:
-    done = subprocess.run(
-        [sys.executable, "benchmarks/paper/claims.py", "--check"], cwd=ROOT, capture_output=True, text=True
-    )
+    done = subprocess.run([python(), "benchmarks/paper/claims.py", "--check"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     text = (ROOT / "benchmarks" / "results" / "paper" / "claims.md").read_text(encoding="utf-8")
     said = r"\*\*(?:holds|does not hold|not decided|not measured)\*\*"

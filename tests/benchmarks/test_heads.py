@@ -81,10 +81,11 @@ def test_it_trains_and_records(folder: Path, trunks: Path, monkeypatch: pytest.M
     assert (folder / "runs" / "heads" / "sq1.held_out_cifar10-0" / "best.safetensors").is_file()
 
 
-@pytest.mark.parametrize(
-    ("words", "said"), [(["--only", "sq2"], "invalid choice: 'sq2'"), (["--seeds", "0"], "--seeds")]
-)
-def test_mistakes(words: list[str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["heads.py", *words])
-    with pytest.raises(ArgumentError, match=said):
+def test_mistakes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["heads.py", "--only", "sq2"])
+    with pytest.raises(SystemExit):
+        heads.main()
+    assert "invalid choice: 'sq2'" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", ["heads.py", "--seeds", "0"])
+    with pytest.raises(ArgumentError, match="--seeds"):
         heads.main()

@@ -76,6 +76,7 @@ def test_what_is_counted() -> None:
     assert weights < found["moved_bytes"] < 20 * weights
 
 
+@pytest.mark.slow
 def test_two_take_turns() -> None:
     data = Dataset(np.zeros((latency.CALIBRATION, 32, 32, 3), np.uint8), np.zeros(latency.CALIBRATION, np.int64))
     eager, runtime = latency.measure(TWO, data, 0.2, [1])

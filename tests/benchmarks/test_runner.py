@@ -79,6 +79,7 @@ def test_features_of_an_odd_backbone_are_removed(tmp_path: Path, trunks: Path) -
     assert list((tmp_path / "cache").glob("*.safetensors")) and not (tmp_path / "cache" / "odd").exists()
 
 
+@pytest.mark.slow
 def test_killed_at_random_it_loses_at_most_the_epoch_under_way(tmp_path: Path, trunks: Path) -> None:
     """Killed again and again: no epoch that was logged is trained again, and the end is that of an unbroken list."""
     rng = random.Random(int(time.time()))
@@ -104,6 +105,7 @@ def test_killed_at_random_it_loses_at_most_the_epoch_under_way(tmp_path: Path, t
     assert logs(tmp_path / "killed") == logs(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_processes_share_the_work(tmp_path: Path, trunks: Path) -> None:
     both = [start(tmp_path, trunks) for _ in range(2)]
     assert [p.wait(timeout=300) for p in both] == [0, 0]

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from benchmarks.paper import figures, plots
 from benchmarks.paper.experiments import Experiment, Setting, experiments, runs, setting
 from benchmarks.paper.records import COLUMNS, outcomes, record, recorded
 from tests.support import ROOT
+from tests.support.fork import python
 
 FIGURES = ROOT / "benchmarks" / "results" / "paper"
 
@@ -144,6 +144,6 @@ def test_tables_are_those_of_the_records(name: str) -> None:
 
 
 def test_unknown_experiment_suggests_the_nearest() -> None:
-    command = [sys.executable, "benchmarks/paper/figures.py", "--only", "fig55", "--plan"]
+    command = [python(), "benchmarks/paper/figures.py", "--only", "fig55", "--plan"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and "Did you mean 'fig5'?" in done.stderr and "Traceback" not in done.stderr

@@ -18,13 +18,14 @@ from sqzoo.cli import main
 from sqzoo.compress.release import multiply_adds
 from sqzoo.evaluation import evaluate
 from sqzoo.weights import get_weights, read_manifest
+from tests.support.fork import python
 
 COMMANDS = [m.name for m in iter_modules(sqzoo.cli.__path__) if not m.name.startswith("_")]
 
 
 def sqzoo_process(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "sqzoo", *words], capture_output=True, text=True, env=os.environ | variables
+        [python(timm=False), "-m", "sqzoo", *words], capture_output=True, text=True, env=os.environ | variables
     )
 
 
@@ -45,7 +46,8 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("words", [["--help"], ["list"], ["info", "sq1"], ["cache"], ["--version"]])
 def test_commands_that_read_metadata_import_no_torch(words: list[str]) -> None:
     """Neither by the console script, which calls `main`, nor by `python -m sqzoo`, which imports the package first."""
-    done = sqzoo_process(*words, PYTHONPROFILEIMPORTTIME="1")
+    command, environment = [sys.executable, "-m", "sqzoo", *words], os.environ | {"PYTHONPROFILEIMPORTTIME": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "typer" in imported
@@ -178,7 +180,7 @@ def test_doctor_finds_damaged_weights(tmp_path: Path) -> None:
     file = tmp_path / "sqzoo" / "weights" / "sq1.ft_cifar10.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     done = subprocess.run(
-        [sys.executable, "-m", "sqzoo", "doctor"],
+        [python(timm=False), "-m", "sqzoo", "doctor"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(tmp_path), "HF_HUB_OFFLINE": "1"},
         capture_output=True,

@@ -157,6 +157,7 @@ def test_core_alone(place: Path, tmp_path: Path) -> None:
         assert found[words][0] == 2 and "pip install 'sqzoo[" in found[words][2]
 
 
+@pytest.mark.slow
 def test_full_disk(place: Path, tmp_path: Path) -> None:
     """No file may have more than 1,000 bytes; what is refused leaves nothing half-written under its name."""
     commands = usual(tmp_path)
@@ -165,6 +166,7 @@ def test_full_disk(place: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "heat.png").exists() and not (tmp_path / "x.safetensors").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="another user can be taken on by root alone")
 def test_nowhere_to_write_and_no_home(place: Path, tmp_path: Path) -> None:
     """A user without HOME and without an entry in /etc/passwd, in a folder of another's.

@@ -8,7 +8,6 @@ import pickle
 import socket
 import struct
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -26,8 +25,9 @@ from torchvision.datasets import CIFAR10 as TorchvisionCifar10
 
 from sqzoo.data import CIFAR10, IMAGENET, Dataset, Normalise, cifar10
 from sqzoo.errors import ArgumentError, DataError
+from sqzoo.images.augment import augment
 from sqzoo.images.opener import open_image
-from sqzoo.train.augment import augment
+from tests.support.fork import python
 from tests.support.sentences import assert_one_sentence
 
 COMMIT = "0b2714987fa478483af9968de7c934580d0bb9a2"
@@ -359,7 +359,11 @@ def ask_hub(home: Path, **settings: str) -> subprocess.Popen[str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "SQZOO_"))}
     settings |= {"HF_HOME": str(home), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
     return subprocess.Popen(
-        [sys.executable, "-c", script], env=kept | settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [python(timm=False), "-c", script],
+        env=kept | settings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -123,10 +123,10 @@ def test_an_unsure_network_says_so(driver: Chrome, page: Page) -> None:
     """The same page where the first network's calibration says other things: all pictures lie below its threshold."""
     changed = copy.copy(page)
     changed.assets = dict(page.assets)
-    entries = json.loads(gzip.decompress(page.assets["/models.json"].packed))
+    entries = json.loads(page.assets["/models.json"].body)
     entries[0]["threshold"] = 1e9
-    packed = gzip.compress(json.dumps(entries).encode())
-    changed.assets["/models.json"] = replace(page.assets["/models.json"], packed=packed, etag='"other"')
+    body = json.dumps(entries).encode()
+    changed.assets["/models.json"] = replace(page.assets["/models.json"], body=body, etag='"other"')
     with serve(changed, port=0) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -151,14 +151,14 @@ def test_nothing_is_asked_of_another_host_and_it_all_weighs_little(driver: Chrom
     _answer(driver)
     first = requests(driver)
     assert 3_000_000 < sum(size for _, size in first) < PAGE_BYTES
-    networks = {f"/{i}.onnx" for i in range(len(page.models))}
-    assert networks & {urlsplit(u).path for u, _ in first} == {"/0.onnx"}  # the others only when they are chosen
+    networks = {f"/{i}.onnx.gz" for i in range(len(page.models))}
+    assert networks & {urlsplit(u).path for u, _ in first} == {"/0.onnx.gz"}  # the others only when they are chosen
     for tag in page.models[1:]:
         Select(driver.find_element(By.ID, "tag")).select_by_visible_text(tag)
         until(driver, lambda d, tag=tag: text_of(d, "state").startswith(f"{tag} is ready"))
     seen = first + requests(driver)
     assert {urlsplit(u).netloc for u, _ in seen} == {urlsplit(url).netloc}
-    assert {urlsplit(u).path for u, _ in seen} >= {"/", "/ort-wasm-simd-threaded.wasm"} | networks
+    assert {urlsplit(u).path for u, _ in seen} >= {"/", "/ort-wasm-simd-threaded.wasm.gz"} | networks
     assert [e for e in driver.get_log("browser") if e["level"] == "SEVERE"] == []
 
 
@@ -217,12 +217,10 @@ def test_files_are_what_they_are_called_and_nothing_else_is_served(url: str, pag
         answer = connection.getresponse()
         return answer, answer.read()
 
-    answer, body = ask("/ort-wasm-simd-threaded.wasm")
-    assert hashlib.sha256(body).hexdigest() == engine.FILES["ort-wasm-simd-threaded.wasm"]
-    assert answer.headers["Content-Type"] == "application/wasm"
-    answer, packed = ask("/ort-wasm-simd-threaded.wasm", Accept_Encoding="gzip")
-    assert answer.headers["Content-Encoding"] == "gzip" and gzip.decompress(packed) == body
-    answer, body = ask("/ort-wasm-simd-threaded.wasm", If_None_Match=answer.headers["ETag"])
+    answer, body = ask("/ort-wasm-simd-threaded.wasm.gz")
+    assert hashlib.sha256(gzip.decompress(body)).hexdigest() == engine.FILES["ort-wasm-simd-threaded.wasm"]
+    assert answer.headers["Content-Type"] == "application/gzip" and not answer.headers["Content-Encoding"]
+    answer, body = ask("/ort-wasm-simd-threaded.wasm.gz", If_None_Match=answer.headers["ETag"])
     assert answer.status == 304 and body == b""
     for path in ("/../page.py", "/%2e%2e/page.py", "/static/app.js", "//etc/passwd", "/page.py"):
         assert ask(path)[0].status == 404
@@ -325,20 +323,72 @@ def _base64_cat() -> str:
     return base64.b64encode(CAT.read_bytes()).decode()
 
 
+def test_samples_are_a_click_away_and_their_answers_stay(opened: Chrome) -> None:
+    samples = opened.find_elements(By.CSS_SELECTOR, "#samples button")
+    verdicts = []
+    for button in samples:
+        _forget(opened)
+        button.click()
+        _answer(opened)
+        verdicts.append(text_of(opened, "verdict"))
+    assert [v.startswith("None of the 10") for v in verdicts] == [False, True, True] and verdicts[0].startswith("cat")
+    kept = opened.find_elements(By.CSS_SELECTOR, "#answers button")
+    assert [button.text for button in kept] == ["cat", "none?", "none?"]
+    kept[0].click()
+    assert text_of(opened, "verdict") == verdicts[0] and kept[0].get_attribute("aria-pressed") == "true"
+    assert text_of(opened, "known") == f"{', '.join(CIFAR10_CLASSES)}."
+
+
+def test_several_files_are_answered_one_after_another(opened: Chrome, tmp_path: Path) -> None:
+    files = [tmp_path / f"{i}.png" for i in range(3)]
+    for i, file in enumerate(files):
+        Image.new("RGB", (40, 40), (80 * i, 0, 0)).save(file)
+    opened.find_element(By.ID, "file").send_keys("\n".join(map(str, files)))
+    until(opened, lambda d: len(d.find_elements(By.CSS_SELECTOR, "#answers button")) == 3)
+
+
+def test_the_written_page_runs_from_any_static_host(driver: Chrome, page: Page, tmp_path: Path) -> None:
+    size = Page(["sq1.tiny_cifar10"]).write(tmp_path / "site")
+    assert size < PAGE_BYTES and page.write(tmp_path / "site") < PAGE_BYTES  # the second time over its own files
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "index.html").write_text("mine")
+    with pytest.raises(ArgumentError, match=r"index\.html"):
+        page.write(tmp_path / "else")
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    handler = partial(Quiet, directory=str(tmp_path / "site"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as host:
+        thread = threading.Thread(target=host.serve_forever)
+        thread.start()
+        try:
+            open_page(driver, f"http://127.0.0.1:{host.server_port}/")
+            driver.find_element(By.CSS_SELECTOR, "#samples button").click()
+            _answer(driver)
+            assert text_of(driver, "verdict").startswith("cat")
+        finally:
+            host.shutdown()
+            thread.join()
+    driver.get_log("browser")
+
+
 def test_keys_alone_reach_everything_and_focus_is_seen(opened: Chrome) -> None:
     _give(opened, CAT)
     _answer(opened)
     opened.execute_script("document.activeElement.blur(); window.scrollTo(0, 0)")
     reached = []
-    for _ in range(14):
+    for _ in range(17):
         ActionChains(opened).send_keys(Keys.TAB).perform()
         focused = opened.switch_to.active_element
-        reached.append(focused.get_attribute("id") or focused.text.split("\n")[0])
+        value = focused.get_attribute("value") or ""
+        reached.append(focused.get_attribute("id") or (value if ".jpg" in value else focused.text.split("\n")[0]))
         ring = focused if focused.get_attribute("id") != "file" else opened.find_element(By.ID, "drop")
         assert ring.value_of_css_property("outline-style") == "solid"
         assert ring.value_of_css_property("outline-width") == "3px"
-    assert reached[:4] == ["file", "camera", "tag", "show-heat"]
-    assert set(reached[4:]) == set(CIFAR10_CLASSES)
+    assert reached[:7] == ["file", "cat.jpg", "rocket.jpg", "astronaut.jpg", "camera", "tag", "show-heat"]
+    assert set(reached[7:]) == set(CIFAR10_CLASSES)
     ActionChains(opened).send_keys(Keys.ENTER).perform()  # on the last class
     pressed = opened.find_elements(By.CSS_SELECTOR, "#bars button[aria-pressed='true']")
     assert [b.text.split("\n")[0] for b in pressed] == [reached[-1]] == [text_of(opened, "heat-class")]
@@ -535,7 +585,7 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(tmp_path: Path, monkeypa
 def test_a_model_of_ones_own_with_other_classes(tmp_path: Path) -> None:
     net = sqzoo.create_model("sq1", init="random", num_classes=3)
     hub.save_pretrained(net, tmp_path / "mine")
-    entries = json.loads(gzip.decompress(Page([f"local-dir:{tmp_path / 'mine'}"]).assets["/models.json"].packed))
+    entries = json.loads(Page([f"local-dir:{tmp_path / 'mine'}"]).assets["/models.json"].body)
     assert entries[0]["tag"] == f"local-dir:{tmp_path / 'mine'}"
     assert entries[0]["labels"] == ["0", "1", "2"]
     # No CIFAR-10 classes, so the picture is not shrunk to 32 pixels.

@@ -78,6 +78,7 @@ def test_a_backend_gives_what_the_model_gives(
     assert not fast(given).requires_grad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", EXACT)
 def test_any_size_goes_through_the_runtime(
     backend: str, plain: nn.Module, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
@@ -128,6 +129,7 @@ def test_auto_measures_at_the_given_size(size: tuple[int, ...], model: nn.Module
     assert optimize(model, input_size=size, seconds=0.1)._runs.keys() == {(torch.get_num_threads(), 1, 3, 40, 56)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", EXACT)
 def test_copies_go_to_other_processes(backend: str, model: nn.Module, tmp_path: Path) -> None:
     fast = optimize(model, backend)
@@ -146,6 +148,7 @@ def _call(fast: Optimized, images: torch.Tensor) -> torch.Tensor:
     return fast(images).clone()
 
 
+@pytest.mark.slow
 def test_the_callers_modes_do_not_matter(model: nn.Module) -> None:
     images = torch.randn(2, 3, 36, 36)
     wanted = model(images).detach()
@@ -221,6 +224,7 @@ def test_a_damaged_graph_is_made_again(model: nn.Module, cache: Path) -> None:
     assert ours.onnx(ours.shape(1)) == whole == file.read_bytes()
 
 
+@pytest.mark.slow
 def test_int8_is_kept_only_where_it_pays_and_is_right(
     model: nn.Module, pictures: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,16 @@ from sqzoo.cli import main
 from sqzoo.data import Normalise, holds_cifar10
 from sqzoo.errors import ArgumentError
 from sqzoo.images.opener import open_image
-from sqzoo.own_images.folder import find_images
+from sqzoo.own_images.duplicates import near_duplicates
+from sqzoo.own_images.folder import find_images, find_test_images
 from sqzoo.own_images.hub_dataset import download_dataset
+from sqzoo.own_images.labels_csv import find_labelled
 from sqzoo.own_images.pixels import ImageSet, read_images
 from sqzoo.own_images.training import train_on_images
 from sqzoo.predict import predict
 from sqzoo.train import Recipe, train
 from sqzoo.weights import CIFAR10_CLASSES
+from tests.support.fork import python
 from tests.support.hub_server import HubServer
 from tests.support.sentences import refused
 
@@ -139,7 +141,8 @@ def test_a_folder_that_says_what_is_held_out(tmp_path: Path, name: str) -> None:
     pictures = read(tmp_path / "data")
     assert {pictures.names[i].partition("/")[0] for i in pictures.val_idx} == {name}
     assert len(pictures) == 18 and len(pictures.val_idx) == 6
-    assert pictures.left_out == ({"test": "val is for validation"} if name == "val" else {})
+    assert pictures.left_out == {}
+    assert len(find_test_images(find_images(tmp_path / "data"))) == (3 if name == "val" else 0)
     shutil.rmtree(tmp_path / "data" / name / "red")
     refused(lambda: find_images(tmp_path / "data"), "'red'", f"no image in {tmp_path / 'data' / name}")
 
@@ -267,8 +270,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[
     base = tmp_path_factory.mktemp("own")
     folder = fill(base / "photos", 10)
     (folder / "red" / "notes.txt").write_text("no picture")
-    changes = SHORT | {"sizes": ((64, 30),), "lr": 0.003}
-    return folder, base / "run", train_on_images("sq1", folder, base / "run", **changes)
+    return folder, base / "run", train_on_images("sq1", folder, base / "run", **SHORT)
 
 
 def test_a_run_is_a_ready_model(trained: tuple[Path, Path, dict[str, Any]]) -> None:
@@ -288,10 +290,10 @@ def test_a_run_is_a_ready_model(trained: tuple[Path, Path, dict[str, Any]]) -> N
     assert [p[0].label for p in found] == [name.partition("/")[0] for name in held]
 
 
-def test_the_trunk_is_that_of_the_start_and_the_head_is_trained(trained: tuple[Path, Path, dict[str, Any]]) -> None:
+def test_the_trunk_is_that_of_the_start(trained: tuple[Path, Path, dict[str, Any]]) -> None:
     ours, start = create_model(f"local-dir:{trained[1]}").state_dict(), create_model(START, True).state_dict()
     same = {k for k in ours if ours[k].shape == start[k].shape and torch.equal(ours[k], start[k])}
-    assert same == {k for k in ours if k.startswith("features.")}
+    assert {k for k in ours if k.startswith("features.")} <= same and "conv.weight" not in same
 
 
 def test_predict_prepares_as_the_run_was_trained(trained: tuple[Path, Path, dict[str, Any]], tmp_path: Path) -> None:
@@ -330,11 +332,11 @@ def test_report_and_card_tell_of_the_run(trained: tuple[Path, Path, dict[str, An
 
 def test_all_layers_go_on_from_the_head_and_resume_as_if_at_once(tmp_path: Path) -> None:
     folder = fill(tmp_path / "photos", 4)
-    changes = SHORT | {"sizes": ((64, 2),), "pad": 4}
+    changes = SHORT | {"sizes": ((64, 2),)}
     train_on_images("sq1", folder, tmp_path / "twice", start=START, sizes=((64, 60),), progress=False)
     first = json.loads((tmp_path / "twice" / "head" / "result.json").read_text())
     result = train_on_images("sq1", folder, tmp_path / "twice", all_layers=True, **changes)
-    assert result["stages"]["head"]["log"] == first["log"]  # not trained again
+    assert result["stages"]["head"]["training_seconds"] == first["training_seconds"]  # not fitted again
     at_once = train_on_images("sq1", folder, tmp_path / "once", all_layers=True, **changes)
     twice, once = ((tmp_path / n / "all_layers" / "best.safetensors").read_bytes() for n in ("twice", "once"))
     assert twice == once
@@ -345,16 +347,16 @@ def test_all_layers_go_on_from_the_head_and_resume_as_if_at_once(tmp_path: Path)
 
 
 def test_training_stops_when_the_held_out_pictures_gain_no_more(tmp_path: Path) -> None:
-    changes = SHORT | {"sizes": ((64, 30),), "patience": 2, "lr": 0.0}
+    changes = SHORT | {"sizes": ((64, 30),), "patience": 2, "lr": 0.0, "all_layers": True}
     result = train_on_images("sq1", fill(tmp_path / "photos", 3), tmp_path / "run", **changes)
-    assert result["stages"]["head"]["epoch"] == 1 and len(result["stages"]["head"]["log"]) == 3
+    assert result["stages"]["all_layers"]["epoch"] == 1 and len(result["stages"]["all_layers"]["log"]) == 3
+    assert result["chosen"] == "head"  # all layers were no better
 
 
 def test_changed_pictures_are_another_run(trained: tuple[Path, Path, dict[str, Any]], tmp_path: Path) -> None:
     folder, run = (shutil.copytree(p, tmp_path / p.name) for p in trained[:2])
     photo((1, 1, 1), 1).save(folder / "red" / "new.jpg")
-    changes = SHORT | {"sizes": ((64, 30),), "lr": 0.003}
-    refused(lambda: train_on_images("sq1", folder, run, **changes), "another recipe or other data")
+    refused(lambda: train_on_images("sq1", folder, run, **SHORT), "30 images then, 31 now", f"--run {run}-31")
 
 
 def test_what_does_not_go_together(photos: Path, tmp_path: Path) -> None:
@@ -362,6 +364,8 @@ def test_what_does_not_go_together(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="trains the head"):
         train_on_images("sq1", photos, run, recipe_name="paper_cifar10", all_layers=True)
     refused(lambda: train_on_images("sq1", photos, run, hold_out=5), "hold_out", "decided by the images")
+    refused(lambda: train_on_images("sq1", photos, run, lr=0.1), "lr", "solved", "all_layers")
+    refused(lambda: train_on_images("sq1", photos, run, recipe_name="finetune"), "trains all layers", "add all_layers")
     refused(lambda: train_on_images("sq1", photos, run, teacher="sq1.ft_cifar10"), "no 'teacher'")
     with pytest.raises(ArgumentError, match="there are none"):
         train(Recipe("sq1", model_args={"num_classes": 3}), read(photos), None, run)
@@ -375,7 +379,7 @@ def test_without_the_imagenet_trunk_the_embedded_weights_are_the_start(photos: P
     words = ["train", "sq1", "--data", str(photos), "--run", str(tmp_path / "run"), "--set", "sizes=[[64, 1]]"]
     closed = {"https_proxy": "http://127.0.0.1:9", "TORCH_HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
     there = {k: v for k, v in os.environ.items() if k != "SQZOO_TRUNKS"}
-    done = subprocess.run([sys.executable, "-m", "sqzoo", *words], capture_output=True, text=True, env=there | closed)
+    done = subprocess.run([python(), "-m", "sqzoo", *words], capture_output=True, text=True, env=there | closed)
     assert done.returncode == 0, done.stderr
     assert "Starting from sq1.ft_cifar10 in place of the ImageNet trunk" in done.stderr
     assert "sqzoo predict --model" in done.stdout
@@ -383,11 +387,57 @@ def test_without_the_imagenet_trunk_the_embedded_weights_are_the_start(photos: P
     assert recipe["start"] == START and recipe["sizes"] == [[64, 1]]
 
 
+def test_a_test_part_is_evaluated_and_chooses_nothing(tmp_path: Path) -> None:
+    for part, count in (("train", 4), ("val", 2), ("test", 3)):
+        fill(tmp_path / "data" / part, count)
+    (tmp_path / "data" / "test" / "red" / "broken.jpg").write_text("broken")
+    result = train_on_images("sq1", tmp_path / "data", tmp_path / "run", **SHORT)
+    assert result["images"] == 18 and result["val"]["images"] == 6
+    assert result["test"]["images"] == 9 and result["test"]["top1"] == 100
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
+
+
+def test_copies_across_the_split_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    scene = np.kron(np.random.default_rng(3).integers(60, 200, (4, 5, 3)), np.ones((60, 60, 1))).astype(np.uint8)
+    for part, size, quality in (("train", (300, 240), 95), ("val", (150, 120), 40)):
+        fill(tmp_path / "data" / part, 4)
+        Image.fromarray(scene).resize(size).save(tmp_path / "data" / part / "red" / "copy.jpg", quality=quality)
+    assert near_duplicates(read(tmp_path / "data")) == [["train/red/copy.jpg", "val/red/copy.jpg"]]
+    result = train_on_images("sq1", tmp_path / "data", tmp_path / "run", **SHORT)
+    assert result["near_duplicates"] == [["train/red/copy.jpg", "val/red/copy.jpg"]]
+    assert "1 validation images have a near-duplicate" in caplog.text
+
+
+def test_labels_in_a_csv_file(tmp_path: Path) -> None:
+    fill(tmp_path / "made", 3)
+    flat = tmp_path / "kaggle" / "train"
+    flat.mkdir(parents=True)
+    rows = []
+    for number, file in enumerate(sorted((tmp_path / "made").glob("*/*.jpg"))):
+        shutil.move(file, flat / f"{number:03}.jpg")
+        rows.append((f"{number:03}", file.parent.name))
+    photo((1, 2, 3), 1).save(flat / "unlabelled.jpg")
+    table = tmp_path / "labels.csv"
+    table.write_text("id;breed\n" + "".join(f"{n};{c}\n" for n, c in rows) + "absent;red\n")
+    found = find_labelled(tmp_path / "kaggle", table)
+    assert found.classes == ("blue", "green", "red") and len(found.files) == 9
+    assert {f.stem: found.classes[label] for f, label in zip(found.files, found.labels, strict=True)} == dict(rows)
+    assert found.left_out == {"absent": f"only in {table}", "1 images": f"not in {table}"}
+    table.write_text("".join(f"train/{n}.jpg,{c}\n" for n, c in rows))
+    assert train_on_images("sq1", tmp_path / "kaggle", tmp_path / "run", labels=table, **SHORT)["images"] == 9
+    table.write_text("000,red\n000,blue\n")
+    refused(lambda: find_labelled(tmp_path / "kaggle", table), "'000'", "'red'", "'blue'", "keep one")
+    table.write_text("000,red\n001,red\n")
+    refused(lambda: find_labelled(tmp_path / "kaggle", table), "1 classes", "two")
+    refused(lambda: find_labelled(tmp_path / "kaggle", tmp_path / "absent.csv"), "absent.csv", "Cannot read")
+
+
 def test_the_commands(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = str(tmp_path / "run")
     words = ["train", "sq1", "--data", str(photos), "--run", run, "--start", START, "--val-fraction", "0.5"]
-    assert main([*words, "--set", "sizes=[[64, 2]]", "--set", "lr=0.01"]) == 0
-    assert "9 validation images" in capsys.readouterr().out
+    assert main([*words, "--set", "sizes=[[64, 2]]"]) == 0
+    out = capsys.readouterr().out
+    assert "9 validation images" in out and "--all-layers" in out and f"sqzoo demo {run}" in out
     assert main(["predict", "--model", run, "--top", "1", str(photos / "red" / "0.jpg")]) == 0
     assert "red" in capsys.readouterr().out
     assert main(["train", "sq1", "--all-layers"]) == 2
@@ -401,6 +451,7 @@ def test_cifar10_folders_are_told_from_pictures(photos: Path, cifar10_root: Path
 # Data sets of the Hub, fetched by the real library from a Hub on loopback
 
 
+@pytest.mark.slow
 def test_a_data_set_of_the_hub(photos: Path, tmp_path: Path) -> None:
     made = datasets.load_dataset("imagefolder", data_dir=str(photos), cache_dir=str(tmp_path / "hf"))["train"]
     # Pictures within the parquet file, as the Hub has them; else they would be names of files of this machine.
@@ -414,7 +465,7 @@ def test_a_data_set_of_the_hub(photos: Path, tmp_path: Path) -> None:
         words = ["--start", START, "--set", "sizes=[[64, 1]]", "--cache", "store"]
 
         def train_on(name: str, run: str) -> subprocess.CompletedProcess[str]:
-            command = [sys.executable, "-m", "sqzoo", "train", "sq1", "--data", name, "--run", run, *words]
+            command = [python(timm=False), "-m", "sqzoo", "train", "sq1", "--data", name, "--run", run, *words]
             there = {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(Path(__file__).parents[2])}
             env = os.environ | server.env | there
             return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)

@@ -15,6 +15,7 @@ import pytest
 import sqzoo
 from sqzoo.weights import read_manifest
 from tests.support import ROOT
+from tests.support.fork import python
 from tests.support.hub_server import HubServer
 from tools import screenshots
 
@@ -73,14 +74,18 @@ def test_every_block_has_a_language_and_few_are_not_run() -> None:
     assert {page: 2 * len(blocks(page)) for page in PAGES} == fences
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if p != "architecture.md" and any(not b.reason for b in blocks(p))])
+RUN = [p for p in PAGES if p != "architecture.md" and any(not b.reason for b in blocks(p))]
+SLOW = ("deploy.md", "hub.md", "browser.md", "own_images.md")  # those that export to ONNX or train
+
+
+@pytest.mark.parametrize("page", [pytest.param(p, marks=[pytest.mark.slow] * (p in SLOW)) for p in RUN])
 def test_the_blocks_run(page: str, tmp_path: Path) -> None:
     """One after the other in one folder, as a reader goes; the Hub is on loopback."""
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     with HubServer() as server:
         environment = _environment(tmp_path) | server.env | {"HF_HOME": str(tmp_path / "hub")}
         for language, together in groupby((b for b in blocks(page) if not b.reason), key=lambda b: b.language):
-            words = ["bash", "-euo", "pipefail", "-c"] if language == "bash" else [sys.executable, "-c"]
+            words = ["bash", "-euo", "pipefail", "-c"] if language == "bash" else [python(timm=False), "-c"]
             code = "\n".join(b.code for b in together)  # neighbours in one process, since torch takes seconds to import
             done = subprocess.run([*words, code], cwd=tmp_path, capture_output=True, text=True, env=environment)
             assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
@@ -91,7 +96,7 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     cells = json.loads((ROOT / "examples" / "tour.ipynb").read_text(encoding="utf-8"))["cells"]
     code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    words, environment = [sys.executable, "-c", code], _environment(tmp_path)
+    words, environment = [python(), "-c", code], _environment(tmp_path)
     done = subprocess.run(words, cwd=tmp_path / "examples", capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("cat ") and "cat sure\n" in done.stdout and " unsure\n" in done.stdout, done.stdout
@@ -139,7 +144,7 @@ def _environment(folder: Path) -> dict[str, str]:
     programs = folder / ".programs"
     programs.mkdir(exist_ok=True)
     for name, words in {"python": "", "sqzoo": " -m sqzoo"}.items():
-        (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}"{words} "$@"\n', encoding="utf-8")
+        (programs / name).write_text(f'#!/bin/sh\nexec "{python(timm=False)}"{words} "$@"\n', encoding="utf-8")
         (programs / name).chmod(0o755)
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
     return os.environ | {

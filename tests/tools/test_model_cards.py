@@ -2,18 +2,18 @@
 
 import re
 import subprocess
-import sys
 
 import pytest
 
 from sqzoo.weights import read_manifest
 from tests.support import ROOT
+from tests.support.fork import python
 
 COMPLETE = [tag for tag, entry in read_manifest().items() if entry.holds == "complete"]
 
 
 def test_cards_are_what_the_records_say() -> None:
-    done = subprocess.run([sys.executable, "tools/model_cards.py", "--check"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([python(), "tools/model_cards.py", "--check"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert {f.stem for f in (ROOT / "MODEL_CARDS").glob("*.md")} == read_manifest().keys()
 
@@ -22,6 +22,6 @@ def test_cards_are_what_the_records_say() -> None:
 def test_example_runs(tag: str) -> None:
     card = (ROOT / "MODEL_CARDS" / f"{tag}.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    done = subprocess.run([sys.executable, "-c", block], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([python(), "-c", block], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "'cat'" in done.stdout

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 import sqzoo
 from benchmarks import table2
 from tests.support import ROOT
+from tests.support.fork import python
 from tools.readme import BLOCKS, shown, write_into
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -38,7 +38,7 @@ def test_links_work_on_pypi_and_lead_to_files() -> None:
 @pytest.mark.parametrize("block", PYTHON, ids=range(len(PYTHON)))
 def test_python_block_runs(block: str, tmp_path: Path) -> None:
     own = os.environ | {"SQZOO_CACHE": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", block], cwd=ROOT, capture_output=True, text=True, env=own)
+    done = subprocess.run([python(), "-c", block], cwd=ROOT, capture_output=True, text=True, env=own)
     assert done.returncode == 0, done.stderr
     if block == PYTHON[0]:
         assert done.stdout.startswith("[[Prediction(label='cat'"), done.stdout + done.stderr
@@ -79,9 +79,10 @@ def test_a_tag_off_its_record_is_named() -> None:
     assert table2.drifted(rows) == ["c.d: measured 89.90 %, recorded 90.00 %"]
 
 
+@pytest.mark.slow
 def test_evaluating_a_tag_gives_its_record(trunks: Path, cifar10_root: Path) -> None:
     words = ["--only", "squeezenet_cifar.ft_cifar10", "--data", str(cifar10_root), "--trunk", str(trunks)]
-    done = subprocess.run([sys.executable, "benchmarks/table2.py", *words], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([python(), "benchmarks/table2.py", *words], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     recorded = sqzoo.get_weights("squeezenet_cifar.ft_cifar10").metrics["test_top1"]
     assert f"top-1 {recorded:.2f} %" in done.stderr

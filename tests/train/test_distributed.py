@@ -1,8 +1,8 @@
 """torchrun: two processes end in the weights of one, resume each other's runs, and refuse what one process does."""
 
 import json
+import os
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from sqzoo.train import Recipe, train
+from tests.support.fork import python
 from tests.support.runs import TEST, TRAIN, TRAINED
 
 # Fire-Next has no dropout, whose masks each process draws by itself. 80 images in batches of 27 leave one of 26 for
@@ -37,9 +38,10 @@ def alone(plan: Recipe, folder: Path, trunks: Path) -> dict[str, Any]:
 def torchrun(plan: Recipe, folder: Path, trunks: Path) -> subprocess.CompletedProcess[str]:
     script = folder.parent / "script.py"
     script.write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    command = [python(), "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     recipe = json.dumps(plan.to_json())
-    return subprocess.run([*command, recipe, str(folder), str(trunks)], capture_output=True, text=True, timeout=300)
+    words, environment = [*command, recipe, str(folder), str(trunks)], os.environ | {"PYTHON_EXEC": python()}
+    return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.parametrize("batch_size", [27, 79], ids=["uneven", "one_left_over"])

@@ -160,6 +160,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_killed_while_building_then_two_processes_at_once(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     (tmp_path / "go").touch()

@@ -31,6 +31,7 @@ from sqzoo.train.checkpoint import run_lock
 from sqzoo.train.learner import Learner
 from sqzoo.train.optimizer import learning_rate
 from sqzoo.weights import load_trunk
+from tests.support.fork import python
 from tests.support.runs import FROZEN, TEST, TRAIN, TRAINED, coloured
 from tests.support.sentences import assert_one_sentence
 
@@ -302,7 +303,6 @@ KILLED = {
     "trained": TRAINED,
     "average": replace(TRAINED, ema=0.9, label_smoothing=0.1),
     "norms": replace(TRAINED, ema=0.9, batch_norm=True, cutout=8),
-    "first layers still": replace(TRAINED, ema=0.9, batch_norm=True, frozen_layers=5),
     "muon": replace(TRAINED, muon_lr=3e-3, batch_norm=True),
     "bfloat16": replace(TRAINED, ema=0.9, batch_norm=True, muon_lr=3e-3),
 }
@@ -327,13 +327,15 @@ run(KILLED[name], folder, trunks, cache=folder.parent / "cache", precision=PRECI
 """
 
 
-@pytest.mark.parametrize("name", KILLED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("bfloat16", "muon"))) for name in KILLED]
+)
 def test_a_killed_run_ends_as_an_uninterrupted_one(name: str, tmp_path: Path, trunks: Path) -> None:
     """The killed run keeps its features on disk, the other in memory: that makes no difference either."""
     plan, killed, whole = KILLED[name], tmp_path / "killed", tmp_path / "whole"
     steps_an_epoch = -(-(100 - plan.hold_out) // 16)
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, name, str(killed), str(trunks), str(steps_an_epoch + 3)],
+        [python(), "-c", SCRIPT, name, str(killed), str(trunks), str(steps_an_epoch + 3)],
         capture_output=True,
         text=True,
     )
@@ -415,22 +417,6 @@ def test_a_run_with_norms_leaves_a_plain_network(tmp_path: Path, trunks: Path) -
     assert measured.top1 == result["test"]["top1"] > 30
     with pytest.raises(ArgumentError):
         replace(FROZEN, batch_norm=True)
-
-
-def test_frozen_layers_stay_as_they_are_and_the_others_learn(tmp_path: Path, trunks: Path) -> None:
-    plan = replace(TRAINED, batch_norm=True, ema=0.5, sizes=((64, 2),), frozen_layers=5)
-    run(plan, tmp_path / "run", trunks)
-    start = create_model("sq1", init="imagenet", trunk=trunks).state_dict()
-    kept = load_file(tmp_path / "run" / "best.safetensors")
-    assert kept.keys() == start.keys()
-    same = {n for n in kept if torch.equal(kept[n], start[n])}
-    assert same == {n for n in kept if n.startswith("features.") and int(n.split(".")[1]) < 5} != set()
-    for wrong, needle in ((13, "trunk's 13"), (-1, "from 0")):
-        with pytest.raises(ArgumentError) as caught:
-            run(replace(plan, frozen_layers=wrong), tmp_path / "wrong", trunks)
-        assert_one_sentence(caught.value, f"{wrong}", needle)
-    with pytest.raises(ArgumentError, match="frozen_layers"):
-        replace(FROZEN, frozen_layers=5)
 
 
 def test_bfloat16_changes_the_arithmetic_and_not_what_is_kept(tmp_path: Path, trunks: Path) -> None:

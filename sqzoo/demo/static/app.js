@@ -10,7 +10,19 @@ let shown = null; // { canvas, model, scores, maps, size } of the last answer
 let stream = null;
 
 ort.env.wasm.numThreads = 1; // the networks take some ten milliseconds; threads would take longer to start
-ort.env.wasm.wasmPaths = { wasm: new URL("ort-wasm-simd-threaded.wasm", import.meta.url).href };
+const engine = unpacked("ort-wasm-simd-threaded.wasm.gz").then((bytes) => (ort.env.wasm.wasmBinary = bytes));
+const MANY = 24; // answers that are kept, each with its picture
+const answers = [];
+
+/** Fetch a gzipped file and unpack it, unless the host has had the browser do so. */
+async function unpacked(url) {
+  const answer = await fetch(url);
+  if (!answer.ok) throw new Error(`${url}: ${answer.status}`);
+  const bytes = await answer.arrayBuffer();
+  const [first, second] = new Uint8Array(bytes, 0, 2);
+  if (first !== 0x1f || second !== 0x8b) return bytes;
+  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).arrayBuffer();
+}
 
 function tell(problem) {
   $("problem").textContent = problem;
@@ -22,11 +34,14 @@ const percent = (p) => `${(100 * p).toFixed(1)} %`;
 async function session(model) {
   if (!sessions.has(model.file)) {
     $("state").textContent = `Loading ${model.tag}, ${(model.bytes / 1e6).toFixed(1)} MB …`;
-    const made = await ort.InferenceSession.create(model.file, { executionProviders: ["wasm"] });
+    const [graph] = await Promise.all([unpacked(model.file), engine]);
+    const made = await ort.InferenceSession.create(new Uint8Array(graph), { executionProviders: ["wasm"] });
     await run(made, model, resized(new Uint8ClampedArray(4 * 300 ** 2), 300, 300, model.resize, model.pixels));
     sessions.set(model.file, made);
   }
   $("state").textContent = `${model.tag} is ready; it knows ${model.labels.length} classes.`;
+  const more = model.labels.length - 30;
+  $("known").textContent = `${model.labels.slice(0, 30).join(", ")}${more > 0 ? ` and ${more} more` : ""}.`;
   return sessions.get(model.file);
 }
 
@@ -50,7 +65,7 @@ function judged(logits, { threshold = -Infinity }) {
 
 let last = Promise.resolve();
 /** Classify a picture (bitmap, video or canvas) by the chosen network; calls wait for each other. */
-function classify(picture) {
+function classify(picture, keep = !stream) {
   last = last.then(async () => {
     const model = models[$("tag").selectedIndex];
     const made = await session(model);
@@ -64,6 +79,7 @@ function classify(picture) {
     const label = shown?.model === model && stream ? shown.label : null; // with the camera the chosen class stays
     shown = { canvas, model, pixels, prepared, label, ...found };
     show();
+    if (keep) remember();
     performance.measure("answer", { start: began });
   }).catch((error) => {
     $("state").textContent = "";
@@ -92,6 +108,35 @@ function show() {
   showSeen(model);
   showBars(order);
   showHeat(shown.label ?? order[0]);
+  mark();
+}
+
+/** Add the answer to the strip of pictures so far, where a click shows it again. */
+function remember() {
+  const answer = shown;
+  const button = document.createElement("button");
+  const small = document.createElement("canvas");
+  const name = document.createElement("span");
+  button.type = "button";
+  small.width = small.height = 144;
+  small.getContext("2d").drawImage($("picture"), 0, 0, 144, 144);
+  name.textContent = answer.unsure ? "none?" : answer.model.labels[answer.scores.indexOf(Math.max(...answer.scores))];
+  button.append(small, name);
+  button.addEventListener("click", () => {
+    stopCamera();
+    shown = answer;
+    show();
+  });
+  const item = document.createElement("li");
+  item.append(button);
+  answers.push({ answer, item });
+  if (answers.length > MANY) answers.shift().item.remove();
+  if (answers.length > 1) $("answers").replaceChildren(...answers.map((one) => one.item));
+  mark();
+}
+
+function mark() {
+  for (const { answer, item } of answers) item.firstChild.setAttribute("aria-pressed", String(answer === shown));
 }
 
 function showSeen({ pixels: side }) {
@@ -167,8 +212,11 @@ function showHeat(label) {
   view.drawImage(canvas, 224 - wide / 2, 224 - high / 2, wide, high);
 }
 
-async function take(file) {
-  if (!file) return;
+async function take(files) {
+  for (const file of files) await takeOne(file);
+}
+
+async function takeOne(file) {
   stopCamera();
   const began = performance.now();
   let bitmap;
@@ -212,25 +260,29 @@ function stopCamera() {
 }
 
 $("file").addEventListener("change", () => {
-  take($("file").files[0]);
+  take([...$("file").files]);
   $("file").value = ""; // the same file may be chosen again
 });
 $("camera").addEventListener("click", () => (stream ? stopCamera() : startCamera()));
 $("tag").addEventListener("change", () => {
   const canvas = shown?.canvas;
-  if (canvas) classify(canvas);
+  if (canvas) classify(canvas, false);
   else last = last.then(() => session(models[$("tag").selectedIndex]));
 });
 $("show-heat").addEventListener("change", () => ($("heat").hidden = !$("show-heat").checked));
-document.addEventListener("paste", (event) => take(event.clipboardData.files[0]));
+document.addEventListener("paste", (event) => take([...event.clipboardData.files]));
+$("samples").addEventListener("click", async ({ target }) => {
+  const button = target.closest("button");
+  if (button) take([await (await fetch(button.value)).blob()]);
+});
 for (const kind of ["dragenter", "dragover", "dragleave", "drop"])
   document.addEventListener(kind, (event) => {
     event.preventDefault();
     document.body.classList.toggle("over", kind === "dragenter" || kind === "dragover");
   });
 document.addEventListener("drop", (event) => {
-  const file = event.dataTransfer.files[0];
-  if (file) take(file);
+  const files = [...event.dataTransfer.files];
+  if (files.length) take(files);
   else tell("That was a link, not a file, and this page opens no other address; save the picture and drop the file.");
 });
 
