@@ -99,6 +99,7 @@ def open_folder(folder: Path) -> torch.nn.Module:
         {"num_classes": True},
         {"num_classes": 4.0},
         {"architecture": ["sq1"]},
+        {"architecture": "x" * 5000},
         {"sha256": 5},
         {"sha256": ""},
         {"pretrained_cfg": {"input_size": [3, 10**9, 10**9]}},

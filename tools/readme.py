@@ -19,6 +19,7 @@ README = ROOT / "README.md"
 BENCHMARKS = ROOT / "docs" / "benchmarks.md"
 OWN_IMAGES = ROOT / "docs" / "own_images.md"
 PAPER = ROOT / "docs" / "paper.md"
+SECURITY = ROOT / "docs" / "security.md"
 TRAINING = ROOT / "docs" / "training.md"
 ZOO = ROOT / "docs" / "zoo.md"
 
@@ -183,6 +184,7 @@ BLOCKS: dict[tuple[Path, str], Callable[[], str]] = {
     (TRAINING, "gpu_estimate"): record("speed/gpu_estimate", gpu_estimate),
     (OWN_IMAGES, "own_pictures"): render("accuracy/own_images"),
     (OWN_IMAGES, "score_many"): render("speed/score_many"),
+    (SECURITY, "faults"): render("robustness/faults"),
 }
 
 

@@ -104,6 +104,7 @@ def main() -> int:
     states: dict[str, Any] = kept["parts"] if kept.get("key") == key else {}
 
     def note() -> None:
+        print({name: state["done"] for name, state in states.items()}, flush=True)
         if not arguments.trial:
             write_text(PARTIAL, json.dumps({"key": key, "parts": states}))
 
@@ -141,6 +142,36 @@ def broken_promises(results: dict[str, Any]) -> list[str]:
         "a cached model used the network": network.get("sockets_opened", 0) + network.get("requests", 0),
     }
     return [f"broken: {text}" for text, wrong in promises.items() if wrong]
+
+
+def render(results: dict[str, Any]) -> str:
+    """Return the table of docs/security.md."""
+    rows = []
+    for name in SHARES:
+        part = results[name]
+        wrong = sum(part.get(key, 0) for key in ("wrong", "crashed", "unclear"))
+        rows.append((f"mutated {name.replace('_', ' ')}", part["faults"], part.get("read", 0), wrong))
+    for name, part in results["jobs"].items():
+        if isinstance(part, dict):
+            wrong = sum(part.get(key, 0) for key in ("crashed", "half_written", "next_run_wrong"))
+            stopped = part.get("killed", 0) + part.get("full", 0)
+            rows.append(
+                (f"{name.replace('_', ' ')}: killed or disk full", stopped, part.get("next_run_right", 0), wrong)
+            )
+    wire = results["wire"]
+    wrong = sum(wire[key] for key in ("wrong", "unclear", "crashed", "half_written"))
+    rows.append(("failing Hub, eight processes", wire["faults"], wire["right"], wrong))
+    slowest = max(results[name]["slowest_ms"] for name in SHARES)
+    memory = max(results[name]["memory_mb"] for name in SHARES)
+    lines = ["| what | faults | right | wrong |", "|---|---|---|---|"]
+    lines += [f"| {what} | {faults:,} | {right:,} | {wrong} |" for what, faults, right, wrong in rows]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"The slowest refusal took {slowest:.0f} ms of CPU, and no process grew by more than {memory:.0f} MB.",
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -185,6 +185,7 @@ def fuzz(name: str, start: int, seed: int) -> Iterator[tuple[int, dict[str, Any]
         and by how many MB the process has grown.
     """
     make = next(reader for reader in READERS if reader.__name__ == name)
+    torch.manual_seed(seed)  # of the files that are mutated
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
         reader = make(Path(folder))
         for number in itertools.chain([-1], itertools.count(start)):

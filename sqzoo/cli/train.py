@@ -64,7 +64,10 @@ def run(
 
     require("scipy", "train", "Training")
     check_device(device)
-    fields = _fields(changes or []) | ({} if seed is None else {"seed": seed})
+    fields = _fields(changes or [])
+    for name, value in {"seed": seed, "start": start}.items():
+        if value is not None and fields.setdefault(name, value) != value:
+            raise ArgumentError(f"--{name} and --set {name} differ; give one of them.")
     options: dict[str, Any] = {"trunk": trunk, "cache": cache, "device": device, "precision": precision}
     try:
         if data is not None and not holds_cifar10(Path(data)):
@@ -77,7 +80,6 @@ def run(
                 "all_layers": all_layers,
                 "val_fraction": val_fraction,
                 "recipe_name": recipe,
-                "start": start,
             }
             _own_images(model, data, folder, fields, options)
         elif all_layers or labels:
@@ -86,7 +88,6 @@ def run(
                 "ft_cifar10."
             )
         else:
-            fields |= {} if start is None else {"start": start}
             _cifar10(model, recipe or "held_out_cifar10", data, folder, fields, options | {"compile": compile})
     except KeyboardInterrupt:
         print("\nThe same command resumes after the last finished epoch.", file=sys.stderr)
@@ -130,11 +131,14 @@ def _cifar10(
 
 def _fields(changes: list[str]) -> dict[str, Any]:
     """Parse FIELD=JSON words."""
-    fields = {}
+    from sqzoo.train.recipes import check_fields
+
+    fields: dict[str, Any] = {}
     for change in changes:
         key, _, value = change.partition("=")
         try:
             fields[key] = json.loads(value)
         except ValueError as e:
             raise ArgumentError(f"--set {change!r} is not FIELD=JSON; write it like --set lr=0.001.") from e
+    check_fields(fields)
     return fields

@@ -27,7 +27,7 @@ from sqzoo.train.recipes import recipe
 from sqzoo.weights import get_weights, load_trunk, tags
 
 _HEAD, _ALL = "head", "all_layers"  # the two runs, and their folders
-_FIXED = {"hold_out", "select", "crop_pct"}  # recipe fields that the images decide
+_FIXED = {"hold_out", "select", "crop_pct", "num_classes"}  # recipe fields that the images decide
 _OF_HEAD = {"sizes", "normalisation", "seed", "model_args", "start"}  # recipe fields that the head takes
 _MOST_SEEN = 100_000  # images over all epochs, unless the recipe's sizes are given: large sets need fewer epochs
 _logger = logging.getLogger("sqzoo")
@@ -75,9 +75,9 @@ def train_on_images(
     """
     check_name(model)
     require("matplotlib", "train", "The report")  # before hours of training
-    if fixed := _FIXED & changes.keys():
-        raise ArgumentError(f"{min(fixed)} is decided by the images; leave it out, or give val_fraction.")
     chosen = recipe(recipe_name or ("finetune" if all_layers else "images"), model, **changes)
+    if fixed := _FIXED & (changes.keys() | chosen.model_args.keys()):
+        raise ArgumentError(f"{min(fixed)} is decided by the images; leave it out, or give val_fraction.")
     if (chosen.layers == "all") != all_layers:
         told = "all layers; add all_layers" if chosen.layers == "all" else "the head; leave all_layers out"
         raise ArgumentError(f"recipe {recipe_name!r} trains {told}, or give another recipe.")

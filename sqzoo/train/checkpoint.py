@@ -15,7 +15,7 @@ from safetensors import safe_open
 from tqdm import tqdm
 
 from sqzoo.errors import ArgumentError, BusyError, DataError, WeightsError, shown, why
-from sqzoo.files import claim_folder, open_regular, read_json, tensors_sha256, write_json, write_tensors, write_text
+from sqzoo.files import claim_folder, open_regular, read_json, tensors_sha256, write_tensors, write_text
 from sqzoo.train.recipes import Recipe
 from sqzoo.weights.header import read_tensors, read_wanted
 from sqzoo.weights.untrusted import LARGEST, read_bytes
@@ -64,9 +64,7 @@ def run_lock(folder: Path) -> Iterator[None]:
 def open_run(folder: Path, facts: dict[str, Any]) -> dict[str, Any] | None:
     """Return the result of a finished run of these facts, None for a new or unfinished one; refuse any other run."""
     file = folder / "recipe.json"
-    if not file.is_file():
-        write_json(file, facts)
-    elif (other := read_json(file)) != facts:
+    if file.is_file() and (other := read_json(file)) != facts:
         differing = sorted(k for k in facts.keys() | other.keys() if facts.get(k) != other.get(k))
         raise ArgumentError(
             f"{folder} holds a run of another recipe or other data (their {', '.join(differing)} differ); give another "

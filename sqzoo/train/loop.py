@@ -98,6 +98,8 @@ def train(
             learner.forward = torch.compile(learner.forward) if compile else learner.forward
             state, tensors = restore(folder)
             learner.load_state(tensors)
+            if rank() == 0:  # not earlier: after a mistaken argument the right one is not refused
+                write_json(folder / "recipe.json", facts)
             events = stack.enter_context(tensorboard(folder, state.epoch) if rank() == 0 else nullcontext())
             for epoch in range(state.epoch, recipe.epochs):
                 if state.best_epoch and 0 < recipe.patience <= epoch - state.best_epoch:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -96,8 +97,10 @@ _RANGES: dict[str, tuple[float, float]] = {
 
 def _sizes(value: Any) -> tuple[tuple[int, int], ...]:
     pairs = [tuple(p) if isinstance(p, list | tuple) else () for p in value] if isinstance(value, list | tuple) else []
-    if not pairs or any([*map(type, p)] != [int, int] or p[0] < 32 or p[1] < 1 for p in pairs):
-        raise ArgumentError(f"sizes must be pairs (size from 32, epochs from 1), such as [[64, 2]], not {value!r}.")
+    if not pairs or any([*map(type, p)] != [int, int] or not (32 <= p[0] <= 1024 and 1 <= p[1] <= 9999) for p in pairs):
+        raise ArgumentError(
+            f"sizes must be pairs (size from 32 to 1024, epochs from 1 to 9999), such as [[64, 2]], not {value!r}."
+        )
     return tuple(pairs)
 
 
@@ -156,7 +159,12 @@ def recipe(name: str, model: str, **changes: Any) -> Recipe:
     plans = RECIPES[name]
     if model not in plans:
         raise UnknownModelError(f"Unknown model {model!r}.{did_you_mean(model, plans)} There are: {', '.join(plans)}.")
-    known = [f.name for f in dataclasses.fields(Recipe) if f.name != "model"]
-    for key in changes.keys() - set(known):
-        raise ArgumentError(f"A recipe takes no {key!r}.{did_you_mean(key, known)} It has: {', '.join(known)}.")
+    check_fields(changes)
     return replace(plans[model], **changes)
+
+
+def check_fields(changes: Iterable[str]) -> None:
+    """Raise `ArgumentError` for a name that is no field of a recipe, or is its model."""
+    known = [f.name for f in dataclasses.fields(Recipe) if f.name != "model"]
+    for key in set(changes) - set(known):
+        raise ArgumentError(f"A recipe takes no {key!r}.{did_you_mean(key, known)} It has: {', '.join(known)}.")

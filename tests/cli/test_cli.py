@@ -204,3 +204,12 @@ def test_eval_gives_the_recorded_accuracy(
     assert f"{expected.top1:.2f} %" in (tmp_path / "r.html").read_text(encoding="utf-8")
     assert main(["report", "squeezenet_cifar", "-o", str(tmp_path / "no" / "r.html")]) == 2
     assert "No folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "value", ['start="sq1.tiny_cifar10"', "data=1", 'model="sq1"', "nosuch=1", "sizes=[[99999,1]]"]
+)
+def test_set_of_what_is_no_field_or_given_twice(value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "sq1", "--data", str(tmp_path), "--start", "sq1.ft_cifar10", "--set", value]
+    assert main(words) == 2
+    assert capsys.readouterr().err.startswith("sqzoo: ") and not (tmp_path / "runs").exists()

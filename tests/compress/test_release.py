@@ -16,6 +16,7 @@ import yaml
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
+from sqzoo.compress import release
 from tests.support import ROOT
 
 
@@ -148,3 +149,9 @@ def test_workflow_has_the_least_permissions() -> None:
         "actions/attest-build-provenance",
         "pypa/gh-action-pypi-publish",
     ]
+
+
+def test_the_default_of_an_architecture_is_first() -> None:
+    names = {"a.big": 160, "a.none": None, "a.pair": [224, 256]}
+    entries = [{"tag": tag, "holds": "complete", "model_args": {"upsample": size}} for tag, size in names.items()]
+    assert [e["tag"] for e in sorted(entries, key=release._sort_key)] == ["a.pair", "a.big", "a.none"]

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from sqzoo import create_model
 from sqzoo.data import Dataset, Normalise
-from sqzoo.errors import ArgumentError, BusyError, DataError
+from sqzoo.errors import ArgumentError, BusyError, DataError, SqzooError
 from sqzoo.evaluation import evaluate
 from sqzoo.models.upsample import Upsample
 from sqzoo.train import Recipe, loop, train
@@ -60,6 +60,14 @@ def models(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
 
     monkeypatch.setattr("sqzoo.train.learner.create_model", remember)
     return made
+
+
+def test_after_a_mistake_the_right_command_is_not_refused(tmp_path: Path, trunks: Path) -> None:
+    plan = replace(FROZEN, sizes=((32, 1),))
+    for wrong in (replace(plan, model_args={"mid": "a"}), replace(plan, hold_out=10**6)):
+        with pytest.raises(SqzooError):
+            run(wrong, tmp_path, trunks)
+    assert run(plan, tmp_path, trunks)["epoch"] == 1
 
 
 # What is learnt

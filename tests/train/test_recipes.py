@@ -63,6 +63,8 @@ def test_the_manifest_names_the_recipe_of_each_tag(tag: str) -> None:
         ({"sizes": [[32]]}, "[[32]]"),
         ({"sizes": ((224, 0),)}, "((224, 0),)"),
         ({"sizes": ((16, 1),)}, "((16, 1),)"),
+        ({"sizes": ((99_999, 1),)}, "1024"),
+        ({"sizes": ((32, 10**12),)}, "9999"),
         ({"sizes": ((32, 1), (64, 1))}, "several sizes"),
         ({"flip": True}, "flip"),
         ({"flip": 1}, "flip"),
