@@ -48,8 +48,9 @@ def python(*, timm: bool = True) -> str:
     program, address = folder / "python", str(folder / "socket")
     program.write_text(_CLIENT.format(python=sys.executable, address=address), encoding="utf-8")
     program.chmod(0o755)
-    code = f"from tests.support.fork import serve; serve({address!r}, {timm})"
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    root = str(Path(__file__).parents[2])
+    code = f"import sys; sys.path.insert(0, {root!r}); from tests.support.fork import serve; serve({address!r}, {timm})"
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
     server = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
     )
@@ -131,7 +132,7 @@ def _become(fds: list[int], words: list[str], folder: str, environment: dict[str
     os.environ.clear()
     os.environ.update(environment)
     paths = [p for p in environment.get("PYTHONPATH", "").split(os.pathsep) if p]
-    sys.path[:] = paths + sys.path[2:]  # without the server's own first two
+    sys.path[:] = paths + sys.path[2:]  # without the server's own first two, the root and -c's
     for name in [name for name in sys.modules if name.partition(".")[0] in ("tests", "sqzoo", "__main__")]:
         del sys.modules[name]
     kind, *rest = [word for word in words if word != "-u"]
@@ -144,5 +145,5 @@ def _become(fds: list[int], words: list[str], folder: str, environment: dict[str
         sys.argv, sys.path[:0] = rest, [folder]
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     else:
-        sys.argv, sys.path[:0] = words, [str(Path(kind).resolve().parent)]
+        sys.argv, sys.path[:0] = [kind, *rest], [str(Path(kind).resolve().parent)]
         runpy.run_path(kind, run_name="__main__")
