@@ -12,8 +12,8 @@
 - A Hub on loopback that fails in every way it knows (`wire.py`), for eight processes on one cache: the right tensors or
   one clear sentence. And no network: with every file cached, a process that may open no socket loads everything.
 
-What is done is noted each minute in faults.partial.json beside the record, and the same command goes on from there, at
-the same commit. Everything runs on loopback and in temporary folders. Linux only (fork, RLIMIT_FSIZE).
+What is done is noted each minute in faults.partial.json beside the record; the same command, or one with higher counts,
+goes on from there at the same commit. Everything is on loopback and in temporary folders. Linux only (fork, RLIMIT_FSIZE).
 """
 
 import argparse
@@ -117,7 +117,7 @@ def main() -> int:
     print(*broken, sep="\n")
     if not arguments.trial and all(states.get(name, {"done": 0})["done"] >= count for name, count in counts.items()):
         write_record(RESULT, {"environment": facts, "seed": arguments.seed, **results})
-        PARTIAL.unlink()
+        # The notes stay: with higher counts the same run goes on.
     return 1 if broken else 0
 
 

@@ -102,7 +102,7 @@ def header_of(rng: random.Random, data: bytes) -> bytes:
 def tensors_of(rng: random.Random, data: bytes) -> bytes:
     """Return a sound safetensors file with other tensors than the model's: shapes, names, types, one more or less."""
     tensors = load(data)
-    key = rng.choice(list(tensors))
+    key = rng.choice(sorted(tensors))  # `load` has no order
     tensor = tensors[key]
     match rng.randrange(9):
         case 0:

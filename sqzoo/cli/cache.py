@@ -26,7 +26,7 @@ def run(
     from sqzoo import cache
     from sqzoo.errors import shown
 
-    if remove is not None:
+    if remove:
         gone = cache.remove(remove)
         print(f"removed {gone.name}, {gone.size / 1e6:.2f} MB, from {shown(gone.path)}")
         return 0

@@ -20,6 +20,7 @@ from sqzoo.data import NORMALISATIONS, Normalise
 from sqzoo.environment import environment
 from sqzoo.errors import ArgumentError
 from sqzoo.evaluation import metrics
+from sqzoo.files import write_json
 from sqzoo.models.base import ZooModel
 from sqzoo.own_images.pixels import ImageSet
 from sqzoo.registry import start_from, start_sha256
@@ -62,6 +63,7 @@ def train_head(
     if finished := open_run(folder, told):
         start_from(model, str(folder / "model.safetensors"))
         return model, finished
+    write_json(folder / "recipe.json", told)
     train_idx, val_idx = images.split(0)
     normalise, began = Normalise(*NORMALISATIONS[plan.normalisation]), time.perf_counter()
     views = (False, True) if len(train_idx) <= _MANY else (False,)
