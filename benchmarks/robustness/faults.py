@@ -13,7 +13,7 @@
   one clear sentence. And no network: with every file cached, a process that may open no socket loads everything.
 
 What is done is noted each minute in faults.partial.json beside the record; the same command, or one with higher counts,
-goes on from there at the same commit. Everything is on loopback and in temporary folders. Linux only (fork, RLIMIT_FSIZE).
+goes on from there at the same commit. All is on loopback and in temporary folders. Linux only (fork, RLIMIT_FSIZE).
 """
 
 import argparse

@@ -51,7 +51,8 @@ def read_torch_zip(stream: BinaryIO, wanted: Callable[[str], bool], most: int) -
         size = entries[pickled].size
         if size > _PICKLE_LARGEST:
             raise ValueError(f"its data.pkl has {size:,} bytes, at most {_PICKLE_LARGEST:,} are read")
-        state = interpret(_read(stream, entries[pickled], 0, size), _NAMES)
+        content = _read(stream, entries[pickled], 0, size)
+        state = interpret(content, _NAMES, most=10_000)  # of SqueezeNet it has 2,270 opcodes
         is_ordered = type(state) is Call and state.name == _DICTIONARY
         tensors = {}
         for key, value in (state.items if is_ordered else expect(state, dict)).items():
