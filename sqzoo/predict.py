@@ -151,4 +151,6 @@ def _as_iterable(images: ImageInput | Iterable[ImageInput]) -> Iterable[ImageInp
     single = isinstance(images, str | os.PathLike | Image.Image)
     if isinstance(images, np.ndarray | torch.Tensor):
         single = images.ndim == 3
+    if not single and not isinstance(images, Iterable):
+        raise ArgumentError(f"images must be one image or several, not {images!r}; give file names, for example.")
     return [images] if single else images  # type: ignore[list-item,return-value]

@@ -110,7 +110,9 @@ def test_wrong_input_is_one_clear_sentence(model: torch.nn.Module, tmp_path: Pat
         (cut, DataError, "cut.jpg.* is not a readable image"),
         (tmp_path, DataError, "is not a readable image"),
         (np.zeros((8, 8, 3), np.float32), ArgumentError, "uint8 .* float32"),
+        (np.zeros((0, 8, 3), np.uint8), ArgumentError, r"\[0, 8, 3\]"),
         ([3], ArgumentError, "not int"),
+        (3, ArgumentError, "one image or several, not 3"),
     ):
         with pytest.raises(error, match=words) as caught:
             predict(model, bad)

@@ -5,6 +5,7 @@ import errno
 import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from pkgutil import iter_modules
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     130, stopped by Ctrl-C; 141, the reader of the output has gone.
     """
     _prepare_streams()
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged images, which the command names itself
     try:
         code = int(app(args=argv, prog_name="sqzoo", standalone_mode=False) or 0)
         if code == 130:  # what Typer makes of Ctrl-C

@@ -21,6 +21,14 @@ class Dataset:
     images: np.ndarray
     labels: np.ndarray
 
+    def __post_init__(self) -> None:
+        labels = np.asarray(self.labels)
+        if labels.shape != (len(self.images),) or labels.dtype.kind not in "iu" or (labels.size and labels.min() < 0):
+            raise ArgumentError(
+                f"labels must be whole numbers from 0, one for each of the {len(self.images)} images; leave out images "
+                "without a label (-1)."
+            )
+
     def __len__(self) -> int:
         return len(self.images)
 

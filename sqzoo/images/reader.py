@@ -140,7 +140,7 @@ def as_pil(image: ImageInput, min_size: int | None = None) -> Image.Image:
         raise ArgumentError(f"an image must be a file name, PIL image, array or tensor, not {type(image).__name__}.")
     if image.ndim == 3 and image.shape[2] == 1:
         image = image[:, :, 0]
-    if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
+    if image.dtype != np.uint8 or not image.size or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
         raise ArgumentError(
             f"an image array must be uint8 of shape (H, W, 3), a tensor uint8 of (3, H, W), not {image.dtype} "
             f"{list(image.shape)}; scale it to 0...255 or give a file name."

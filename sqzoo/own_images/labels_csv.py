@@ -40,7 +40,7 @@ def find_labelled(folder: str | os.PathLike[str], labels: str | os.PathLike[str]
     left_out: dict[str, str] = {}
     for number, (name, label) in enumerate(_rows(Path(labels))):
         image = by_name.get(name)
-        if image is None or not label:
+        if image is None or label in ("", "-1"):  # "-1": as datasets write it
             reason = "has no class in" if image else "the name of several images in" if name in by_name else "only in"
             left_out |= {printable(name): f"{reason} {named}"} if number else {}
         elif chosen.setdefault(image, label) != label:
@@ -50,8 +50,8 @@ def find_labelled(folder: str | os.PathLike[str], labels: str | os.PathLike[str]
     classes = tuple(sorted(set(chosen.values()), key=sort_key))
     if len(classes) < 2 or not all(name.isprintable() for name in classes):
         raise DataError(
-            f"{named} gives {len(chosen)} images of {shown(root)} {len(classes)} classes; it needs the image in the "
-            "first column and its class in the second, and two printable classes at least."
+            f"{named} gives {len(chosen)} images of {shown(root)} and {len(classes)} classes; it needs the image in "
+            "the first column and its class in the second, and two printable classes at least."
         )
     files = sorted(chosen)
     files = [files[i] for i in np.random.default_rng(0).permutation(len(files))]

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sqzoo.environment import require
+from sqzoo.environment import pick_precision, require
 from sqzoo.errors import ArgumentError, WeightsError, shown
 from sqzoo.files import read_json
 from sqzoo.own_images.duplicates import near_duplicates
@@ -75,6 +75,7 @@ def train_on_images(
     """
     check_name(model)
     require("matplotlib", "train", "The report")  # before hours of training
+    pick_precision(precision, device, dense=False)
     chosen = recipe(recipe_name or ("finetune" if all_layers else "images"), model, **changes)
     if fixed := _FIXED & (changes.keys() | chosen.model_args.keys()):
         raise ArgumentError(f"{min(fixed)} is decided by the images; leave it out, or give val_fraction.")

@@ -546,3 +546,10 @@ def test_open_image_refuses_what_is_none(tmp_path: Path) -> None:
 
 def test_no_server_is_one_sentence(without_server: subprocess.Popen[str]) -> None:
     assert_one_sentence(message_of(without_server), "uoft-cs/cifar10", "SQZOO_CIFAR10")
+
+
+@pytest.mark.parametrize("labels", [[0, -1], [0.0, 1.0], ["a", "b"], [0], [[0], [1]]])
+def test_a_label_that_is_none_is_no_class(labels: Any) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        Dataset(np.zeros((2, 32, 32, 3), np.uint8), np.array(labels))
+    assert_one_sentence(caught.value, "labels must be whole numbers from 0")
