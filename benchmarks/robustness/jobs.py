@@ -121,7 +121,8 @@ class Jobs:
         """Make a tag in a checkout of its own."""
         root = self.place("compress", number)
         manifest = root / "sqzoo" / "weights" / "manifest.json"
-        if not manifest.is_file():
+        if not manifest.exists():  # also after a kill in between
+            manifest.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(manifest, (Path(sqzoo.__file__).parent / "weights" / "manifest.json").read_bytes())
         parent = str(self.place("training", "second"))
         return make_tiny(parent, "sq1.tiny_test", root, *self.data, size=300_000, images=4, val_images=10)
