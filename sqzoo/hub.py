@@ -67,8 +67,9 @@ def save_pretrained(
         config = _config(model, tensors, target)
         contents[WEIGHTS] = save(tensors, {"format": "pt"})
         config["sha256"] = hashlib.sha256(contents[WEIGHTS]).hexdigest()
-        if is_generated_card(read_small(target / CARD), read_small(target / CONFIG)):
-            contents[CARD] = (card or _card(model)).encode()
+        new, old = (card or _card(model)).encode(), read_small(target / CARD)
+        if old == new or is_generated_card(old, read_small(target / CONFIG)):  # equal: an interrupted save wrote it
+            contents[CARD] = new
             config["card_sha256"] = hashlib.sha256(contents[CARD]).hexdigest()
         contents |= configurations(config, label_names(model)) if transformers_js else {CONFIG: json_bytes(config)}
         (target / CONFIG).unlink(missing_ok=True)

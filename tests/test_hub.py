@@ -52,6 +52,15 @@ def test_pushed_model_comes_back_by_every_way(server: HubServer, model: torch.nn
     assert sqzoo.create_model(f"hf-hub:{REPO}").pretrained_cfg["num_classes"] == 4
 
 
+def test_a_card_that_an_interrupted_save_left_is_not_its_owners(tmp_path: Path) -> None:
+    model = sqzoo.create_model("sq1", pretrained=True)
+    hub.save_pretrained(model, tmp_path)
+    saved = {f.name: f.read_bytes() for f in tmp_path.iterdir()}
+    (tmp_path / CONFIG).unlink()  # it is written last
+    hub.save_pretrained(model, tmp_path)
+    assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == saved
+
+
 def test_a_tag_is_pushed_whole_with_its_card(server: HubServer, trunks: Path) -> None:
     hub.push("sq1.paper_cifar10", REPO, token="secret", transformers_js=False, trunk=trunks)
     stored = server.files(REPO)

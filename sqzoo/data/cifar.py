@@ -150,8 +150,7 @@ def _read_batches(folder: Path, split: Split) -> Dataset:
     for name in names:
         try:
             with open_regular(folder / name) as stream:
-                batches.append(read_batch(stream.read(BATCH_LARGEST)))
+                batches.append(Dataset(*read_batch(stream.read(BATCH_LARGEST))))
         except (OSError, ValueError) as e:
             raise DataError(f"{folder / name} is not a readable CIFAR-10 batch ({describe(e)}); fetch it again.") from e
-    images, labels = zip(*batches, strict=True)
-    return Dataset(np.concatenate(images), np.concatenate(labels))
+    return Dataset(np.concatenate([b.images for b in batches]), np.concatenate([b.labels for b in batches]))
