@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from benchmarks import RESULTS
+from benchmarks.paper.runner import subset
 from benchmarks.record import write_record
 from sqzoo import create_model
 from sqzoo.data import Dataset, cifar10
@@ -42,13 +43,6 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
-def subset(data: Dataset) -> Dataset:
-    """Return the first images of each class that train, and the last that are held out, in their order."""
-    each = [np.flatnonzero(data.labels == c) for c in range(10)]
-    chosen = [np.concatenate([i[: TRAINED // 10], i[-HELD_OUT // 10 :]]) for i in each]
-    return data[np.sort(np.concatenate(chosen))]
-
-
 def right(plan: Recipe, folder: Path, result: dict[str, Any], data: Dataset) -> np.ndarray:
     """Return which held-out images a finished run's network gets right, as booleans."""
     model = create_model(plan.model, num_classes=10)
@@ -66,7 +60,7 @@ def main() -> None:
     parser.add_argument("--data", help="CIFAR-10 folder (default: $SQZOO_CIFAR10, else the Hub)")
     parser.add_argument("--trunk", help="folder with the ImageNet trunk (default: $SQZOO_TRUNKS, else torchvision's)")
     arguments = parser.parse_args()
-    data = subset(cifar10("train", arguments.data))
+    data = subset(cifar10("train", arguments.data), TRAINED, HELD_OUT)
     known = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {"runs": {}}
     base: np.ndarray | None = None
     for name, changes in RUNS.items():

@@ -15,7 +15,9 @@ DENSITY = {"squeezenet_cifar": 0.104, "sq1": 0.104, "fire_next": 0.276, "alexnet
 SHAPE = {"alexnet_cifar": (256, 6, 6)}  # of an image's features; SqueezeNet's are (512, 13, 13)
 
 
-def report(plan: list[tuple[Recipe, int]], workers: int, threads: int, cached: bool, device: str) -> str:
+def report(
+    plan: list[tuple[Recipe, int]], workers: int, threads: int, cached: bool, device: str, trained: int | None = None
+) -> str:
     """Return the plan as text: runs and epochs by model, and the hours that they take in so many processes here.
 
     Args:
@@ -23,6 +25,7 @@ def report(plan: list[tuple[Recipe, int]], workers: int, threads: int, cached: b
         threads: of each process.
         cached: whether the backbone's features lie on disk.
         device: times are for "cpu" alone.
+        trained: number of training images; None is all that are not held out.
     """
     lines, seconds, before = [], 0.0, torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -31,13 +34,13 @@ def report(plan: list[tuple[Recipe, int]], workers: int, threads: int, cached: b
         line = f"{model}: {len(own)} runs, {sum(r.epochs for r, _ in own)} epochs"
         if device == "cpu":
             step, evaluation = _cost(own[0][0])
-            took = sum(r.epochs * ((TRAIN - r.hold_out) * step + images * evaluation) for r, images in own)
+            took = sum(r.epochs * ((trained or TRAIN - r.hold_out) * step + images * evaluation) for r, images in own)
             line += f", {TRAIN * step:.0f} s for {TRAIN:,} images: {took / workers / 3600:.1f} hours"
             seconds += took / workers
         lines.append(line)
     if device == "cpu":
         backbones = {} if cached else {_backbone(r): r for r, _ in plan}
-        seconds += sum((TRAIN + TEST) * _backbone_seconds(r) for r in backbones.values())
+        seconds += sum(((trained or TRAIN) + TEST) * _backbone_seconds(r) for r in backbones.values())
         lines.append(
             f"In all {seconds / 3600:.1f} hours in {workers} process(es) of {threads} thread(s), the features of "
             f"{len(backbones)} backbones among them, if these cores do nothing else."

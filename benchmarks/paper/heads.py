@@ -77,7 +77,7 @@ def summary(row: str, protocol: str) -> dict[str, Any] | None:
         "seeds": [r["recipe"]["seed"] for r in found],
         "top1": [r["test"]["top1"] for r in found],
         "loss": [r["test"]["loss"] for r in found],
-        "epochs": len(found[0]["log"]),
+        "epochs": max(len(r["log"]) for r in found),
         "params": found[0]["params"],
     }
 

@@ -2,7 +2,7 @@
 
     python benchmarks/paper/open_choices.py [--only sq1] [--workers N] [--plan | --render]
 
-Trains each reading of each row on 45,000 images, 12 epochs, two seeds, and looks at the 5,000 held-out ones alone. May
+Trains each reading of each row on 10,000 images, 12 epochs, two seeds, and looks at the 5,000 held-out ones alone. May
 be stopped and started again; each run is recorded as it ends, in results/paper/open_choices.json. Then the table and
 the decision, by PLAN.md's rule, are printed and written into docs/paper.md; --render does that alone.
 """
@@ -27,7 +27,7 @@ from sqzoo.train.learner import initial_model
 from tools.readme import PAPER, write_into
 
 RECORD = RESULTS / "paper" / "open_choices.json"
-EPOCHS, SEEDS, LEVEL = 12, 2, 0.05
+TRAINED, EPOCHS, SEEDS, LEVEL = 10_000, 12, 2, 0.05
 SHARED = ("normalisation", "batch size", "initial weights")  # choices that are one for all rows
 PUBLISHED = {"squeezenet_cifar": 83.1, "sq1": 86.7, "fire_next": 86.5}  # Table 2, top-1 in percent
 CLASSIFIER = {"drop_rate": 0.5, "logit_relu": True}  # SqueezeNet's own, around its last convolution
@@ -176,8 +176,8 @@ def render(record: dict[str, Any]) -> str:
     if not decided:
         return "Not measured yet: `python benchmarks/paper/open_choices.py`."
     lines = [
-        f"Best top-1 on the 5,000 held-out images within {EPOCHS} epochs, mean ± standard deviation of {SEEDS} seeds; "
-        "*decided* by Dunnett's test against the base at 5 %.",
+        f"Best top-1 on the 5,000 held-out images within {EPOCHS} epochs on {TRAINED:,} images, mean ± standard "
+        f"deviation of {SEEDS} seeds; *decided* by Dunnett's test against the base at 5 %.",
         "",
         "| row | choice | reading | held out, % | against the base | decided |",
         "|---|---|---|---|---|---|",
@@ -224,7 +224,7 @@ def main() -> int:
             for one in runs if not args.plan else []:
                 if one.recipe.start != "imagenet":
                     write_start(Path(one.recipe.start), one.recipe, args.trunk)
-        if not carry_out(runs, lambda: set(known()), keep, args):
+        if not carry_out(runs, lambda: set(known()), keep, args, TRAINED):
             return 0
     text = render(json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.is_file() else {})
     write_into(PAPER, "open_choices", text)

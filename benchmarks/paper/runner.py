@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.paper.expected import TEST, report
 from sqzoo.data import Dataset, cifar10
 from sqzoo.errors import ArgumentError, BusyError, DataError
@@ -55,7 +57,11 @@ def parser(doc: str, work: str, rows: Iterable[str] = ()) -> argparse.ArgumentPa
 
 
 def carry_out(
-    runs: list[Run], kept: Callable[[], set[str]], keep: Callable[[Run, dict[str, Any]], None], args: argparse.Namespace
+    runs: list[Run],
+    kept: Callable[[], set[str]],
+    keep: Callable[[Run, dict[str, Any]], None],
+    args: argparse.Namespace,
+    trained: int | None = None,
 ) -> bool:
     """Print the plan, then train the runs that are not kept yet, in this process or in several.
 
@@ -64,6 +70,7 @@ def carry_out(
         kept: returns the names of the runs that are recorded.
         keep: records a result, as soon as its run ends.
         args: of `parser`.
+        trained: train on so many images, beside those held out; None on all.
 
     Returns:
         Whether all is kept and this process may go on to show it; False for `--plan` and in a worker.
@@ -74,19 +81,19 @@ def carry_out(
     if args.workers < 1:
         raise ArgumentError(f"--workers must be at least 1, not {args.workers}.")
     if CHILD in os.environ:
-        work(runs, kept, keep, _data(args), args)
+        work(runs, kept, keep, _data(args, runs, trained), args)
         return False
     threads = max(1, (os.cpu_count() or 1) // args.workers)
     recorded = kept()
     if left := [run for run in runs if run.name not in recorded]:
         plan = [(run.recipe, _looked_at(run)) for run in left]
-        print(report(plan, args.workers, threads, Path(args.cache).is_dir(), args.device), flush=True)
+        print(report(plan, args.workers, threads, Path(args.cache).is_dir(), args.device, trained), flush=True)
     else:
         print("All of it is recorded.")
     if args.plan:
         return False
     if left and args.workers == 1:
-        work(runs, kept, keep, _data(args), args)
+        work(runs, kept, keep, _data(args, runs, trained), args)
     elif left:
         surroundings = os.environ | {CHILD: "1", "OMP_NUM_THREADS": str(threads)}
         workers = [subprocess.Popen(sys.orig_argv, env=surroundings) for _ in range(args.workers)]
@@ -100,8 +107,16 @@ def _looked_at(run: Run) -> int:
     return run.recipe.hold_out + (TEST if run.log_test or run.recipe.select == "test" else 0)
 
 
-def _data(args: argparse.Namespace) -> tuple[Dataset, Dataset]:
-    return cifar10("train", args.data), cifar10("test", args.data)
+def _data(args: argparse.Namespace, runs: list[Run], trained: int | None) -> tuple[Dataset, Dataset]:
+    train_set = cifar10("train", args.data)
+    return subset(train_set, trained, runs[0].recipe.hold_out) if trained else train_set, cifar10("test", args.data)
+
+
+def subset(data: Dataset, trained: int, held_out: int) -> Dataset:
+    """Return the first `trained` images, as many of each class, and the `held_out` ones of all the images."""
+    each = [np.flatnonzero(data.labels == c) for c in np.unique(data.labels)]
+    few, last = trained // len(each), held_out // len(each)
+    return data[np.sort(np.concatenate([np.concatenate([own[:few], own[len(own) - last :]]) for own in each]))]
 
 
 def work(

@@ -68,7 +68,7 @@ def test_it_trains_and_records(folder: Path, trunks: Path, monkeypatch: pytest.M
         return recipe(name, row, seed=seed, **small, hold_out=20 if name == "held_out_cifar10" else 0)
 
     monkeypatch.setattr(heads, "recipe", plan)
-    monkeypatch.setattr(runner, "_data", lambda args: (TRAIN, TEST))
+    monkeypatch.setattr(runner, "_data", lambda args, *_: (TRAIN, TEST))
     monkeypatch.setattr(heads, "write_record", lambda file, record: file.write_text(json.dumps(record)))
     words = ["heads.py", "--only", "squeezenet_cifar", "sq1", "--seeds", "1", "--workers", "1", "--trunk", str(trunks)]
     monkeypatch.setattr("sys.argv", words)

@@ -85,7 +85,7 @@ def test_it_trains_and_records(tmp_path: Path, trunks: Path, monkeypatch: pytest
     small = {"sizes": ((32, 1),), "crop_pct": 1.0, "batch_size": 16, "hold_out": 20, "select": "val"}
     monkeypatch.setattr(open_choices, "BASE_FIELDS", small)
     monkeypatch.setattr(open_choices, "write_into", lambda *_: None)
-    monkeypatch.setattr(runner, "_data", lambda args: (coloured(100, 1), TEST))
+    monkeypatch.setattr(runner, "_data", lambda args, *_: (coloured(100, 1), TEST))
     words = ["open_choices.py", "--only", "sq1", "--workers", "1", "--work", str(tmp_path / "runs"), "--cache", "cache"]
     monkeypatch.setattr("sys.argv", [*words, "--trunk", str(trunks)])
     monkeypatch.setattr(open_choices, "write_record", lambda file, record: file.write_text(json.dumps(record)))
