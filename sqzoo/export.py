@@ -153,6 +153,8 @@ def _write(target: Path, data: bytes) -> Path:
 def _torch_export(graph: nn.Module, images: torch.Tensor, facts: dict[str, str]) -> bytes:
     stream, program = io.BytesIO(), traced(graph, images[:2])
     program.example_inputs = None  # or they would be in the file
+    for weight in graph.parameters():
+        weight.data = weight.data.contiguous()  # torch warns of those in channels_last that it can save no whole tensor
     torch.export.save(program, stream, extra_files={"sqzoo.json": json.dumps(facts)})
     stream.seek(0)
     compare(graph, torch.export.load(stream).module(), [images[:1], images], "torch-export")

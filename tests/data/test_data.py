@@ -273,7 +273,7 @@ class Payload:
 
 @pytest.mark.parametrize("protocol", [2, pickle.HIGHEST_PROTOCOL])
 @pytest.mark.parametrize(
-    "payload", [lambda f: Payload(os.system, f"touch {f}"), lambda f: Payload(eval, f"open({str(f)!r}, 'w')")]
+    "payload", [lambda f: Payload(os.system, f"touch {f}"), lambda f: Payload(eval, f"open({str(f)!r}, 'w').close()")]
 )
 def test_a_pickle_that_is_no_array_is_not_executed(
     payload: Callable[[Path], Payload], protocol: int, tmp_path: Path
