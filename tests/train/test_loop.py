@@ -625,6 +625,28 @@ def test_a_log_file_gets_a_line_per_epoch_and_no_bar(
     assert "val top1" in lines[0] and "min left" in lines[0]
 
 
+def test_tensorboard_has_each_epoch_once_after_a_resume(
+    tmp_path: Path, trunks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    plan = Recipe("sq1", sizes=((32, 3),), batch_size=16, hold_out=20, select="val")
+
+    def stop(row: dict[str, Any]) -> None:
+        if row["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(plan, tmp_path / "run", trunks, on_epoch=stop)
+    result = run(plan, tmp_path / "run", trunks)
+    events = EventAccumulator(str(tmp_path / "run")).Reload()
+    for name, key in (("train loss", None), ("val top1", "val")):
+        found = [(e.step, e.value) for e in events.Scalars(name)]
+        wanted = [row[key]["top1"] if key else row["train_loss"] for row in result["log"]]
+        assert [step for step, _ in found] == [1, 2, 3] and [v for _, v in found] == pytest.approx(wanted)
+
+
 @pytest.mark.parametrize("device", ["gpu", "", "cuda:99", "meta"])
 def test_devices_that_are_not_there(device: str, tmp_path: Path, trunks: Path) -> None:
     with pytest.raises(ArgumentError) as caught:
