@@ -161,11 +161,8 @@ def train_epoch(learner: Learner, epoch: int, show: bool) -> float:
 def batch(learner: Learner, idx: torch.Tensor) -> tuple[Any, torch.Tensor]:
     """Return this process's shard of a batch, (inputs, labels): features, or augmented and normalised images."""
     # Every process augments the whole batch: the random numbers are then the same for any number of processes.
-    x, part, recipe = (
-        learner.inputs["train"][idx],
-        shard(len(idx)) if learner.distributed else slice(None),
-        learner.recipe,
-    )
+    part = shard(len(idx)) if learner.distributed else slice(None)
+    x, recipe = learner.inputs["train"][idx], learner.recipe
     if isinstance(x, SparseMaps):  # in bfloat16, products of all values are faster than float32's of the non-zeros
         x = x.dense(learner.dtype) if learner.half else x
     elif not learner.frozen:
