@@ -145,10 +145,9 @@ def fit_head(features: torch.Tensor, labels: torch.Tensor, num_classes: int, see
         params = None
         for strength in STRENGTHS:
             params = _fit(x[:, train], y[train], num_classes, strength, params)
-            logits = x[0, test] @ params[:-1] + params[-1]
-            logits -= logits.max(1, keepdims=True)
-            losses[strength] += float((np.log(np.exp(logits).sum(1)) - logits[np.arange(len(logits)), y[test]]).sum())
-            right[strength] += int((logits.argmax(1) == y[test]).sum())
+            fold_metrics = metrics(torch.from_numpy(x[0, test] @ params[:-1] + params[-1]), y[test])
+            losses[strength] += fold_metrics.loss * fold_metrics.images
+            right[strength] += round(fold_metrics.top1 / 100 * fold_metrics.images)
     strength = min(STRENGTHS, key=losses.__getitem__)
     fitted = torch.from_numpy(_fit(x, y, num_classes, strength))
     scores = {s: (losses[s] / tested, 100 * right[s] / tested) for s in STRENGTHS} if tested else {}

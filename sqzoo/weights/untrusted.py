@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from sqzoo.errors import WeightsError, shown
-from sqzoo.errors import printable as printable
 from sqzoo.files import open_regular
 
 LARGEST = 1 << 28  # bytes of one file of tensors: our largest network takes 228 MB
