@@ -62,17 +62,16 @@ def check_writable(file: Path) -> None:
     from sqzoo.errors import ArgumentError, shown
     from sqzoo.files import check_replaceable
 
+    folder = os.path.dirname(os.path.abspath(file))
+    if not os.path.isdir(folder):
+        raise ArgumentError(
+            f"Cannot write {shown(file)} (No folder {os.fspath(file.parent)!r}); make it, or name another."
+        )
     try:
-        if not file.absolute().parent.is_dir():
-            raise ArgumentError(
-                f"Cannot write {shown(file)} (No folder {os.fspath(file.parent)!r}); make it, or name another."
-            )
         check_replaceable(file)
-        if not os.access(file.absolute().parent, os.W_OK):
+        if not os.access(folder, os.W_OK):
             raise PermissionError(13, "Permission denied")
     except (OSError, ValueError) as e:
-        if isinstance(e, ArgumentError):
-            raise
         raise _unwritable(file, e) from e
 
 

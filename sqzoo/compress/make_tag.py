@@ -76,10 +76,8 @@ def make_tiny(
         progress=progress,
     )
     _check_changed(made.model, entry["trunk"], trunk)
-    test, val, parent_val = (
-        dataclasses.asdict(evaluate(*pair))
-        for pair in ((made.model, test_set), (made.model, val_set), (model, val_set))
-    )
+    pairs = ((made.model, test_set), (made.model, val_set), (model, val_set))
+    test, val, parent_val = (dataclasses.asdict(evaluate(*pair)) for pair in pairs)
     recipe = {
         "parent": Path(parent).name,
         "parent_sha256": tensors_sha256(model.state_dict()),

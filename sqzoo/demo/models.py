@@ -83,9 +83,8 @@ def page_model(name: str) -> PageModel:
         "resize": int(size / config["crop_pct"]),  # of the short side, before the centre crop
         "side": int(net.upsample.crop) if isinstance(net.upsample, Upsample) else size,  # that the trunk sees
     }
-    depends_on = (
-        metadata | {k: config[k] for k in ("crop_pct", "mean", "std")} | {"sqzoo": sqzoo.__version__, "v": _FORMAT}
-    )
+    depends_on = metadata | {"sqzoo": sqzoo.__version__, "v": _FORMAT}
+    depends_on |= {k: config[k] for k in ("crop_pct", "mean", "std")}
     seen = tensors_sha256(net.state_dict()) + json.dumps(depends_on, sort_keys=True)
     key = hashlib.sha256(seen.encode()).hexdigest()
     metadata |= {"step": net.feature_info[-1]["reduction"]}

@@ -167,9 +167,8 @@ def _identified(stream: BinaryIO) -> Image.Image:
 def _cost(image: Image.Image, min_size: int | None) -> int:
     """Return the most bytes that decoding and converting an image takes; set the scale of a JPEG's decoder."""
     kind, extra = image.format or "", 0
-    turned = (
-        "exif" in image.info if kind == "PNG" else _orientation(image) != 1
-    )  # reading a PNG's orientation would decode it
+    # Reading a PNG's orientation would decode it.
+    turned = "exif" in image.info if kind == "PNG" else _orientation(image) != 1
     converted = image.mode != "RGB" or image.has_transparency_data
     per_pixel = _MODE.get(image.mode, _RGB) + _RGB * converted + _RGB * turned + _DECODER.get(kind, 0)
     if kind in ("JPEG", "MPO"):
