@@ -13,7 +13,7 @@ import torch.nn as nn
 
 import sqzoo
 from sqzoo.cache import read_packed
-from sqzoo.demo.engine import not_kept
+from sqzoo.demo.engine import cache_error
 from sqzoo.deploy.onnx_graph import FromPixels, frozen_copy, to_onnx
 from sqzoo.errors import ArgumentError, WeightsError
 from sqzoo.files import cache_folder, tensors_sha256, write_bytes
@@ -98,7 +98,7 @@ def page_model(name: str) -> PageModel:
         try:
             write_bytes(cache / f"{stem}-{hashlib.sha256(packed).hexdigest()}.onnx.gz", packed)
         except OSError as e:
-            raise not_kept(cache, e) from e
+            raise cache_error(cache, e) from e
     return PageModel(tag, packed, metadata)
 
 

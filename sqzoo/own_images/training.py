@@ -80,8 +80,8 @@ def train_on_images(
     if fixed := _FIXED & (changes.keys() | chosen.model_args.keys()):
         raise ArgumentError(f"{min(fixed)} is decided by the images; leave it out, or give val_fraction.")
     if (chosen.layers == "all") != all_layers:
-        told = "all layers; add all_layers" if chosen.layers == "all" else "the head; leave all_layers out"
-        raise ArgumentError(f"recipe {recipe_name!r} trains {told}, or give another recipe.")
+        advice = "all layers; add all_layers" if chosen.layers == "all" else "the head; leave all_layers out"
+        raise ArgumentError(f"recipe {recipe_name!r} trains {advice}, or give another recipe.")
     if not all_layers and (idle := changes.keys() - _OF_HEAD):
         raise ArgumentError(
             f"{min(idle)} has no effect on the head, which is solved, not trained in steps; leave it out, or add "

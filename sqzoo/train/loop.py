@@ -60,8 +60,8 @@ def train(
         cache: folder for a frozen backbone's features; None keeps them in memory.
         device: "cpu", "cuda", "cuda:N" or "mps"; under torchrun "cuda" gives each process its own.
         precision: of the layers in training: "float32", "bfloat16" or "auto", the faster. The rest is float32.
-        compile: compile the network (torch.compile), which takes minutes and then saves launches.
-        log_test: evaluate on the test images after every epoch; they choose nothing by that.
+        compile: compile the network (torch.compile), which takes minutes at first and then saves kernel launches.
+        log_test: evaluate on the test images after every epoch; the choice of the epoch does not depend on it.
         progress: show a bar on a terminal, and a line per epoch.
         on_epoch: called with each epoch's row of the log; may raise to end the run.
 

@@ -138,7 +138,7 @@ def recipe(name: str, model: str, **changes: Any) -> Recipe:
     - `paper_cifar10`: the paper's protocol: frozen backbone, Adam, the epoch chosen on the test images. Table 2 has its
       accuracy over three seeds, and the records under benchmarks/results/paper/heads its time.
     - `held_out_cifar10`: the same on 45,000 images, the epoch chosen on the other 5,000; tested once, at the end.
-    - `ft_cifar10`: all layers, one cosine schedule over growing images. The shipped files are of earlier recipes yet.
+    - `ft_cifar10`: all layers, one cosine schedule over growing images. The shipped files were made by earlier recipes.
     - `images`, `finetune`: a head by logistic regression, then all layers, on a custom dataset (`train_on_images`).
 
     Args:

@@ -1,4 +1,4 @@
-"""Guard the Hub's client: errors of one sentence, tokens that never show, a cache that has a home."""
+"""Guard the Hub's client: errors of one sentence, tokens that are never printed, a cache folder that exists."""
 
 import re
 from collections.abc import Iterator

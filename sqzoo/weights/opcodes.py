@@ -29,7 +29,7 @@ class Call:
 
 
 def interpret(data: bytes, names: set[str], most: int = MAX_OPCODES) -> Any:
-    """Return what a pickle of protocol 2 or 3 builds: dictionaries, lists, tuples, numbers, bytes, and `Call`.
+    """Return what a pickle of protocol 2 or 3 describes: dictionaries, lists, tuples, numbers, bytes, and `Call`.
 
     Args:
         data: the pickle; its text is returned as bytes, a persistent id as `Call("persistent", id)`.
@@ -109,7 +109,9 @@ def interpret(data: bytes, names: set[str], most: int = MAX_OPCODES) -> Any:
             offset += len(module) + len(name) + 2
             stack.append(f"{module.decode('ascii')} {name.decode('ascii')}")
             if stack[-1] not in names:
-                raise ValueError(f"it asks for {stack[-1].replace(' ', '.')}, which this format has not, or once")
+                raise ValueError(
+                    f"it asks for {stack[-1].replace(' ', '.')}, which this format does not have, or not twice"
+                )
             names = names - {stack[-1]}  # writers take it from the memo from then on
         elif op == ord("Q"):
             stack.append(Call("persistent", stack.pop()))

@@ -84,7 +84,7 @@ def load_trunk(
         name: "squeezenet1_1" or "alexnet".
         path: a file or folder; by default `trunk_source`, the folder in the environment variable SQZOO_TRUNKS,
             torch.hub's cache or torchvision's download.
-        linear: also load AlexNet's first two linear layers, whose hash is not pinned: they are beside a verified trunk.
+        linear: also load AlexNet's first two linear layers, which have no pinned hash; only the trunk beside them has.
 
     Raises:
         WeightsError: the file is missing or holds another trunk.

@@ -14,7 +14,7 @@ CONFIG_LARGEST = 1 << 20  # bytes of config.json: ours have some two thousand
 
 
 def read_bytes(file: Path, limit: int, name: str | None = None) -> bytes:
-    """Return a regular file's bytes, to check and to parse: the file may change meanwhile.
+    """Read a regular file once, so that the bytes that are checked are those that are parsed.
 
     Args:
         file: the file.
@@ -36,7 +36,7 @@ def read_bytes(file: Path, limit: int, name: str | None = None) -> bytes:
 
 
 def parse_json(data: bytes) -> Any:
-    """Parse JSON in UTF-8; raise `ValueError` for duplicate names, NaN, infinity and what is no JSON."""
+    """Parse JSON in UTF-8; raise `ValueError` for duplicate names, NaN, infinity and invalid JSON."""
     try:
         return json.loads(data.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number, parse_float=_finite)
     except RecursionError as e:
