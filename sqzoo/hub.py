@@ -129,7 +129,7 @@ def push(
             message = message or f"{model} by sqzoo"
         model = create_model(model, pretrained=True, trunk=trunk)
     with tempfile.TemporaryDirectory() as folder:
-        save_pretrained(model, folder, card)  # what is wrong with the model is told before the Hub is asked
+        save_pretrained(model, folder, card)  # an unusable model is reported before the Hub is asked
         if plot.is_file():
             shutil.copy(plot, folder)
         api = HfApi(token=token)
@@ -142,7 +142,7 @@ def push(
             if transformers_js:
                 save_pretrained(model, folder, card, transformers_js=True)
         except (ArgumentError, ExportError, MissingExtraError) as e:
-            _logger.warning("%s goes without files for transformers.js: %s", repo, e)
+            _logger.warning("%s is pushed without files for transformers.js: %s", repo, e)
         with explain_push(repo):
             commit = api.upload_folder(
                 repo_id=repo,

@@ -37,7 +37,10 @@ Model = Annotated[
     str,
     typer.Option("--model", help="Model, weights tag, run folder or hf-hub:ORG/NAME.", autocompletion=complete_tag),
 ]
-Trunk = Annotated[str | None, option("File or folder with the ImageNet trunk, for tags stored as a head.")]
+Trunk = Annotated[
+    str | None,
+    option("ImageNet backbone, file or folder (default: $SQZOO_TRUNKS, else torch.hub's cache or a download)."),
+]
 Data = Annotated[str | None, option("CIFAR-10 folder (default: $SQZOO_CIFAR10, else the Hub).")]
 Backend = Annotated[
     str | None,

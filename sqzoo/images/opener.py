@@ -190,7 +190,7 @@ def _largest_tile(image: Image.Image) -> int:
 def _has_several_scans(image: Image.Image) -> bool:
     """Whether a JPEG is progressive or not interleaved; raise ValueError for more than `_MAX_SCANS` scans."""
     stream: Any = image.fp  # type: ignore[attr-defined]
-    place = stream.tell()
+    offset = stream.tell()
     stream.seek(0)
     start = stream.read(1 << 16)
     while b"\xff\xda" not in start and (block := stream.read(1 << 16)):
@@ -205,5 +205,5 @@ def _has_several_scans(image: Image.Image) -> bool:
             last = block[-1:]
         if scans > _MAX_SCANS:
             raise ValueError(f"a JPEG of {scans:,} scans, at most {_MAX_SCANS} are decoded")
-    stream.seek(place)
+    stream.seek(offset)
     return several

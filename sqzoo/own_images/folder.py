@@ -58,8 +58,10 @@ def find_images(folder: str | os.PathLike[str]) -> ImageFolder:
         parts = _parts(root, left_out)
         return _by_class(root, parts, left_out)
     except OSError as e:
-        place = shown(os.fsdecode(e.filename or root))
-        raise DataError(f"Cannot read {place} ({why(e)}); make it readable, or move it out of {shown(root)}.") from e
+        unreadable = shown(os.fsdecode(e.filename or root))
+        raise DataError(
+            f"Cannot read {unreadable} ({why(e)}); make it readable, or move it out of {shown(root)}."
+        ) from e
 
 
 def find_test_images(folder: ImageFolder) -> list[tuple[Path, int]]:

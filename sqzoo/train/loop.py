@@ -111,8 +111,8 @@ def train(
                 row |= evaluate_ema(learner, "val") | (evaluate_ema(learner, "test") if log_test else {})
                 if not all(map(math.isfinite, scalars(row).values())):
                     raise ArgumentError(
-                        f"The loss of epoch {epoch + 1} is no number, training diverged at lr={recipe.lr:g}; give a "
-                        "lower one, such as --set lr=0.0005, and another run folder."
+                        f"The loss of epoch {epoch + 1} is NaN or infinite: training diverged at lr={recipe.lr:g}; "
+                        "give a lower one, such as --set lr=0.0005, and another run folder."
                     )
                 row |= {"seconds": time.perf_counter() - began, "time": time.strftime("%Y-%m-%dT%H:%M:%S")}
                 state.record(row, recipe, learner.averaged_weights)

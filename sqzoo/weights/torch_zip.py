@@ -26,13 +26,13 @@ _DICTIONARY, _STORAGE = "collections OrderedDict", "torch FloatStorage"
 _NAMES = {_TENSOR, _PARAMETER, _DICTIONARY, _STORAGE}
 
 
-def read_torch_zip(stream: BinaryIO, wanted: Callable[[str], bool], most: int) -> dict[str, torch.Tensor]:
-    """Read the wanted tensors of a state dict, and only their bytes.
+def read_torch_zip(stream: BinaryIO, select: Callable[[str], bool], max_bytes: int) -> dict[str, torch.Tensor]:
+    """Read the selected tensors of a state dict, and only their bytes.
 
     Args:
         stream: the file.
-        wanted: whether to read a tensor, by its name.
-        most: bytes of all wanted tensors together.
+        select: whether to read a tensor, by its name.
+        max_bytes: of all selected tensors together.
 
     Raises:
         ValueError: the file is damaged, or holds anything but a flat dictionary of float32 tensors.
@@ -49,16 +49,17 @@ def read_torch_zip(stream: BinaryIO, wanted: Callable[[str], bool], most: int) -
         size = archive.getinfo(pickled).file_size
         if size > _PICKLE_LARGEST:
             raise ValueError(f"its data.pkl has {size:,} bytes, at most {_PICKLE_LARGEST:,} are read")
-        state = interpret(_read(archive, pickled, 0, size), _NAMES, most=10_000)  # of SqueezeNet it has 2,270 opcodes
+        content = _read(archive, pickled, 0, size)
+        state = interpret(content, _NAMES, max_opcodes=10_000)  # of SqueezeNet it has 2,270 opcodes
         is_ordered = type(state) is Call and state.name == _DICTIONARY
         tensors = {}
         for key, value in (state.items if is_ordered else expect(state, dict)).items():
             name = key.decode()
             stored, start, shape = _parse_tensor(value)
-            if wanted(name):
+            if select(name):
                 count = math.prod(shape)
-                most -= 4 * count
-                if most < 0:
+                max_bytes -= 4 * count
+                if max_bytes < 0:
                     raise ValueError("its tensors are larger than is read")
                 data = bytearray(_read(archive, f"{folder}data/{stored}", 4 * start, 4 * count))
                 tensors[name] = torch.frombuffer(data, dtype=torch.float32).reshape(shape)

@@ -155,19 +155,19 @@ def _hub_file(trunk: Trunk) -> Path:
 
 def _read(file: Path, linear: bool) -> dict[str, torch.Tensor]:
     """Read a file's `features.*` tensors and, if asked, AlexNet's linear layers, and nothing else."""
-    from sqzoo.weights.header import read_wanted
+    from sqzoo.weights.header import read_selected
     from sqzoo.weights.torch_zip import read_torch_zip
 
-    def wanted(name: str) -> bool:
+    def select(name: str) -> bool:
         return name.startswith("features.") or (linear and name in _LINEAR)
 
-    most = _LARGEST + linear * sum(4 * math.prod(shape) for shape in _LINEAR.values())
+    max_bytes = _LARGEST + linear * sum(4 * math.prod(shape) for shape in _LINEAR.values())
     try:
         with open_regular(file) as stream:
             # Read, not memory-mapped: later writes of another process would change the tensors.
             if file.suffix == ".safetensors":
-                return read_wanted(stream, str(file), wanted, most)
-            return read_torch_zip(stream, wanted, most)
+                return read_selected(stream, str(file), select, max_bytes)
+            return read_torch_zip(stream, select, max_bytes)
     except (OSError, ValueError) as e:
         raise WeightsError(
             f"{shown(file)} is not a readable weights file ({why(e)}); delete it to fetch it again."

@@ -50,7 +50,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no number")
+    raise ValueError(f"{text} is not a number")
 
 
 def _finite(text: str) -> float:
@@ -58,7 +58,7 @@ def _finite(text: str) -> float:
 
 
 def read_small(file: Path) -> bytes | None:
-    """Return a small file's bytes; None where it is absent, b"" where it is no such file."""
+    """Return a small file's bytes; None where it is absent, b"" where it is too large or not a file."""
     try:
         return read_bytes(file, CONFIG_LARGEST)
     except FileNotFoundError:

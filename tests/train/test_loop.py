@@ -569,7 +569,7 @@ def test_a_folder_of_somebody_elses_is_refused_and_left_alone(tmp_path: Path, tr
 def test_a_diverged_run_ends_in_a_sentence_and_leaves_no_result(tmp_path: Path, trunks: Path) -> None:
     with pytest.raises(ArgumentError) as caught:
         run(replace(TRAINED, lr=1e6), tmp_path, trunks)
-    assert_one_sentence(caught.value, "epoch", "no number", "lr=1e+06")
+    assert_one_sentence(caught.value, "epoch", "NaN", "lr=1e+06")
     assert not (tmp_path / "result.json").exists() and not (tmp_path / "best.safetensors").exists()
 
 
