@@ -110,8 +110,8 @@ def render(record: dict[str, Any]) -> str:
         f"**People are not caught.** Of 100 faces (Labeled Faces in the Wild, grey, 25 pixels) {flags} (95 % interval "
         f"{span[0]} to {span[1]}) and calls the others {', '.join(called)}; over all calibrated tags {low:.0f} to "
         f"{high:.0f} % are flagged. A distance between features (Mahalanobis, after `{stage}`) would flag "
-        f"{best['unsure']:.0f} %, but adds {best['numbers']:,} numbers, {best['numbers'] / 1e6:.2f} MB at a byte each, to "
-        f"a file of {size / 1e6:.2f} MB (`sq1.tiny_cifar10`); it is not part of sqzoo."
+        f"{best['unsure']:.0f} %, but adds {best['numbers']:,} numbers, {best['numbers'] / 1e6:.2f} MB at a byte each, "
+        f"to a file of {size / 1e6:.2f} MB (`sq1.tiny_cifar10`); it is not part of sqzoo."
     )
 
 
