@@ -20,6 +20,8 @@ BENCHMARKS = ROOT / "docs" / "benchmarks.md"
 OWN_IMAGES = ROOT / "docs" / "own_images.md"
 PAPER = ROOT / "docs" / "paper.md"
 SECURITY = ROOT / "docs" / "security.md"
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+SEEING = ROOT / "docs" / "seeing.md"
 TRAINING = ROOT / "docs" / "training.md"
 ZOO = ROOT / "docs" / "zoo.md"
 
@@ -184,6 +186,8 @@ BLOCKS: dict[tuple[Path, str], Callable[[], str]] = {
     (TRAINING, "gpu_estimate"): record("speed/gpu_estimate", gpu_estimate),
     (OWN_IMAGES, "own_pictures"): render("accuracy/own_images"),
     (OWN_IMAGES, "score_many"): render("speed/score_many"),
+    (SEEING, "people"): render("accuracy/people"),
+    (ARCHITECTURE, "mutation"): render("robustness/mutation"),
     (SECURITY, "faults"): render("robustness/faults"),
 }
 

@@ -101,6 +101,17 @@ def noticed(folder: Path, tests: list[str]) -> bool:
     return done.returncode != 0
 
 
+def render(record: dict[str, Any]) -> str:
+    """Return a sentence on the score as Markdown; `record` is what results/ holds, or {}."""
+    if not record:
+        return "Not measured yet: `python benchmarks/robustness/mutation.py`."
+    where = ", ".join(f"`{target}`" for target in TARGETS)
+    return (
+        f"The tests notice {record['noticed']} of {record['mutants']} mutants of {where}, each one operator, number or "
+        "condition changed, drawn at random; `benchmarks/results/robustness/mutation.json` lists the others."
+    )
+
+
 def main() -> None:
     """Run what is not known yet, print and record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

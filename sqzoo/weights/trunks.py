@@ -146,6 +146,7 @@ def _hub_file(trunk: Trunk) -> Path:
             file.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(trunk.url, str(file), hash_prefix=prefix, progress=True)
         except (OSError, RuntimeError, HTTPException) as e:
+            getattr(e, "close", lambda: None)()  # an HTTPError holds its connection
             raise WeightsError(
                 f"Could not download the {trunk.name} trunk from {trunk.url} ({why(e)}); connect to "
                 f"the network, or put the file in a folder and name that folder in {_FOLDER_VARIABLE}."
