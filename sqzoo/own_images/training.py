@@ -24,7 +24,7 @@ from sqzoo.train.checkpoint import best_weights, run_lock
 from sqzoo.train.learner import initial_model
 from sqzoo.train.loop import train
 from sqzoo.train.recipes import recipe
-from sqzoo.weights import get_weights, load_trunk, tags
+from sqzoo.weights import get_weights, load_trunk, tags, trunk_name
 
 _HEAD, _ALL = "head", "all_layers"  # the two runs, and their folders
 _FIXED = {"hold_out", "select", "crop_pct", "num_classes"}  # recipe fields that the images decide
@@ -159,7 +159,7 @@ def _start(folder: Path, model: str, trunk: str | os.PathLike[str] | None) -> st
     if earlier.is_file():
         return str(read_json(earlier)["recipe"]["start"])
     try:
-        load_trunk("alexnet" if model == "alexnet_cifar" else "squeezenet1_1", trunk)
+        load_trunk(trunk_name(model), trunk)
     except WeightsError as e:
         complete = [tag for tag in tags(model) if get_weights(tag).holds == "complete"]
         if trunk or os.environ.get("SQZOO_TRUNKS") or not complete:

@@ -65,6 +65,11 @@ TRUNKS = {
 }
 
 
+def trunk_name(architecture: str) -> str:
+    """Return the name of the ImageNet trunk that an architecture starts from."""
+    return "alexnet" if architecture == "alexnet_cifar" else "squeezenet1_1"
+
+
 @contextmanager
 def trunk_source(path: str | os.PathLike[str] | None) -> Iterator[None]:
     """Within the context, look for trunks in `path` (a file, or a folder of files) first."""
