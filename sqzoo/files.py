@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 TEMPORARY = ".writing-"  # prefix of files that are not yet complete
 # Created by operating systems and file servers: neither someone's work nor a class of images.
-SYSTEM_NAMES = {
+_SYSTEM_NAMES = {
     *("thumbs.db", "desktop.ini", "__macosx", "@eadir", "#recycle", "lost+found", "$recycle.bin", "__pycache__"),
-    *("system volume information", "found.000"),
+    *("system volume information", "found.000", ".ds_store"),
 }
 _MARKER = ".sqzoo-run"
 _JSON_LARGEST = 1 << 26  # bytes: a result that names 100,000 files left out has some 10 million
@@ -34,7 +34,7 @@ _JSON_LARGEST = 1 << 26  # bytes: a result that names 100,000 files left out has
 
 def is_system_name(name: str) -> bool:
     """Whether a file or folder name is one that operating systems create."""
-    return name.casefold() in SYSTEM_NAMES or name == ".DS_Store"
+    return name.casefold() in _SYSTEM_NAMES
 
 
 @contextmanager
