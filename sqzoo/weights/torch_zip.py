@@ -16,6 +16,7 @@ import torch
 from sqzoo.weights.opcodes import Call, expect, interpret
 
 _END = 22  # bytes of a zip archive's last record
+_DIRECTORY_LARGEST = 1 << 17  # bytes: SqueezeNet's 56 entries take 5,000; zipfile itself sets no limit
 _PICKLE_LARGEST = 1 << 20  # bytes
 _TENSOR, _PARAMETER = "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"
 _DAMAGE = (
@@ -39,8 +40,9 @@ def read_torch_zip(stream: BinaryIO, select: Callable[[str], bool], max_bytes: i
     """
     try:
         stream.seek(-_END, os.SEEK_END)
-        if stream.read(4) != b"PK\5\6":  # zipfile would look for it among trailing bytes
-            raise ValueError("it does not end with the directory of a zip archive")
+        end = stream.read(_END)
+        if end[:4] != b"PK\5\6" or int.from_bytes(end[12:16], "little") > _DIRECTORY_LARGEST:
+            raise ValueError("it does not end with the directory of a zip archive, or one too large")
         archive = ZipFile(stream)
         (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
         folder = pickled.removesuffix("data.pkl")
