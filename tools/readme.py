@@ -21,6 +21,7 @@ OWN_IMAGES = ROOT / "docs" / "own_images.md"
 PAPER = ROOT / "docs" / "paper.md"
 SECURITY = ROOT / "docs" / "security.md"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
+SCALE = ROOT / "docs" / "scale.md"
 SEEING = ROOT / "docs" / "seeing.md"
 TRAINING = ROOT / "docs" / "training.md"
 ZOO = ROOT / "docs" / "zoo.md"
@@ -188,6 +189,7 @@ BLOCKS: dict[tuple[Path, str], Callable[[], str]] = {
     (OWN_IMAGES, "score_many"): render("speed/score_many"),
     (SEEING, "people"): render("accuracy/people"),
     (ARCHITECTURE, "mutation"): render("robustness/mutation"),
+    (SCALE, "costs"): render("speed/score_many", "costs"),
     (SECURITY, "faults"): render("robustness/faults"),
 }
 
