@@ -14,7 +14,10 @@ from sqzoo.environment import require
 from sqzoo.errors import ExportError
 
 _INT8 = 0x000D4B38  # the mark before int8 weights
-_WEIGHTS = {"Convolution": 6, "InnerProduct": 2}  # layers that have an int8 form: the parameter with their weights' count
+_WEIGHTS = {
+    "Convolution": 6,
+    "InnerProduct": 2,
+}  # layers that have an int8 form: the parameter with their weights' count
 _PERCENTILE = 99.99  # of an input's absolute values, as its largest
 
 

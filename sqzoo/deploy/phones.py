@@ -97,7 +97,8 @@ def _write_executorch(graph: nn.Module, images: torch.Tensor, file: Path, facts:
 
 def _run_executorch(file: Path) -> Callable[[torch.Tensor], torch.Tensor]:
     runtime = require("executorch.runtime", "executorch", "The format executorch")
-    method = runtime.Runtime.get().load_program(file).load_method("forward")
+    with _silent():  # it reports which files about the CPU it misses
+        method = runtime.Runtime.get().load_program(file).load_method("forward")
     return lambda image: method.execute([image])[0][0].clone()
 
 
@@ -105,9 +106,7 @@ def _write_litert(graph: nn.Module, images: torch.Tensor, file: Path, facts: Map
     converter = require("litert_torch", "litert", "The format litert")
     converter.convert(graph, (images[:1],)).export(str(file))
     if int8:
-        quantizer, recipe = (
-            require(f"ai_edge_quantizer.{name}", "litert", "int8") for name in ("quantizer", "recipe")
-        )
+        quantizer, recipe = (require(f"ai_edge_quantizer.{name}", "litert", "int8") for name in ("quantizer", "recipe"))
         work = quantizer.Quantizer(str(file), recipe.static_wi8_ai8())
         # The ends stay uint8 or float32. So do the pool and the linear layers: in int8, sq1's error is 0.17 for 0.07.
         for kind in ("INPUT", "OUTPUT", "MEAN", "FULLY_CONNECTED"):
