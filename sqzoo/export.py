@@ -13,10 +13,11 @@ import torch
 import torch.nn as nn
 from safetensors.torch import load, save
 
+from sqzoo.compress.palette import palettise, to_4bit
 from sqzoo.deploy.backends import ExportModel, default_modes
-from sqzoo.deploy.int8 import calibration_images, to_int8
+from sqzoo.deploy.int8 import COMPARED, calibration_images, to_int8
 from sqzoo.deploy.onnx_graph import run_onnx, to_onnx, traced
-from sqzoo.deploy.parity import INT8_TOLERANCE, Runtime, compare
+from sqzoo.deploy.parity import INT4_TOLERANCE, INT8_TOLERANCE, Runtime, compare
 from sqzoo.deploy.phones import to_phone
 from sqzoo.environment import require
 from sqzoo.errors import ArgumentError, ExportError, WeightsError, did_you_mean
@@ -29,6 +30,7 @@ from sqzoo.weights.untrusted import LARGEST, read_bytes
 FORMATS = {
     "onnx": ".onnx",
     "onnx-int8": ".onnx",
+    "onnx-4bit": ".onnx",
     "openvino": ".xml",
     "torch-export": ".pt2",
     "safetensors-int8": ".safetensors",
@@ -36,7 +38,8 @@ FORMATS = {
 }
 _PHONES = {"executorch": ".pte", "litert": ".tflite", "coreml": ".mlpackage", "ncnn": ".param"}
 FORMATS |= {name + int8: suffix for name, suffix in _PHONES.items() for int8 in ("", "-int8")}
-CALIBRATED = [name for name in FORMATS if name.endswith("-int8") and name != "safetensors-int8"]  # by training images
+# These take training images.
+CALIBRATED = [n for n in FORMATS if n.endswith(("-int8", "-4bit")) and n != "safetensors-int8"]
 _SCALE = ".scale"
 
 
@@ -56,11 +59,12 @@ def export(
     Args:
         model: a model of `create_model`.
         path: file to write, atomically.
-        format: "onnx"; "onnx-int8" (static QDQ, weights by channel); "openvino" (path.xml and path.bin); "torch-export"
-            (for `torch.export.load`); "safetensors-int8" (weights alone, for `read_int8`); "transformers-js" (a folder:
-            what `sqzoo.hub.save_pretrained` writes, and what transformers.js reads, for images of any size); or
-            "executorch" (XNNPACK), "litert" (TFLite), "coreml" (iOS 17; cannot be run, so is not compared, elsewhere)
-            and "ncnn" (path.param and path.bin, half precision), each also with "-int8".
+        format: "onnx"; "onnx-int8" (static QDQ, weights by channel); "onnx-4bit" (the smallest, with 4 to 8 bits per
+            weight and float arithmetic); "openvino" (path.xml and path.bin); "torch-export" (for `torch.export.load`);
+            "safetensors-int8" (weights alone, for `read_int8`); "transformers-js" (a folder: what
+            `sqzoo.hub.save_pretrained` writes, and what transformers.js reads, for images of any size); or
+            "executorch" (XNNPACK), "litert" (TFLite), "coreml" (iOS 17; not compared, because it runs on Apple's
+            systems alone) and "ncnn" (path.param and path.bin, half precision), each also with "-int8".
         preprocessing: False: `images` (N, 3, size, size) float32, normalised, to `logits` (N, classes). True: `images`
             (N, size, size, 3) uint8 to `probabilities` (N, classes); the size is 32 for CIFAR-10's classes, with the
             upsampling in the graph, else the model's input size. NCNN and Core ML take planes instead,
@@ -91,21 +95,23 @@ def export(
 def _export(model: ExportModel, target: Path, format: str, calibration: np.ndarray | None) -> Path:
     net, graph = model.net, model.module
     facts = metadata(net) | {"input": "uint8 NHWC" if model.preprocessing else "float32 NCHW, normalised"}
-    int8 = format in CALIBRATED
-    images = model.prepared(calibration_images(net, calibration)) if int8 else model.noise(model.shape(3))
+    pixels = calibration_images(net, calibration) if format in CALIBRATED else None
+    images = model.noise(model.shape(3)) if pixels is None else model.prepared(pixels)
     if format == "safetensors-int8":
         return _write(target, _int8_weights(net, images, facts))
     if format == "torch-export":
         return _write(target, _torch_export(graph, images, facts))
     if (phone := format.removesuffix("-int8")) in _PHONES:
-        return _write_files(target, lambda file: to_phone(phone, graph, images, file, facts, int8))
+        return _write_files(target, lambda file: to_phone(phone, graph, images, file, facts, phone != format))
     if format == "openvino":
         require("openvino", "openvino", "The format openvino")
     require("onnxruntime", "export", f"The format {format}")
+    if pixels is not None and format == "onnx-4bit":
+        return _write(target, _four_bits(model, pixels, facts))
     data = to_onnx(graph, images[:2], facts)
     if format == "openvino":
         return _write_openvino(target, data, graph, images, facts)
-    if int8:
+    if format == "onnx-int8":
         return _write(target, to_int8(graph, data, images, facts))
     compare(graph, run_onnx(data), [images[:1], images], format)
     return _write(target, data)
@@ -169,6 +175,15 @@ def _torch_export(graph: nn.Module, images: torch.Tensor, facts: dict[str, str])
     stream.seek(0)
     compare(graph, torch.export.load(stream).module(), [images[:1], images], "torch-export")
     return stream.getvalue()
+
+
+def _four_bits(model: ExportModel, pixels: np.ndarray, facts: dict[str, str]) -> bytes:
+    small, palettes = palettise(model.net, pixels[:-COMPARED])
+    graph = ExportModel(small, model.preprocessing).module
+    checks = model.prepared(pixels[-COMPARED:])
+    data = to_4bit(to_onnx(graph, checks[:2], facts), palettes, facts)
+    compare(model.module, run_onnx(data), [checks], "onnx-4bit", INT4_TOLERANCE)
+    return data
 
 
 def _write_openvino(target: Path, data: bytes, graph: nn.Module, images: torch.Tensor, facts: dict[str, str]) -> Path:

@@ -2,8 +2,8 @@
 
     python benchmarks/size/phones.py [--only PATTERN] [--data FOLDER]
 
-Each network is exported with the preprocessing inside, read back by its runtime, and given the 10,000 test images one by
-one, on one thread: the accuracy is of all of them, the time the median. Core ML runs on Apple's systems alone, so its
+Each network is exported with the preprocessing inside, read back by its runtime, and given the 10,000 test images one
+by one, on one thread: the accuracy is that of all, the time the median. Core ML runs on Apple's systems alone, so its
 rows have bytes only. A row that an export's own comparison refuses says so. Rows that results/size/phones.json has are
 not measured again; delete one to renew it. `python tools/readme.py` writes the table of docs/phones.md.
 """

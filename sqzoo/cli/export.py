@@ -20,10 +20,13 @@ def run(
     format: Annotated[
         str,
         typer.Option(
-            help="onnx, openvino, torch-export, transformers-js, executorch, litert, coreml or ncnn; or one with -int8."
+            help="onnx, onnx-4bit, openvino, torch-export, safetensors-int8, transformers-js, executorch, litert, "
+            "coreml, ncnn."
         ),
     ] = "onnx",
-    int8: Annotated[bool, typer.Option("--int8", help="Weights and activations in 8 bits: FORMAT-int8.")] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Write FORMAT-int8: onnx, executorch, litert, coreml or ncnn in 8 bits.")
+    ] = False,
     preprocessing: Annotated[
         bool, typer.Option("--preprocessing", help="Take uint8 images (N, H, W, 3), return probabilities.")
     ] = False,
@@ -32,8 +35,7 @@ def run(
 ) -> None:
     """Export a model for another runtime, and compare its outputs with PyTorch's.
 
-    int8 (of onnx, executorch, litert, coreml, ncnn, and of safetensors' weights) takes its ranges from CIFAR-10's training
-    images.
+    int8 and 4bit take their ranges from CIFAR-10's training images.
 
     Examples:
     ```

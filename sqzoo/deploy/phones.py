@@ -15,12 +15,11 @@ import numpy as np
 import torch
 import torch.nn as nn
 
+from sqzoo.deploy.int8 import COMPARED
 from sqzoo.deploy.ncnn_int8 import ncnn_to_int8
 from sqzoo.deploy.onnx_graph import FromPixels, quiet_exporters
 from sqzoo.deploy.parity import INT8_TOLERANCE, Runtime, compare
 from sqzoo.environment import require
-
-_COMPARED = 64  # calibration images that set no ranges, to compare the outputs on
 
 
 class FromPlanes(nn.Module):
@@ -56,7 +55,7 @@ def to_phone(
         ExportError: the outputs differ.
         MissingExtraError: a package is not installed.
     """
-    ranges, checks = (images[:-_COMPARED], images[-_COMPARED:]) if int8 else (images[:1], images)
+    ranges, checks = (images[:-COMPARED], images[-COMPARED:]) if int8 else (images[:1], images)
     graph = graph.to(memory_format=torch.contiguous_format)  # LiteRT's converter misreads channels-last weights
     with quiet_exporters(), _silent():
         _WRITERS[format](graph, ranges, file, facts, int8)
