@@ -18,14 +18,15 @@ import torch.nn as nn
 from sqzoo.deploy.int8 import COMPARED
 from sqzoo.deploy.ncnn_int8 import ncnn_to_int8
 from sqzoo.deploy.onnx_graph import FromPixels, quiet_exporters
-from sqzoo.deploy.parity import INT8_TOLERANCE, Runtime, compare
+from sqzoo.deploy.parity import BF16_TOLERANCE, INT8_TOLERANCE, Runtime, compare
 from sqzoo.environment import require
+from sqzoo.errors import ExportError, SqzooError, why
 
 
 class FromPlanes(nn.Module):
     """`FromPixels` for float32 (1, 3, H, W) from 0 to 255, as NCNN and Core ML hand images over.
 
-    A batch norm normalises: a product with a constant, which pnnx writes in half precision, is read wrongly by NCNN.
+    A batch norm normalises: in NCNN's files that is one layer, and products with constants are four.
     """
 
     def __init__(self, net: Any) -> None:
@@ -52,15 +53,20 @@ def to_phone(
         int8: quantise weights and activations.
 
     Raises:
-        ExportError: the outputs differ.
+        ExportError: the model cannot be converted, or the outputs differ.
         MissingExtraError: a package is not installed.
     """
     ranges, checks = (images[:-COMPARED], images[-COMPARED:]) if int8 else (images[:1], images)
     graph = graph.to(memory_format=torch.contiguous_format)  # LiteRT's converter misreads channels-last weights
-    with quiet_exporters(), _silent():
-        _WRITERS[format](graph, ranges, file, facts, int8)
+    try:
+        with quiet_exporters(), _silent():
+            _WRITERS[format](graph, ranges, file, facts, int8)
+    except (SqzooError, OSError):
+        raise
+    except Exception as e:  # whatever the converters raise
+        raise ExportError(f"{format} cannot convert this model ({why(e)}); use another format.") from e
     if format != "coreml":  # which runs on Apple's systems alone
-        tolerance = INT8_TOLERANCE if int8 or format == "ncnn" else None  # NCNN's weights are in half precision
+        tolerance = INT8_TOLERANCE if int8 else BF16_TOLERANCE if format == "ncnn" else None  # NCNN: half precision
         compare(graph, run_phone(file), [checks], f"{format}{'-int8' * int8}", tolerance)
 
 
@@ -159,6 +165,8 @@ def _write_ncnn(graph: nn.Module, images: torch.Tensor, file: Path, facts: Mappi
         pnnx.export(
             graph, traced, (images[:1],), check_trace=False, fp16=not int8, ncnnparam=str(file), ncnnbin=str(weights)
         )
+    if not (file.is_file() and weights.is_file()):
+        raise ExportError("pnnx did not convert this model; use another format.")
     if int8:
         ncnn_to_int8(file, weights, images, _load_ncnn(file))
 
@@ -177,8 +185,9 @@ def _run_ncnn(file: Path) -> Callable[[torch.Tensor], torch.Tensor]:
 
     def run(image: torch.Tensor) -> torch.Tensor:
         planes = image.permute(0, 3, 1, 2).float() if image.dtype == torch.uint8 else image
+        array = planes[0].contiguous().numpy()  # named, because Mat does not keep it alive until clone
         extractor = net.create_extractor()
-        extractor.input("in0", ncnn.Mat(planes[0].contiguous().numpy()).clone())  # without it, it reads freed memory
+        extractor.input("in0", ncnn.Mat(array).clone())
         return torch.from_numpy(np.array(extractor.extract("out0")[1]))
 
     return run
