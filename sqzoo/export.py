@@ -1,11 +1,11 @@
-"""Export models to ONNX, OpenVINO, torch.export and int8 safetensors, each compared with PyTorch."""
+"""Export models to files for other runtimes, each compared with PyTorch."""
 
 import copy
 import io
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,12 @@ import torch
 import torch.nn as nn
 from safetensors.torch import load, save
 
+from sqzoo.compress.palette import palettise, to_4bit
 from sqzoo.deploy.backends import ExportModel, default_modes
-from sqzoo.deploy.int8 import calibration_images, to_int8
+from sqzoo.deploy.int8 import COMPARED, calibration_images, to_int8
 from sqzoo.deploy.onnx_graph import run_onnx, to_onnx, traced
 from sqzoo.deploy.parity import INT8_TOLERANCE, Runtime, compare
+from sqzoo.deploy.phones import to_phone
 from sqzoo.environment import require
 from sqzoo.errors import ArgumentError, ExportError, WeightsError, did_you_mean
 from sqzoo.files import write_bytes
@@ -28,11 +30,16 @@ from sqzoo.weights.untrusted import LARGEST, read_bytes
 FORMATS = {
     "onnx": ".onnx",
     "onnx-int8": ".onnx",
+    "onnx-4bit": ".onnx",
     "openvino": ".xml",
     "torch-export": ".pt2",
     "safetensors-int8": ".safetensors",
     "transformers-js": "",  # a folder
 }
+_PHONES = {"executorch": ".pte", "litert": ".tflite", "coreml": ".mlpackage", "ncnn": ".param"}
+FORMATS |= {name + int8: suffix for name, suffix in _PHONES.items() for int8 in ("", "-int8")}
+# These take training images.
+CALIBRATED = [n for n in FORMATS if n.endswith(("-int8", "-4bit")) and n != "safetensors-int8"]
 _SCALE = ".scale"
 
 
@@ -46,17 +53,22 @@ def export(
 ) -> Path:
     """Export a model to a file for another runtime, after comparing its outputs with PyTorch's.
 
-    The metadata has labels, tag, input size, mean, std, origin and the SHA-256 of the weights. The batch size is free.
+    The metadata has labels, tag, input size, mean, std, origin and the SHA-256 of the weights. The batch size is free,
+    but for executorch, litert, coreml and ncnn, which take one image. Of these only Core ML's file holds the metadata.
 
     Args:
         model: a model of `create_model`.
         path: file to write, atomically.
-        format: "onnx"; "onnx-int8" (static QDQ, weights by channel); "openvino" (path.xml and path.bin); "torch-export"
-            (for `torch.export.load`); "safetensors-int8" (weights alone, for `read_int8`); or "transformers-js" (a
-            folder: what `sqzoo.hub.save_pretrained` writes, and what transformers.js reads, for images of any size).
+        format: "onnx"; "onnx-int8" (static QDQ, weights by channel); "onnx-4bit" (the smallest, with 4 to 8 bits per
+            weight and float arithmetic); "openvino" (path.xml and path.bin); "torch-export" (for `torch.export.load`);
+            "safetensors-int8" (weights alone, for `read_int8`); "transformers-js" (a folder: what
+            `sqzoo.hub.save_pretrained` writes, and what transformers.js reads, for images of any size); or
+            "executorch" (XNNPACK), "litert" (TFLite), "coreml" (iOS 17; not compared, because it runs on Apple's
+            systems alone) and "ncnn" (path.param and path.bin, half precision), each also with "-int8".
         preprocessing: False: `images` (N, 3, size, size) float32, normalised, to `logits` (N, classes). True: `images`
             (N, size, size, 3) uint8 to `probabilities` (N, classes); the size is 32 for CIFAR-10's classes, with the
-            upsampling in the graph, else the model's input size.
+            upsampling in the graph, else the model's input size. NCNN and Core ML take planes instead,
+            (1, 3, size, size) from 0 to 255: what `ncnn::Mat::from_pixels` gives, and a Core ML image.
         calibration: 128 or more training images for int8, uint8 (N, size, size, 3); by default 320 of CIFAR-10's.
 
     Returns:
@@ -83,19 +95,23 @@ def export(
 def _export(model: ExportModel, target: Path, format: str, calibration: np.ndarray | None) -> Path:
     net, graph = model.net, model.module
     facts = metadata(net) | {"input": "uint8 NHWC" if model.preprocessing else "float32 NCHW, normalised"}
-    int8 = format == "onnx-int8"
-    images = model.prepared(calibration_images(net, calibration)) if int8 else model.noise(model.shape(3))
+    pixels = calibration_images(net, calibration) if format in CALIBRATED else None
+    images = model.noise(model.shape(3)) if pixels is None else model.prepared(pixels)
     if format == "safetensors-int8":
         return _write(target, _int8_weights(net, images, facts))
     if format == "torch-export":
         return _write(target, _torch_export(graph, images, facts))
+    if (phone := format.removesuffix("-int8")) in _PHONES:
+        return _write_files(target, lambda file: to_phone(phone, graph, images, file, facts, phone != format))
     if format == "openvino":
         require("openvino", "openvino", "The format openvino")
     require("onnxruntime", "export", f"The format {format}")
+    if pixels is not None and format == "onnx-4bit":
+        return _write(target, _four_bits(model, pixels, facts))
     data = to_onnx(graph, images[:2], facts)
     if format == "openvino":
         return _write_openvino(target, data, graph, images, facts)
-    if int8:
+    if format == "onnx-int8":
         return _write(target, to_int8(graph, data, images, facts))
     compare(graph, run_onnx(data), [images[:1], images], format)
     return _write(target, data)
@@ -161,19 +177,41 @@ def _torch_export(graph: nn.Module, images: torch.Tensor, facts: dict[str, str])
     return stream.getvalue()
 
 
+def _four_bits(model: ExportModel, pixels: np.ndarray, facts: dict[str, str]) -> bytes:
+    small, palettes = palettise(model.net, pixels[:-COMPARED])
+    graph = ExportModel(small, model.preprocessing).module
+    checks = model.prepared(pixels[-COMPARED:])
+    data = to_4bit(to_onnx(graph, checks[:2], facts), palettes, facts)
+    # Probabilities: of logits, a part that is common to all classes does no harm.
+    end = nn.Identity() if model.preprocessing else nn.Softmax(1)
+    run = run_onnx(data)
+    compare(nn.Sequential(model.module, end), lambda x: end(run(x)), [checks], "onnx-4bit", INT8_TOLERANCE)
+    return data
+
+
 def _write_openvino(target: Path, data: bytes, graph: nn.Module, images: torch.Tensor, facts: dict[str, str]) -> Path:
     import openvino
 
     network = openvino.Core().read_model(data)
     for key, value in facts.items():
         network.set_rt_info(value, ["sqzoo", key])
+
+    def write(file: Path) -> None:
+        openvino.save_model(network, file, compress_to_fp16=False)
+        compare(graph, run_openvino(file), [images[:1], images], "openvino")
+
+    return _write_files(target, write)
+
+
+def _write_files(target: Path, write: Callable[[Path], None]) -> Path:
+    """Let `write` write a file, with a .bin beside it or as a folder, and move it to its place."""
     try:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".writing-") as folder:
             written = Path(folder) / target.name
-            openvino.save_model(network, written, compress_to_fp16=False)
-            compare(graph, run_openvino(written), [images[:1], images], "openvino")
-            target.unlink(missing_ok=True)  # the .xml comes last: where there is one, its .bin is complete
-            written.with_suffix(".bin").replace(target.with_suffix(".bin"))
+            write(written)
+            target.unlink(missing_ok=True)  # it comes last: where it is, its .bin is complete
+            if written.with_suffix(".bin").exists():
+                written.with_suffix(".bin").replace(target.with_suffix(".bin"))
             written.replace(target)
     except OSError as e:
         raise ExportError(f"Cannot write {target} ({e.strerror}); free some space, or name another folder.") from e

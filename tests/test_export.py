@@ -196,14 +196,20 @@ def test_mistakes_are_one_clear_sentence(model: nn.Module, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("package", "format", "extra"),
-    [("onnxruntime", "onnx", "export"), ("onnx", "onnx", "export"), ("openvino", "openvino", "openvino")],
+    [
+        *(("onnxruntime", "onnx", "export"), ("onnx", "onnx", "export"), ("openvino", "openvino", "openvino")),
+        *(("executorch.exir", "executorch", "executorch"), ("litert_torch", "litert", "litert")),
+        *(("coremltools", "coreml", "coreml"), ("pnnx", "ncnn", "ncnn")),
+    ],
 )
 def test_a_missing_extra_is_named(
     package: str, format: str, extra: str, model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in [package, *(m for m in sys.modules if m.startswith(f"{package}."))]:
         monkeypatch.setitem(sys.modules, name, None)  # as an import finds it where it is not installed
-    with pytest.raises(MissingExtraError, match=rf"needs {package}, .*pip install 'sqzoo\[{extra}\]'"):
+    with pytest.raises(
+        MissingExtraError, match=rf"needs {package.partition('.')[0]}, .*pip install 'sqzoo\[{extra}\]'"
+    ):
         export(model, tmp_path / f"m{FORMATS[format]}", format)
     assert list(tmp_path.iterdir()) == []
 

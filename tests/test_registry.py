@@ -395,7 +395,7 @@ print(torch.equal(before, torch.get_rng_state()))
 LEVELS = (
     *(("errors",), ("files",), ("environment", "uncertainty"), ("weights", "report"), ("cache", "models")),
     *(("registry",), ("images",), ("data",), ("predict", "evaluation"), ("explain",), ("doctor", "deploy")),
-    *(("__init__",), ("hub",), ("export", "train"), ("compress", "demo", "own_images"), ("cli",), ("__main__",)),
+    *(("__init__",), ("hub",), ("train",), ("compress",), ("export", "demo", "own_images"), ("cli",), ("__main__",)),
 )
 RANKS = {part: rank for rank, level in enumerate(LEVELS) for part in level}
 

@@ -19,6 +19,7 @@ README = ROOT / "README.md"
 BENCHMARKS = ROOT / "docs" / "benchmarks.md"
 OWN_IMAGES = ROOT / "docs" / "own_images.md"
 PAPER = ROOT / "docs" / "paper.md"
+PHONES = ROOT / "docs" / "phones.md"
 SECURITY = ROOT / "docs" / "security.md"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 SCALE = ROOT / "docs" / "scale.md"
@@ -189,6 +190,7 @@ BLOCKS: dict[tuple[Path, str], Callable[[], str]] = {
     (OWN_IMAGES, "score_many"): render("speed/score_many"),
     (SEEING, "people"): render("accuracy/people"),
     (ARCHITECTURE, "mutation"): render("robustness/mutation"),
+    (PHONES, "phones"): render("size/phones"),
     (SCALE, "costs"): render("speed/score_many", "costs"),
     (SECURITY, "faults"): render("robustness/faults"),
 }

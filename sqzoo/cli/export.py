@@ -18,8 +18,15 @@ def run(
         _options.argument("File to write, or folder for transformers-js (default: the model's name)."),
     ] = None,
     format: Annotated[
-        str, typer.Option(help="onnx, onnx-int8, openvino, torch-export, safetensors-int8 or transformers-js.")
+        str,
+        typer.Option(
+            help="onnx, onnx-4bit, openvino, torch-export, safetensors-int8, transformers-js, executorch, litert, "
+            "coreml, ncnn."
+        ),
     ] = "onnx",
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Write FORMAT-int8: onnx, executorch, litert, coreml or ncnn in 8 bits.")
+    ] = False,
     preprocessing: Annotated[
         bool, typer.Option("--preprocessing", help="Take uint8 images (N, H, W, 3), return probabilities.")
     ] = False,
@@ -28,29 +35,34 @@ def run(
 ) -> None:
     """Export a model for another runtime, and compare its outputs with PyTorch's.
 
-    int8 takes its ranges from CIFAR-10's training images.
+    int8 and 4bit take their ranges from CIFAR-10's training images.
 
     Examples:
     ```
     sqzoo export sq1
     sqzoo export sq1 sq1.onnx --preprocessing
     sqzoo export fire_next fire_next.xml --format openvino
+    sqzoo export sq1 sq1.tflite --format litert --int8
     sqzoo export sq1 runs/sq1 --format transformers-js
     ```
     """
     from sqzoo.deploy.int8 import calibration_images
     from sqzoo.errors import shown
-    from sqzoo.export import FORMATS, export
+    from sqzoo.export import CALIBRATED, FORMATS, export
     from sqzoo.registry import create_model, model_name
 
+    format += "-int8" if int8 and not format.endswith("-int8") else ""
     source = model_name(model)
     network = create_model(source, pretrained=True, trunk=trunk)
     is_folder = source.startswith("local-dir:")
     name = Path(source.removeprefix("local-dir:")).resolve().name if is_folder else model.rpartition("/")[2]
-    images = calibration_images(network, root=data) if format == "onnx-int8" else None
+    images = calibration_images(network, root=data) if format in CALIBRATED else None
     target = output or f"{name}{FORMATS.get(format, '')}"
     file = export(network, target, format, preprocessing=preprocessing, calibration=images)
-    what = f"{file.stat().st_size / 1e6:.2f} MB"
     if format == "transformers-js":
-        what = "a folder for the Hub and for transformers.js"
-    print(f"{shown(file)}: {what}, same outputs as PyTorch")
+        print(f"{shown(file)}: a folder for the Hub and for transformers.js, same outputs as PyTorch")
+        return
+    parts = [p for p in (file, file.with_suffix(".bin"), *file.rglob("*")) if p.is_file()]
+    size = sum(p.stat().st_size for p in parts if p == file or format.startswith(("openvino", "ncnn", "coreml")))
+    checked = "not run here" if format.startswith("coreml") else "same outputs as PyTorch"
+    print(f"{shown(file)}: {size / 1e6:.2f} MB, {checked}")

@@ -28,9 +28,32 @@ def set_rows(layer: Layer, rows: torch.Tensor, output: torch.Tensor, mean: torch
 def quantize_rows(rows: torch.Tensor, moments: Moments, step: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantise weights (units, inputs), by about `step`; return indices of that shape and at most 256 values."""
     values, counts = _codebook(rows, step)
+    price = _PRICE * step**2 * (moments.spread.diagonal() ** -2).median()
+    indices = _round(rows, moments, values, counts, price)
+    counts = torch.bincount(indices.flatten(), minlength=len(values))
+    used = (counts > 0) | (values == 0)
+    return (used.cumsum(0) - 1)[indices], values[used]
+
+
+def quantize_to(rows: torch.Tensor, moments: Moments, levels: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantise weights (units, inputs) to `levels` values, by k-means; return indices of that shape and the values."""
+    sample = _sample(rows).sort().values
+    grid = torch.linspace(0, 1, levels)
+    # Between equal steps and equal counts: the one wastes values on few large weights, the other lacks them there.
+    values = (sample[(grid * (len(sample) - 1)).long()] + sample[0] + grid * (sample[-1] - sample[0])) / 2
+    for _ in range(60):
+        chosen = torch.bucketize(sample, (values[1:] + values[:-1]) / 2)
+        counts = torch.bincount(chosen, minlength=levels)
+        values = torch.where(counts > 0, torch.zeros(levels).index_add_(0, chosen, sample) / counts, values)
+    return _round(rows, moments, values, torch.ones(levels), torch.tensor(0.0)), values
+
+
+def _round(
+    rows: torch.Tensor, moments: Moments, values: torch.Tensor, counts: torch.Tensor, price: torch.Tensor
+) -> torch.Tensor:
+    """Return an index into `values` per weight; each column's errors are compensated by the later columns."""
     rows, indices = rows.clone(), torch.empty(rows.shape, dtype=torch.long)
     diagonal = moments.spread.diagonal()
-    price = _PRICE * step**2 * (diagonal**-2).median()
     for low in range(0, rows.shape[1], _BLOCK):
         high = min(rows.shape[1], low + _BLOCK)
         bits = -torch.log2(counts / counts.sum())
@@ -42,10 +65,8 @@ def quantize_rows(rows: torch.Tensor, moments: Moments, step: float) -> tuple[to
             errors[:, j - low] = (weights - values[chosen]) / diagonal[j]
             rows[:, j + 1 : high] -= torch.outer(errors[:, j - low], moments.spread[j, j + 1 : high])
         rows[:, high:] -= errors @ moments.spread[low:high, high:]
-        counts += torch.bincount(indices[:, low:high].flatten(), minlength=len(values))
-    counts = torch.bincount(indices.flatten(), minlength=len(values))
-    used = (counts > 0) | (values == 0)
-    return (used.cumsum(0) - 1)[indices], values[used]
+        counts = counts + torch.bincount(indices[:, low:high].flatten(), minlength=len(values))
+    return indices
 
 
 def _codebook(rows: torch.Tensor, step: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,7 +17,7 @@ from sqzoo.errors import ArgumentError, ExportError
 from sqzoo.images.reader import has_cifar10_classes
 from sqzoo.models.upsample import SOURCE_SIZE
 
-CALIBRATION, _FEWEST, _COMPARED = 320, 128, 64  # images: by default, at least, of these to compare the outputs
+CALIBRATION, _FEWEST, COMPARED = 320, 128, 64  # images: by default, at least, of these to compare the outputs
 
 
 def calibration_images(
@@ -67,9 +67,9 @@ def to_int8(graph: nn.Module, onnx_file: bytes, images: torch.Tensor, metadata: 
     Raises:
         ExportError: with 7 bits the outputs differ, too.
     """
-    checks = [images[-_COMPARED:]]
+    checks = [images[-COMPARED:]]
     for reduce_range in (False, True):
-        data = _quantise(onnx_file, images[:-_COMPARED], metadata, reduce_range)
+        data = _quantise(onnx_file, images[:-COMPARED], metadata, reduce_range)
         try:
             compare(graph, run_onnx(data), checks, "int8", INT8_TOLERANCE)
         except ExportError:
