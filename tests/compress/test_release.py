@@ -18,6 +18,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 
 from sqzoo.compress import release
 from tests.support import ROOT
+from tests.support.fork import python
 
 
 def _checkout(to: Path, umask: int = 0o022, time: int = 1_600_000_000) -> Path:
@@ -82,6 +83,19 @@ def test_wheel_holds_the_manifests_files_and_the_bill(builds: list[Path]) -> Non
     (sdist,) = builds[0].glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         assert "tests/compress/test_release.py" in {n.partition("/")[2] for n in archive.getnames()}
+
+
+def test_a_wheel_classifies_its_own_photo(builds: list[Path], tmp_path: Path) -> None:
+    """docs/index.md's first command, from the wheel's files alone and in an empty folder."""
+    (wheel,) = builds[0].glob("*.whl")
+    with ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    (tmp_path / "empty").mkdir()
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    command = [python(), "-m", "sqzoo", "predict", "--sample", "--format", "csv"]
+    done = subprocess.run(command, cwd=tmp_path / "empty", env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"{tmp_path / 'site' / 'sqzoo' / 'demo' / 'static' / 'cat.jpg'},cat," in done.stdout
 
 
 def _sbom(checkout: Path, *words: str) -> subprocess.CompletedProcess[str]:
