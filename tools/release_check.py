@@ -41,7 +41,8 @@ def version(root: Path = ROOT) -> str:
     text = sqzoo.__version__
     if str(Version(text)) != text or Version(text).is_devrelease or Version(text).local:
         raise ValueError(f"__version__ is {text!r}; expected such as '0.1.0' or '0.2.0rc1'")
-    if run("git", "tag", "--list", f"v{text}", cwd=root) and not run("git", "tag", "--points-at", "HEAD", cwd=root):
+    tags, here = (run("git", "tag", *words, cwd=root).split() for words in ((), ("--points-at", "HEAD")))
+    if f"v{text}" in tags and f"v{text}" not in here:
         raise ValueError(f"v{text} is the tag of another commit; raise __version__ in sqzoo/__init__.py")
     return text
 
@@ -83,8 +84,9 @@ def generated() -> str:
 
 def build(folder: Path) -> str:
     """Build the sdist, and the wheel from it, of the last commit's files."""
-    with tarfile.open(fileobj=subprocess.Popen(["git", "archive", "HEAD"], cwd=ROOT, stdout=-1).stdout, mode="r|") as f:
-        f.extractall(folder / "source", filter="data")
+    run("git", "archive", "--output", str(folder / "source.tar"), "HEAD")
+    with tarfile.open(folder / "source.tar") as archive:
+        archive.extractall(folder / "source", filter="data")
     run(sys.executable, "-m", "build", "--outdir", str(folder / "dist"), str(folder / "source"))
     return ", ".join(f"{file.name} {file.stat().st_size / 1e6:.1f} MB" for file in (folder / "dist").iterdir())
 
