@@ -61,13 +61,13 @@ def test_a_version_may_be_tagged_here_alone(root: Path) -> None:
 @pytest.mark.parametrize("heading", ["[Unreleased]", "[0.1.0]", "[0.1.1] - 2026-12-01", "[0.1.0] - soon"])
 def test_a_changelog_without_the_version_and_its_date(root: Path, heading: str) -> None:
     (root / "CHANGELOG.md").write_text(f"## {heading}\n\n## [0.1.0] - 2026-12-01\n")
-    with pytest.raises(ValueError, match="CHANGELOG.md begins with"):
+    with pytest.raises(ValueError, match=r"CHANGELOG.md begins with"):
         release_check.changelog(root)
 
 
 def test_what_is_not_committed_is_named(root: Path) -> None:
     (root / "new file").touch()
-    with pytest.raises(ValueError, match="1 files are not committed, such as .*new file"):
+    with pytest.raises(ValueError, match=r"1 files are not committed, such as .*new file"):
         release_check.tree(root)
 
 
