@@ -3,6 +3,7 @@
 import sys
 from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["SqzooError", "create_model", "get_weights", "list_models", "optimize"]
+SAMPLE = Path(__file__).parent / "demo" / "static" / "cat.jpg"  # a photo to try a model on; the wheel has it
+
+__all__ = ["SAMPLE", "SqzooError", "create_model", "get_weights", "list_models", "optimize"]
 
 _LAZY = {
     "create_model": "sqzoo.registry",

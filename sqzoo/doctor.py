@@ -78,7 +78,7 @@ def _cifar10() -> str:
     try:
         folder = environment_path("SQZOO_CIFAR10")
         if not folder:
-            return "downloaded on demand; SQZOO_CIFAR10 names no folder"
+            return "downloaded on demand; SQZOO_CIFAR10 is not set"
         return f"{shown(folder)}: " + ("found" if holds_cifar10(folder) else "NOT THERE; correct SQZOO_CIFAR10")
     except (OSError, SqzooError) as e:
         return str(e)

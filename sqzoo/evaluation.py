@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 
 from sqzoo.data import Dataset, Normalise
 from sqzoo.models.base import evaluation_mode
@@ -21,16 +22,15 @@ class Metrics:
 
 
 def metrics(logits: torch.Tensor, labels: torch.Tensor | np.ndarray) -> Metrics:
-    """Compute loss and accuracy, summed in NumPy's float64, which MPS lacks.
+    """Compute loss and accuracy, on the CPU in float64, which MPS lacks.
 
     Args:
         logits: (N, classes).
         labels: (N,).
     """
-    rows, target = logits.cpu().numpy().astype(np.float64), np.asarray(labels)
-    rows -= rows.max(1, keepdims=True)
-    loss = np.log(np.exp(rows).sum(1)) - rows[np.arange(len(rows)), target]
-    return Metrics(float(loss.mean()), 100.0 * int((rows.argmax(1) == target).sum()) / len(rows), len(rows))
+    rows, target = logits.cpu().double(), torch.as_tensor(labels)
+    right = int((rows.argmax(1) == target).sum())
+    return Metrics(F.cross_entropy(rows, target).item(), 100.0 * right / len(rows), len(rows))
 
 
 def evaluate(model: nn.Module, data: Dataset, batch_size: int | None = None) -> Metrics:

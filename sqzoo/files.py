@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 TEMPORARY = ".writing-"  # prefix of files that are not yet complete
 # Created by operating systems and file servers: neither someone's work nor a class of images.
-SYSTEM_NAMES = {
+_SYSTEM_NAMES = {
     *("thumbs.db", "desktop.ini", "__macosx", "@eadir", "#recycle", "lost+found", "$recycle.bin", "__pycache__"),
-    *("system volume information", "found.000"),
+    *("system volume information", "found.000", ".ds_store"),
 }
 _MARKER = ".sqzoo-run"
 _JSON_LARGEST = 1 << 26  # bytes: a result that names 100,000 files left out has some 10 million
@@ -34,7 +34,7 @@ _JSON_LARGEST = 1 << 26  # bytes: a result that names 100,000 files left out has
 
 def is_system_name(name: str) -> bool:
     """Whether a file or folder name is one that operating systems create."""
-    return name.casefold() in SYSTEM_NAMES or name == ".DS_Store"
+    return name.casefold() in _SYSTEM_NAMES
 
 
 @contextmanager
@@ -133,7 +133,7 @@ def open_regular(file: str | os.PathLike[str]) -> BinaryIO:
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)
-        kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+        kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
         raise OSError(errno.EINVAL, f"it is {kind}", os.fspath(file))
     return open(descriptor, "rb")
 
@@ -149,21 +149,21 @@ def claim_folder(folder: str | os.PathLike[str]) -> None:
     Raises:
         ArgumentError: the folder holds something that sqzoo did not make, or cannot be written.
     """
-    place = Path(folder)
+    path = Path(folder)
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        if not is_claimed(place):
+        path.mkdir(parents=True, exist_ok=True)
+        if not is_claimed(path):
             # Another process of the same run may be here too: its marker, lock and temporary files are ours.
-            names = (n for n in sorted(os.listdir(place)) if not is_system_name(n))
+            names = (n for n in sorted(os.listdir(path)) if not is_system_name(n))
             foreign = next((n for n in names if not n.startswith((TEMPORARY, _MARKER))), None)
-            if foreign and not is_claimed(place):
+            if foreign and not is_claimed(path):
                 raise ArgumentError(
-                    f"{shown(place)} holds {shown(foreign)!r}, which sqzoo did not make; name a run folder that is new "
+                    f"{shown(path)} holds {shown(foreign)!r}, which sqzoo did not make; name a run folder that is new "
                     "or empty."
                 )
-            with contextlib.suppress(FileExistsError), (place / _MARKER).open("xb"):
+            with contextlib.suppress(FileExistsError), (path / _MARKER).open("xb"):
                 pass
-        for entry in _irregular(place):
+        for entry in _irregular(path):
             raise ArgumentError(
                 f"{shown(entry)} is a link, a pipe or a device, which sqzoo does not make in a run folder; remove it, "
                 "or name another folder."
@@ -172,7 +172,7 @@ def claim_folder(folder: str | os.PathLike[str]) -> None:
         raise
     except (OSError, ValueError) as e:  # ValueError: a name with NUL or a lone surrogate
         raise ArgumentError(
-            f"Cannot use {shown(place)} as a run folder ({why(e)}); name one that you may write to."
+            f"Cannot use {shown(path)} as a run folder ({why(e)}); name one that you may write to."
         ) from e
 
 
@@ -209,7 +209,7 @@ def expand(path: str | os.PathLike[str], where: str) -> Path:
     text = os.path.expanduser(os.fspath(path))
     if text.startswith("~"):
         raise ArgumentError(
-            f"{where} is {shown(path)!r}, and there is no such home folder here; set HOME, or give a whole path."
+            f"{where} is {shown(path)!r}, and there is no such home folder; set HOME, or give an absolute path."
         )
     return Path(text)
 

@@ -79,20 +79,9 @@ def save_pretrained(
         raise WeightsError(f"Cannot write to {shown(target)} ({why(e)}); name a folder that you may write to.") from e
 
 
-def from_pretrained(
-    source: str | os.PathLike[str],
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    force_download: bool = False,
-    **model_args: Any,
-) -> nn.Module:
-    """Load the model in a folder or in the Hub repository "ORG/NAME", in evaluation mode; see `create_model`."""
-    name = f"local-dir:{source}" if os.path.isdir(source) else f"hf-hub:{source}"
-    return create_model(
-        name, revision=revision, token=token, cache_dir=cache_dir, force_download=force_download, **model_args
-    )
+def from_pretrained(source: str | os.PathLike[str], **options: Any) -> nn.Module:
+    """Load the model in a folder or in the Hub repository "ORG/NAME"; options as for `create_model`."""
+    return create_model(f"local-dir:{source}" if os.path.isdir(source) else f"hf-hub:{source}", **options)
 
 
 def push(
@@ -140,7 +129,7 @@ def push(
             message = message or f"{model} by sqzoo"
         model = create_model(model, pretrained=True, trunk=trunk)
     with tempfile.TemporaryDirectory() as folder:
-        save_pretrained(model, folder, card)  # what is wrong with the model is told before the Hub is asked
+        save_pretrained(model, folder, card)  # an unusable model is reported before the Hub is asked
         if plot.is_file():
             shutil.copy(plot, folder)
         api = HfApi(token=token)
@@ -153,7 +142,7 @@ def push(
             if transformers_js:
                 save_pretrained(model, folder, card, transformers_js=True)
         except (ArgumentError, ExportError, MissingExtraError) as e:
-            _logger.warning("%s goes without files for transformers.js: %s", repo, e)
+            _logger.warning("%s is pushed without files for transformers.js: %s", repo, e)
         with explain_push(repo):
             commit = api.upload_folder(
                 repo_id=repo,

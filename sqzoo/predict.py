@@ -82,16 +82,16 @@ def classify(
     *,
     top_k: int = 1,
     batch_size: int = 16,
-    readers: int | None = None,
 ) -> Iterator[Classification]:
     """Yield a `Classification` for each image, in order, in constant memory; unreadable files become results too.
+
+    Threads decode two batches ahead of the network.
 
     Args:
         model: as in `predict`.
         images: as in `predict`; may be a generator.
         top_k: classes per image.
         batch_size: images per forward pass.
-        readers: threads that decode ahead of the network, by two batches; by default one per core.
 
     Raises:
         ArgumentError: an argument is not as above.
@@ -101,7 +101,7 @@ def classify(
         raise ArgumentError(f"top_k must be a whole number from 1 to {len(labels)}, not {top_k!r}.")
     if type(batch_size) is not int or batch_size < 1:
         raise ArgumentError(f"batch_size must be a whole number from 1, not {batch_size!r}.")
-    pixels = read_ahead(_as_iterable(images), ImageReader.of(model), 3 * batch_size, readers)
+    pixels = read_ahead(_as_iterable(images), ImageReader.of(model), 3 * batch_size)
     return _classify(model, pixels, labels, top_k, batch_size)
 
 

@@ -15,7 +15,7 @@ from sqzoo import __version__
 from sqzoo import models as _models  # registers the architectures
 from sqzoo.errors import ArgumentError, UnknownArgumentError, UnknownModelError, WeightsError, did_you_mean, shown, why
 from sqzoo.models.build import source_cfg
-from sqzoo.weights import get_weights, load_trunk, read_manifest, trunk_source
+from sqzoo.weights import get_weights, load_trunk, read_manifest, trunk_name, trunk_source
 from sqzoo.weights.header import read_tensors
 from sqzoo.weights.loading import read_verified
 from sqzoo.weights.remote import Source, parse_source, read_config
@@ -144,7 +144,7 @@ def start_from_imagenet(model: nn.Module, architecture: str) -> None:
     Raises:
         ArgumentError: the architecture has another trunk.
     """
-    tensors = load_trunk("alexnet" if architecture == "alexnet_cifar" else "squeezenet1_1")
+    tensors = load_trunk(trunk_name(architecture))
     own = model.features.state_dict()  # type: ignore[union-attr]
     trunk = {k.removeprefix("features."): v for k, v in tensors.items()}
     first = "0.weight"

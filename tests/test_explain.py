@@ -79,5 +79,6 @@ def test_command_writes_the_picture(tmp_path: Path, capsys: pytest.CaptureFixtur
     file = tmp_path / "heat.png"
     assert main(["explain", str(CAT), "-o", str(file)]) == 0
     assert capsys.readouterr().out.startswith(f"{CAT}: cat ")
-    assert Image.open(file).size == (300, 300)
+    with Image.open(file) as written:
+        assert written.size == (300, 300)
     assert list(tmp_path.iterdir()) == [file]

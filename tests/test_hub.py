@@ -141,7 +141,7 @@ def test_push_without_files_for_transformers_js_says_so(
     monkeypatch.setitem(sys.modules, "onnxscript", None)  # what is not installed
     hub.push(model, REPO, token="secret")
     grey, absent = (record.getMessage() for record in caplog.records if record.name == "sqzoo")
-    assert grey.startswith(f"{REPO} goes without files for transformers.js: ") and "3 input channels" in grey
+    assert grey.startswith(f"{REPO} is pushed without files for transformers.js: ") and "3 input channels" in grey
     assert "pip install 'sqzoo[export]'" in absent
     assert not any(name.startswith("onnx") for name in server.files(REPO))
 

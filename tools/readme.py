@@ -22,6 +22,7 @@ PAPER = ROOT / "docs" / "paper.md"
 PHONES = ROOT / "docs" / "phones.md"
 SECURITY = ROOT / "docs" / "security.md"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
+SCALE = ROOT / "docs" / "scale.md"
 SEEING = ROOT / "docs" / "seeing.md"
 TRAINING = ROOT / "docs" / "training.md"
 ZOO = ROOT / "docs" / "zoo.md"
@@ -190,6 +191,7 @@ BLOCKS: dict[tuple[Path, str], Callable[[], str]] = {
     (SEEING, "people"): render("accuracy/people"),
     (ARCHITECTURE, "mutation"): render("robustness/mutation"),
     (PHONES, "phones"): render("size/phones"),
+    (SCALE, "costs"): render("speed/score_many", "costs"),
     (SECURITY, "faults"): render("robustness/faults"),
 }
 

@@ -114,6 +114,35 @@ def render(known: dict[str, Any]) -> str:
     return "\n".join(f"- {summary(result)}" for result in known.values())
 
 
+def costs(known: dict[str, Any]) -> str:
+    """Return the table of docs/scale.md: measured images a second on CPU cores, and counted ones on a GPU."""
+    if not known:
+        return "Not measured yet: `python benchmarks/speed/score_many.py`."
+    result = next(iter(known.values()))
+    assumed = json.loads((RESULTS / "speed" / "gpu_estimate.json").read_text(encoding="utf-8"))
+    rows = json.loads((RESULTS / "size" / "pareto.json").read_text(encoding="utf-8"))["ours"]
+    macs = next(r["mega_multiply_adds"] for r in rows if r["side"] == r["trained_at"] and r["tag"].startswith("sq1."))
+    launches = assumed["launches"]["ft"]["evaluate"] * assumed["assumed"]["microseconds_per_launch"][1] / 1e6
+    gpu = 1000 / (1000 * 2 * macs * 1e6 / (assumed["assumed"]["tflops"] * 1e12) + launches)  # batches of 1,000
+    cores, rate = result["workers"], result["images_per_second"]
+    lines = ["| | images a second | a million images | a billion images |", "|---|---|---|---|"]
+    measured = f"{cores} cores, files of {result['side']} pixels, measured"
+    lines.append(f"| {measured} | {rate:.0f} | {_span(1e6 / rate)} | {1e9 / rate * cores / 3600:,.0f} core hours |")
+    counted = "one H100-class GPU, images in its memory, counted"
+    lines.append(f"| {counted} | {round(gpu, -4):,.0f} | {_span(1e6 / gpu)} | {1e9 / gpu / 3600:.1f} GPU hours |")
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"`{result['model']}` at the size that it was trained at: {macs:.0f} million multiply-adds an image.",
+        ]
+    )
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
+
+
 def summary(result: dict[str, Any]) -> str:
     """Return what was found, in a sentence."""
     network, share = max(result["network_images_per_second"].values()), 100 * result["share_of_the_network"]

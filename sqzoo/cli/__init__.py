@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Exit codes: 0, done; 1, done, but for inputs that could not be read or files that are damaged, which are named;
     2, not done: a mistake, something missing, a folder or disk that cannot be written; 3, a fault of sqzoo's own;
-    130, stopped by Ctrl-C; 141, the reader of the output has gone.
+    130, stopped by Ctrl-C; 141, the reader of the output has closed it.
     """
     _prepare_streams()
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged images, which the command names itself
@@ -90,7 +90,7 @@ def _end(code: int, text: str = "") -> int:
     for number, stream in ((1, sys.stdout), (2, sys.stderr)):
         try:
             stream.flush()
-        except (OSError, ValueError):  # or Python would try again as it ends, and tell of it at length
+        except (OSError, ValueError):  # or Python would try again as it ends, and print a traceback
             os.dup2(os.open(os.devnull, os.O_WRONLY), number)
     return code
 
@@ -130,8 +130,8 @@ def _sentence(mistake: typer.TyperException) -> str:
     return f"{text}{'' if text.endswith('?') else '.'}{hint} See {where} --help."
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(asked: bool) -> None:
+    if asked:
         from sqzoo import __version__
 
         print(__version__)

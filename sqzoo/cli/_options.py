@@ -37,7 +37,10 @@ Model = Annotated[
     str,
     typer.Option("--model", help="Model, weights tag, run folder or hf-hub:ORG/NAME.", autocompletion=complete_tag),
 ]
-Trunk = Annotated[str | None, option("File or folder with the ImageNet trunk, for tags stored as a head.")]
+Trunk = Annotated[
+    str | None,
+    option("ImageNet backbone, file or folder (default: $SQZOO_TRUNKS, else torch.hub's cache or a download)."),
+]
 Data = Annotated[str | None, option("CIFAR-10 folder (default: $SQZOO_CIFAR10, else the Hub).")]
 Backend = Annotated[
     str | None,
@@ -62,17 +65,16 @@ def check_writable(file: Path) -> None:
     from sqzoo.errors import ArgumentError, shown
     from sqzoo.files import check_replaceable
 
+    folder = os.path.dirname(os.path.abspath(file))
+    if not os.path.isdir(folder):
+        raise ArgumentError(
+            f"Cannot write {shown(file)} (No folder {os.fspath(file.parent)!r}); make it, or name another."
+        )
     try:
-        if not file.absolute().parent.is_dir():
-            raise ArgumentError(
-                f"Cannot write {shown(file)} (No folder {os.fspath(file.parent)!r}); make it, or name another."
-            )
         check_replaceable(file)
-        if not os.access(file.absolute().parent, os.W_OK):
+        if not os.access(folder, os.W_OK):
             raise PermissionError(13, "Permission denied")
     except (OSError, ValueError) as e:
-        if isinstance(e, ArgumentError):
-            raise
         raise _unwritable(file, e) from e
 
 

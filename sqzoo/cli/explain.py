@@ -17,7 +17,7 @@ def run(
     model: _options.Model = "sq1",
     trunk: _options.Trunk = None,
 ) -> None:
-    """Show which parts of an image speak for a class, in red over the image (Grad-CAM).
+    """Show which parts of an image support a class, in red over the image (Grad-CAM).
 
     Examples:
     ```
@@ -37,5 +37,5 @@ def run(
     result.overlay.save(stream, format)
     _options.write_output(output, stream.getvalue())
     prediction = result.prediction
-    note = "" if result.heat.any() else "; nothing in it speaks for the class"
+    note = "" if result.heat.any() else "; nothing in it supports the class"
     print(f"{shown(image)}: {prediction.label} {100 * prediction.probability:.1f} %{note}; {shown(output)}")

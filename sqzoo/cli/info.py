@@ -9,7 +9,7 @@ from sqzoo.cli import _options
 
 
 def run(tag: _options.Tag, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Show all that is known of a weights tag: figures, recipe, data, licence, hash, and how to use it.
+    """Show everything about a weights tag: figures, recipe, data, licence, hash, and how to use it.
 
     Examples:
     ```
@@ -27,17 +27,12 @@ def run(tag: _options.Tag, as_json: Annotated[bool, typer.Option("--json", help=
         return
     shown: list[tuple[str, Any]] = [
         ("tag", entry.tag),
-        (
-            "file",
-            f"{entry.hub or entry.path} ({entry.size / 1e6:.2f} MB, {entry.dtype}, {entry.holds}, {entry.stored})",
-        ),
+        ("file", str(entry.hub or entry.path)),
+        ("stored as", f"{entry.size / 1e6:.2f} MB, {entry.dtype}, {entry.holds}, {entry.stored}"),
         ("SHA-256", entry.sha256),
         ("parameters", f"{entry.params:,}"),
         ("multiply-adds", f"{entry.macs / 1e6:.1f} million for one image of {entry.resolution} px"),
-        (
-            "images",
-            f"{entry.input_size[1]} px, enlarged to {entry.resolution}, mean {entry.mean}, std {entry.std}",
-        ),
+        ("images", f"{entry.input_size[1]} px, upsampled to {entry.resolution}, mean {entry.mean}, std {entry.std}"),
         *((name.replace("_", " "), value) for name, value in entry.metrics.items()),
         *((f"calibration: {name.replace('_', ' ')}", value) for name, value in entry.calibration.items()),
         *((f"recipe: {name}", value) for name, value in entry.recipe.items()),

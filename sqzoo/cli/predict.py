@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+from sqzoo import SAMPLE
 from sqzoo.cli import _options
 from sqzoo.errors import ArgumentError, DataError
 
@@ -29,7 +30,10 @@ class Format(StrEnum):
 
 
 def run(
-    images: Annotated[list[str], _options.argument("Image files, folders of them, or - for file names on stdin.")],
+    images: Annotated[
+        list[str] | None, _options.argument("Image files, folders of them, or - for file names on stdin.")
+    ] = None,
+    sample: Annotated[bool, _options.option("Classify the package's own photo of a cat.", "--sample")] = False,
     model: _options.Model = "sq1",
     top: Annotated[int | None, _options.option("Classes to print per image (default: up to 3).")] = None,
     format: Annotated[Format, typer.Option(help="Output format.")] = Format.text,
@@ -45,12 +49,13 @@ def run(
 
     Examples:
     ```
+    sqzoo predict --sample
     sqzoo predict photo.jpg
     sqzoo predict holiday/ --top 1 --format csv -o holiday.csv
     find . -name '*.jpg' | sqzoo predict - --format jsonl
     ```
     """
-    files = _files(images)
+    files = _files([*(images or []), *([str(SAMPLE)] if sample else [])])
     from tqdm import tqdm
 
     from sqzoo.images.reader import label_names
@@ -79,6 +84,8 @@ def run(
 
 def _files(images: list[str]) -> Iterator[str]:
     """Return the files to classify; raise for a missing one before any work is done."""
+    if not images:
+        raise ArgumentError("No image was named; name files or folders, or take the package's own photo with --sample.")
     for name in images:
         if name != "-" and not os.path.exists(name):
             raise DataError(f"No such image: {name!r}; check the name.")

@@ -45,7 +45,10 @@ def run(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or mps.")] = "cpu",
     precision: Annotated[str, typer.Option(help="float32, bfloat16, or auto: the faster one on the device.")] = "auto",
     compile: Annotated[bool, typer.Option("--compile", help="Compile the network with torch.compile.")] = False,
-    changes: Annotated[list[str] | None, option("Change the recipe.", "--set", metavar="FIELD=JSON")] = None,
+    changes: Annotated[
+        list[str] | None,
+        option("Change a field of the recipe, such as lr=0.0005; may be repeated.", "--set", metavar="FIELD=JSON"),
+    ] = None,
 ) -> None:
     """Train by a recipe on CIFAR-10, or on your own images; resume a stopped run.
 
@@ -100,9 +103,11 @@ def _own_images(model: str, data: str, folder: str | None, fields: dict[str, Any
     path = Path(folder or f"runs/{model}-{Path(data).resolve().name}-{fields.get('seed', 0)}")
     result = train_on_images(model, data, path, **options, **fields)
     scores = [f"{name.replace('_', ' ')} {stage['val']['top1']:.1f} %" for name, stage in result["stages"].items()]
-    kept = f" ({', '.join(scores)})" if len(scores) > 1 else ""
+    by_stage = f" ({', '.join(scores)})" if len(scores) > 1 else ""
     val = result["val"]
-    print(f"{path}: {val['top1']:.1f} % of {val['images']} validation images right{kept}; report: {path}/report.html")
+    print(
+        f"{path}: {val['top1']:.1f} % of {val['images']} validation images right{by_stage}; report: {path}/report.html"
+    )
     if "test" in result:
         print(f"Of {result['test']['images']} test images, which chose nothing: {result['test']['top1']:.1f} % right")
     named = path if len(path.parts) > 1 else f"./{path}"  # a bare name would be a tag's

@@ -63,7 +63,7 @@ def make_tiny(
     began, started = time.perf_counter(), environment()
     model, entry = _parent(parent, tag, trunk)
     if not (Path(root) / "sqzoo" / "weights" / "manifest.json").is_file():
-        raise ArgumentError(f"{shown(root)} is no checkout of sqzoo (sqzoo/weights/manifest.json); give --root.")
+        raise ArgumentError(f"{shown(root)} is not a checkout of sqzoo (sqzoo/weights/manifest.json); give --root.")
     hold_outs = entry["recipe"].get("hold_out", 0)
     train_idx, val_idx = train_set.split(min(val_images, hold_outs or val_images))
     val_set = train_set[val_idx]
@@ -76,10 +76,8 @@ def make_tiny(
         progress=progress,
     )
     _check_changed(made.model, entry["trunk"], trunk)
-    test, val, parent_val = (
-        dataclasses.asdict(evaluate(*pair))
-        for pair in ((made.model, test_set), (made.model, val_set), (model, val_set))
-    )
+    pairs = ((made.model, test_set), (made.model, val_set), (model, val_set))
+    test, val, parent_val = (dataclasses.asdict(evaluate(*pair)) for pair in pairs)
     recipe = {
         "parent": Path(parent).name,
         "parent_sha256": tensors_sha256(model.state_dict()),

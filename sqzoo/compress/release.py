@@ -16,6 +16,7 @@ from sqzoo.errors import WeightsError
 from sqzoo.files import read_json, write_bytes, write_text
 from sqzoo.registry import create_model
 from sqzoo.train.checkpoint import best_weights
+from sqzoo.weights import trunk_name
 
 _LICENCE = "BSD-3-Clause"
 _PROVENANCE = (
@@ -50,7 +51,7 @@ def entry_of(result: dict[str, Any], tag: str, source: str) -> dict[str, Any]:
     """
     plan = result["recipe"]
     architecture, _, name = tag.partition(".")
-    trunk = "alexnet" if architecture == "alexnet_cifar" else "squeezenet1_1"
+    trunk = trunk_name(architecture)
     mean, std = NORMALISATIONS[plan["normalisation"]]
     upsample = result["upsample"]
     square = upsample and upsample[0] == upsample[1]

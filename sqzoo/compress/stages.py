@@ -113,7 +113,7 @@ class _Sums:
         covariance.diagonal().copy_(variances + _DAMPING * variances.mean() + 1e-6 * mean.square().mean() + 1e-12)
         if len(mean) <= 4096:  # larger ones would take gigabytes
             covariance = covariance.double()
-        # In reversed order, Cholesky's lower factor becomes an upper one, whose inverse is the wanted one.
+        # In reversed order, Cholesky's lower factor becomes an upper one, whose inverse is the one needed.
         upper = torch.linalg.cholesky(covariance.flip(0, 1)).flip(0, 1)
         identity = torch.eye(len(mean), dtype=upper.dtype)
         return Moments(mean, torch.linalg.solve_triangular(upper, identity, upper=True).float())

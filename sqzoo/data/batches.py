@@ -32,11 +32,11 @@ def read_batch(data: bytes) -> tuple[np.ndarray, np.ndarray]:
         array, labels = expect(batch[b"data"], Call), expect(batch[b"labels"], list)
         version, shape, dtype, fortran, pixels = array.state
         if array.name not in _ARRAY or version != 1 or fortran is not False:
-            raise ValueError("its data are no array")
+            raise ValueError("its data is not an array")
         if expect(dtype, Call).name != "numpy dtype" or dtype.arguments[0] not in (b"u1", b"|u1"):
-            raise ValueError("its data are no bytes")
+            raise ValueError("its data is not of bytes")
         if shape[1:] != (_PIXELS,) or not all(type(label) is int for label in labels):
-            raise ValueError(f"it has no rows of {_PIXELS} bytes, or its labels are no integers")
+            raise ValueError(f"its rows are not of {_PIXELS} bytes, or its labels not integers")
         images = np.frombuffer(expect(pixels, bytes), np.uint8).reshape(shape[0], 3, 32, 32).transpose(0, 2, 3, 1)
         return np.ascontiguousarray(images), np.array(labels, np.int64)
     except (LookupError, TypeError, OverflowError, AttributeError, RecursionError, struct.error, UnicodeError) as e:

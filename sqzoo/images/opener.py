@@ -167,9 +167,8 @@ def _identified(stream: BinaryIO) -> Image.Image:
 def _cost(image: Image.Image, min_size: int | None) -> int:
     """Return the most bytes that decoding and converting an image takes; set the scale of a JPEG's decoder."""
     kind, extra = image.format or "", 0
-    turned = (
-        "exif" in image.info if kind == "PNG" else _orientation(image) != 1
-    )  # reading a PNG's orientation would decode it
+    # Reading a PNG's orientation would decode it.
+    turned = "exif" in image.info if kind == "PNG" else _orientation(image) != 1
     converted = image.mode != "RGB" or image.has_transparency_data
     per_pixel = _MODE.get(image.mode, _RGB) + _RGB * converted + _RGB * turned + _DECODER.get(kind, 0)
     if kind in ("JPEG", "MPO"):
@@ -191,7 +190,7 @@ def _largest_tile(image: Image.Image) -> int:
 def _has_several_scans(image: Image.Image) -> bool:
     """Whether a JPEG is progressive or not interleaved; raise ValueError for more than `_MAX_SCANS` scans."""
     stream: Any = image.fp  # type: ignore[attr-defined]
-    place = stream.tell()
+    offset = stream.tell()
     stream.seek(0)
     start = stream.read(1 << 16)
     while b"\xff\xda" not in start and (block := stream.read(1 << 16)):
@@ -206,5 +205,5 @@ def _has_several_scans(image: Image.Image) -> bool:
             last = block[-1:]
         if scans > _MAX_SCANS:
             raise ValueError(f"a JPEG of {scans:,} scans, at most {_MAX_SCANS} are decoded")
-    stream.seek(place)
+    stream.seek(offset)
     return several

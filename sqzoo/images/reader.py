@@ -1,4 +1,4 @@
-"""Read images from anywhere into the uint8 arrays that a model's `pretrained_cfg` asks for, ahead by threads."""
+"""Read images of any kind into the uint8 arrays that a model's `pretrained_cfg` asks for, on threads, ahead of use."""
 
 import math
 import os
@@ -86,7 +86,7 @@ def label_names(model: nn.Module) -> list[str]:
 
 
 def read_ahead(
-    images: Iterable[ImageInput], read: Callable[[ImageInput], np.ndarray], ahead: int, readers: int | None = None
+    images: Iterable[ImageInput], read: Callable[[ImageInput], np.ndarray], ahead: int
 ) -> Iterator[tuple[ImageInput, np.ndarray | DataError]]:
     """Yield each image with what `read` returns for it, or the `DataError` that it raises, in order.
 
@@ -94,11 +94,10 @@ def read_ahead(
         images: any iterable; only `ahead` images are taken from it in advance.
         read: reads one image; Pillow releases the interpreter while it decodes, so threads help.
         ahead: most images that are read, or being read, at one time.
-        readers: threads; by default one per core.
     """
     source = iter(images)
     waiting: deque[tuple[ImageInput, Future[np.ndarray]]] = deque()
-    pool = ThreadPoolExecutor(readers or os.cpu_count(), "sqzoo-read")
+    pool = ThreadPoolExecutor(os.cpu_count(), "sqzoo-read")
     try:
         while True:
             for image in islice(source, ahead - len(waiting)):

@@ -9,14 +9,14 @@ import torch
 import torch.nn as nn
 from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs
 
-from sqzoo.errors import ArgumentError, SqzooError, UnknownArgumentError, WeightsError, did_you_mean
+from sqzoo.errors import ArgumentError, SqzooError, UnknownArgumentError, WeightsError, did_you_mean, printable
 from sqzoo.models.base import ZooModel
 from sqzoo.models.upsample import tuned_input
 from sqzoo.weights import CIFAR10_CLASSES, Entry, get_weights, read_manifest, tags
 from sqzoo.weights.header import read_tensors
 from sqzoo.weights.loading import load_state, load_strict, read_verified
 from sqzoo.weights.remote import CONFIG, Source, parse_source, read_config, read_weights
-from sqzoo.weights.untrusted import LARGEST, printable, read_bytes
+from sqzoo.weights.untrusted import LARGEST, read_bytes
 
 # What timm's builder takes, beside the model's own arguments.
 _TIMM_ARGUMENTS = {"features_only", "out_indices", "feature_cls", "cache_dir", "pretrained_model_args"}
@@ -167,7 +167,8 @@ def source_cfg(cls: type[ZooModel], source: Source, config: Mapping[str, Any]) -
         own = cls(device="meta", **built).state_dict()  # type: ignore[call-arg]
     except (SqzooError, ValueError, TypeError, RuntimeError, OverflowError) as e:
         raise WeightsError(
-            f"{source.where}/{CONFIG} describes no model of ours ({printable(e)}); name what sqzoo or timm saved."
+            f"{source.where}/{CONFIG} does not describe one of sqzoo's models ({printable(e)}); name what sqzoo or "
+            "timm saved."
         ) from e
     facts = {"num_classes": config["num_classes"], "architecture": config["architecture"]}
     facts |= {"first_conv": _FIRST_CONV, "classifier": cls.classifier_name}

@@ -146,11 +146,6 @@ class SparseFeatures:
     def __len__(self) -> int:
         return len(self.counts)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of positions and values."""
-        return sum(p.nbytes + v.nbytes for p, v in zip(self.positions, self.values, strict=True))
-
     @staticmethod
     def of(shards: list[dict[str, torch.Tensor]]) -> "SparseFeatures":
         """Join shards, as `sparse_shard` returns them."""

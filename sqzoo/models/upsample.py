@@ -24,9 +24,8 @@ def reduce_to(x: torch.Tensor, size: int) -> torch.Tensor:
 
 def enlarge_to(x: torch.Tensor, size: int) -> torch.Tensor:
     """Enlarge sides below `size` to it, bilinearly."""
-    if not is_tracing() and (
-        x.shape[2] < size or x.shape[3] < size
-    ):  # traced sizes are tensors, and comparing them warns
+    # Traced sizes are tensors, and comparing them warns.
+    if not is_tracing() and (x.shape[2] < size or x.shape[3] < size):
         return F.interpolate(x, size=[max(x.shape[2], size), max(x.shape[3], size)], mode="bilinear")
     return x
 
@@ -52,9 +51,7 @@ class Upsample(nn.Module):
         self.crop = resize if crop is None else crop
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.interpolate(
-            reduce_to(x, self.source_size), size=[self.resize, self.resize], mode="bilinear", align_corners=False
-        )
+        x = F.interpolate(reduce_to(x, self.source_size), size=[self.resize, self.resize], mode="bilinear")
         low = (self.resize - self.crop) // 2
         return x[:, :, low : low + self.crop, low : low + self.crop] if self.crop < self.resize else x
 

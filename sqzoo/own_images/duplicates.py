@@ -6,10 +6,8 @@ from PIL import Image
 from sqzoo.own_images.pixels import ImageSet
 
 _SIDE = 8  # pixels of the thumbnails that are compared
-_SAME = (
-    6.0  # levels, root mean square: recompressed and resized copies differ by 1 or 2, different photos by 20 or more
-)
-_FLAT = 8.0  # levels, standard deviation: thumbnails below it are a single colour, and tell nothing
+_SAME = 6.0  # of 255, root mean square: recompressed and resized copies differ by 1 or 2, other photos by 20 or more
+_FLAT = 8.0  # of 255, standard deviation: thumbnails below it are of one colour and cannot be compared
 
 
 def near_duplicates(images: ImageSet) -> list[list[str]]:

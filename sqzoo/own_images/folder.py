@@ -58,20 +58,20 @@ def find_images(folder: str | os.PathLike[str]) -> ImageFolder:
         parts = _parts(root, left_out)
         return _by_class(root, parts, left_out)
     except OSError as e:
-        place = shown(os.fsdecode(e.filename or root))
-        raise DataError(f"Cannot read {place} ({why(e)}); make it readable, or move it out of {shown(root)}.") from e
+        unreadable = shown(os.fsdecode(e.filename or root))
+        raise DataError(
+            f"Cannot read {unreadable} ({why(e)}); make it readable, or move it out of {shown(root)}."
+        ) from e
 
 
 def find_test_images(folder: ImageFolder) -> list[tuple[Path, int]]:
     """Return the images of FOLDER/test/class/, where FOLDER/train and a validation part are beside it, with labels."""
-    by_name = {d.name.casefold(): d for d in _subfolders(folder.root)}
-    if folder.is_val is None or "test" not in by_name or len(_parts(folder.root, {})) < 2:
+    test = next((d for d in _subfolders(folder.root) if d.name.casefold() == "test"), None)
+    if folder.is_val is None or test is None or test in _parts(folder.root, {}):
         return []
-    if _parts(folder.root, {})[1] == by_name["test"]:
-        return []
-    places = {printable_path(d, by_name["test"]): d for d in _subfolders(by_name["test"])}
-    labelled = [(label, places[name]) for label, name in enumerate(folder.classes) if name in places]
-    return [(file, label) for label, place in labelled for file in image_files(place)]
+    by_class = {printable_path(d, test): d for d in _subfolders(test)}
+    labelled = [(label, by_class[name]) for label, name in enumerate(folder.classes) if name in by_class]
+    return [(file, label) for label, subfolder in labelled for file in image_files(subfolder)]
 
 
 def _parts(root: Path, left_out: dict[str, str]) -> list[Path]:

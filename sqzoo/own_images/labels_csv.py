@@ -68,6 +68,4 @@ def _rows(file: Path) -> Iterator[tuple[str, str]]:
             if len(row) >= 2:
                 yield row[0].strip(), row[1].strip()
     except (OSError, ValueError, csv.Error) as e:
-        raise DataError(
-            f"Cannot read {shown(file)} as CSV ({why(e) if isinstance(e, OSError) else e}); check it."
-        ) from e
+        raise DataError(f"Cannot read {shown(file)} as CSV ({why(e)}); check it.") from e

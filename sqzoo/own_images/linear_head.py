@@ -31,7 +31,7 @@ from sqzoo.train.recipes import Recipe
 STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)  # of the penalty, strongest first: each fit starts from the one before
 _FOLDS, _MANY = 5, 5000  # more training images than that are split once: the error is small, and fits take long
 _CHUNK = 8  # images per forward pass, which stay in a CPU's cache
-_KEPT = 0.01  # see `_set_fire_next`
+_OFFSET = 0.01  # see `_set_fire_next`
 
 
 def train_head(
@@ -59,20 +59,16 @@ def train_head(
     facts: dict[str, Any] = {"recipe": plan.to_json(), "train_digest": images.digest, "environment": environment()}
     facts["start_sha256"] = None if plan.start == "imagenet" else start_sha256(plan.start)
     model = initial_model(plan, trunk).to(device).eval()
-    told = {k: v for k, v in facts.items() if k != "environment"}
-    if finished := open_run(folder, told):
+    identity = {k: v for k, v in facts.items() if k != "environment"}
+    if finished := open_run(folder, identity):
         start_from(model, str(folder / "model.safetensors"))
         return model, finished
-    write_json(folder / "recipe.json", told)
+    write_json(folder / "recipe.json", identity)
     train_idx, val_idx = images.split(0)
     normalise, began = Normalise(*NORMALISATIONS[plan.normalisation]), time.perf_counter()
     views = (False, True) if len(train_idx) <= _MANY else (False,)
-    with tqdm(
-        total=len(views) * len(train_idx) + len(val_idx),
-        desc="features",
-        disable=None if progress else True,
-        leave=False,
-    ) as bar:
+    total = len(views) * len(train_idx) + len(val_idx)
+    with tqdm(total=total, desc="features", disable=None if progress else True, leave=False) as bar:
         train = torch.stack([_pooled(model, images.images, train_idx, normalise, flip, bar) for flip in views])
         val = _pooled(model, images.images, val_idx, normalise, False, bar)
     feature_seconds, began = time.perf_counter() - began, time.perf_counter()
@@ -121,7 +117,7 @@ def head_args(architecture: str, num_classes: int) -> dict[str, Any]:
     """Return the arguments with which an architecture can hold a linear classifier of so many classes."""
     if architecture == "sq1":  # Table 3's widths where they suffice
         return {"width": min(max(128, 2 * num_classes), 512), "mid": max(32, num_classes)}
-    if architecture == "fire_next":  # figure 11, left: the features pass by the block
+    if architecture == "fire_next":  # figure 11, left: the features pass around the block
         return {"add": True, "width": 512}
     return {"logit_relu": False} if architecture == "squeezenet_cifar" else {}
 
@@ -145,10 +141,9 @@ def fit_head(features: torch.Tensor, labels: torch.Tensor, num_classes: int, see
         params = None
         for strength in STRENGTHS:
             params = _fit(x[:, train], y[train], num_classes, strength, params)
-            logits = x[0, test] @ params[:-1] + params[-1]
-            logits -= logits.max(1, keepdims=True)
-            losses[strength] += float((np.log(np.exp(logits).sum(1)) - logits[np.arange(len(logits)), y[test]]).sum())
-            right[strength] += int((logits.argmax(1) == y[test]).sum())
+            fold_metrics = metrics(torch.from_numpy(x[0, test] @ params[:-1] + params[-1]), y[test])
+            losses[strength] += fold_metrics.loss * fold_metrics.images
+            right[strength] += round(fold_metrics.top1 / 100 * fold_metrics.images)
     strength = min(STRENGTHS, key=losses.__getitem__)
     fitted = torch.from_numpy(_fit(x, y, num_classes, strength))
     scores = {s: (losses[s] / tested, 100 * right[s] / tested) for s in STRENGTHS} if tested else {}
@@ -174,7 +169,7 @@ def _fit(x: np.ndarray, y: np.ndarray, classes: int, strength: float, start: np.
 
     rows = x.reshape(-1, x.shape[-1])
     mean, std = rows.mean(0), rows.std(0)
-    std = np.where(std > 1e-6, std, np.inf).astype(np.float32)  # a constant feature tells nothing: its weight is 0
+    std = np.where(std > 1e-6, std, np.inf).astype(np.float32)  # the weight of a constant feature is 0
     rows, target = (rows - mean) / std, np.tile(y, len(x))
     index, shape = np.arange(len(rows)), (rows.shape[1] + 1, classes)
 
@@ -233,8 +228,8 @@ def set_head(model: ZooModel, head: LinearHead) -> None:
 def _set_fire_next(modules: dict[str, Any], weight: torch.Tensor, bias: torch.Tensor) -> None:
     """Set the block to add a constant to the features: at exactly 0, its last ReLU would have no gradient."""
     nn.init.zeros_(modules["block.expand.0"].weight)
-    nn.init.constant_(modules["block.expand.0"].bias, _KEPT)
-    _set(modules["classifier"], weight, bias - _KEPT * weight.sum(1))
+    nn.init.constant_(modules["block.expand.0"].bias, _OFFSET)
+    _set(modules["classifier"], weight, bias - _OFFSET * weight.sum(1))
 
 
 def _set(layer: nn.Module, weight: torch.Tensor, bias: torch.Tensor | float = 0.0) -> None:

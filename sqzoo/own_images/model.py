@@ -86,11 +86,9 @@ def add_test(folder: Path, files: list[tuple[Path, int]], result: dict[str, Any]
     """Evaluate a run's model on test images, which chose nothing; add "test" to its result, and to result.json."""
     model = create_model(f"local-dir:{folder}").to(device)
     decoded = read_ahead([file for file, _ in files], ImageReader.of(model), ahead=64)
-    kept = [
-        (image, label) for (_, image), (_, label) in zip(decoded, files, strict=True) if isinstance(image, np.ndarray)
-    ]
-    if kept:
-        images, targets = zip(*kept, strict=True)
+    pairs = [(image, label) for (_, image), (_, label) in zip(decoded, files, strict=True)]
+    if readable := [pair for pair in pairs if isinstance(pair[0], np.ndarray)]:
+        images, targets = zip(*readable, strict=True)
         result = result | {"test": vars(evaluate(model, Dataset(np.stack(images), np.array(targets))))}
         write_json(folder / "result.json", result)
     return result

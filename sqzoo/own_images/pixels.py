@@ -105,11 +105,11 @@ def read_images(
 
 
 def image_size(folder: ImageFolder) -> int:
-    """Return the size to train at: enlarging small photos further costs time and tells the network nothing new."""
+    """Return the size to train at: enlarging small photos further costs time and adds no information."""
     shorter: list[float] = []
     for file in folder.files[:_PROBED]:
         with contextlib.suppress(Exception), open_regular(file) as stream, Image.open(stream, formats=formats()) as i:
-            shorter.append(min(i.size))  # from the header; what cannot be read is reported when it is decoded
+            shorter.append(min(i.size))  # from the header; unreadable files are reported when they are decoded
     return next((size for limit, size in _SIZES if np.median(shorter or [256]) <= limit), 224)
 
 
@@ -122,7 +122,7 @@ def _stat(file: Path) -> tuple[int, int] | None:
 
 
 def _read_errors(file: Path, pixels: Path, names: list[str], size: int) -> dict[str, str] | None:
-    """Return the unreadable files of an earlier call; None unless it left all pixels."""
+    """Return the unreadable files of an earlier call; None unless all its pixels are there."""
     try:
         errors = read_json(file)
         with open_regular(pixels) as stream:

@@ -24,7 +24,7 @@ from sqzoo.train.checkpoint import best_weights, run_lock
 from sqzoo.train.learner import initial_model
 from sqzoo.train.loop import train
 from sqzoo.train.recipes import recipe
-from sqzoo.weights import get_weights, load_trunk, tags
+from sqzoo.weights import get_weights, load_trunk, tags, trunk_name
 
 _HEAD, _ALL = "head", "all_layers"  # the two runs, and their folders
 _FIXED = {"hold_out", "select", "crop_pct", "num_classes"}  # recipe fields that the images decide
@@ -80,8 +80,8 @@ def train_on_images(
     if fixed := _FIXED & (changes.keys() | chosen.model_args.keys()):
         raise ArgumentError(f"{min(fixed)} is decided by the images; leave it out, or give val_fraction.")
     if (chosen.layers == "all") != all_layers:
-        told = "all layers; add all_layers" if chosen.layers == "all" else "the head; leave all_layers out"
-        raise ArgumentError(f"recipe {recipe_name!r} trains {told}, or give another recipe.")
+        advice = "all layers; add all_layers" if chosen.layers == "all" else "the head; leave all_layers out"
+        raise ArgumentError(f"recipe {recipe_name!r} trains {advice}, or give another recipe.")
     if not all_layers and (idle := changes.keys() - _OF_HEAD):
         raise ArgumentError(
             f"{min(idle)} has no effect on the head, which is solved, not trained in steps; leave it out, or add "
@@ -159,7 +159,7 @@ def _start(folder: Path, model: str, trunk: str | os.PathLike[str] | None) -> st
     if earlier.is_file():
         return str(read_json(earlier)["recipe"]["start"])
     try:
-        load_trunk("alexnet" if model == "alexnet_cifar" else "squeezenet1_1", trunk)
+        load_trunk(trunk_name(model), trunk)
     except WeightsError as e:
         complete = [tag for tag in tags(model) if get_weights(tag).holds == "complete"]
         if trunk or os.environ.get("SQZOO_TRUNKS") or not complete:

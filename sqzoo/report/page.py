@@ -76,9 +76,9 @@ def report(
 def confusion(logits: torch.Tensor, labels: torch.Tensor, classes: Sequence[int] | None = None) -> list[list[int]]:
     """Return the confusion matrix, targets by predictions, of all classes or of some."""
     chosen = range(logits.shape[1]) if classes is None else classes
-    place = torch.full((logits.shape[1],), -1)
-    place[list(chosen)] = torch.arange(len(chosen))
-    rows, columns = place[labels], place[logits.argmax(1)]
+    position = torch.full((logits.shape[1],), -1)
+    position[list(chosen)] = torch.arange(len(chosen))
+    rows, columns = position[labels], position[logits.argmax(1)]
     inside = (rows >= 0) & (columns >= 0)
     pairs = torch.bincount((rows * len(chosen) + columns)[inside], minlength=len(chosen) ** 2)
     counts: list[list[int]] = pairs.view(len(chosen), len(chosen)).tolist()

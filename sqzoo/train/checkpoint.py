@@ -17,7 +17,7 @@ from tqdm import tqdm
 from sqzoo.errors import ArgumentError, BusyError, DataError, WeightsError, shown, why
 from sqzoo.files import claim_folder, open_regular, read_json, tensors_sha256, write_tensors, write_text
 from sqzoo.train.recipes import Recipe
-from sqzoo.weights.header import read_tensors, read_wanted
+from sqzoo.weights.header import read_selected, read_tensors
 from sqzoo.weights.untrusted import LARGEST, read_bytes
 
 _LARGEST = 1 << 31  # bytes of a run's tensors: AlexNet's, with AdamW's and averages, take 1.1 billion
@@ -94,7 +94,7 @@ def restore(folder: Path) -> tuple[Progress, dict[str, torch.Tensor]]:
         return Progress(), {}
     try:
         with open_regular(file) as stream:  # its header is checked first
-            tensors = read_wanted(stream, shown(file), lambda name: True, _LARGEST)
+            tensors = read_selected(stream, shown(file), lambda name: True, _LARGEST)
         with safe_open(file, "pt") as opened:
             metadata = opened.metadata()
         if metadata["sha256"] != _sha256(metadata["run"], tensors):
@@ -142,7 +142,7 @@ def scalars(row: dict[str, Any]) -> dict[str, float]:
     return {"train loss": row["train_loss"], **metrics}
 
 
-def report(progress: Progress, epochs: int, events: Any, show: bool) -> None:
+def log_epoch(progress: Progress, epochs: int, events: Any, show: bool) -> None:
     """Write the last epoch's TensorBoard `events`; if `show`, print its line, with the minutes left of `epochs`."""
     row = progress.log[-1]
     left = sum(r["seconds"] for r in progress.log) / progress.epoch * (epochs - progress.epoch) / 60

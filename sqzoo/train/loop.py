@@ -26,7 +26,17 @@ from sqzoo.models.sparse import SparseMaps
 from sqzoo.models.upsample import Upsample
 from sqzoo.registry import start_sha256
 from sqzoo.train.batch_norm import fold_batch_norm
-from sqzoo.train.checkpoint import Progress, open_run, report, restore, run_lock, save, scalars, tensorboard, write_log
+from sqzoo.train.checkpoint import (
+    Progress,
+    log_epoch,
+    open_run,
+    restore,
+    run_lock,
+    save,
+    scalars,
+    tensorboard,
+    write_log,
+)
 from sqzoo.train.distributed import init_process_group, processes, rank, rank_zero_first, shard, sum_over_processes
 from sqzoo.train.learner import Folder, Learner
 from sqzoo.train.optimizer import learning_rate, prune
@@ -60,8 +70,8 @@ def train(
         cache: folder for a frozen backbone's features; None keeps them in memory.
         device: "cpu", "cuda", "cuda:N" or "mps"; under torchrun "cuda" gives each process its own.
         precision: of the layers in training: "float32", "bfloat16" or "auto", the faster. The rest is float32.
-        compile: compile the network (torch.compile), which takes minutes and then saves launches.
-        log_test: evaluate on the test images after every epoch; they choose nothing by that.
+        compile: compile the network (torch.compile), which takes minutes at first and then saves kernel launches.
+        log_test: evaluate on the test images after every epoch; the choice of the epoch does not depend on it.
         progress: show a bar on a terminal, and a line per epoch.
         on_epoch: called with each epoch's row of the log; may raise to end the run.
 
@@ -111,14 +121,14 @@ def train(
                 row |= evaluate_ema(learner, "val") | (evaluate_ema(learner, "test") if log_test else {})
                 if not all(map(math.isfinite, scalars(row).values())):
                     raise ArgumentError(
-                        f"The loss of epoch {epoch + 1} is no number, training diverged at lr={recipe.lr:g}; give a "
-                        "lower one, such as --set lr=0.0005, and another run folder."
+                        f"The loss of epoch {epoch + 1} is NaN or infinite: training diverged at lr={recipe.lr:g}; "
+                        "give a lower one, such as --set lr=0.0005, and another run folder."
                     )
                 row |= {"seconds": time.perf_counter() - began, "time": time.strftime("%Y-%m-%dT%H:%M:%S")}
                 state.record(row, recipe, learner.averaged_weights)
                 if rank() == 0:
                     save(folder, state, learner.state())
-                    report(state, recipe.epochs, events, show)
+                    log_epoch(state, recipe.epochs, events, show)
                 on_epoch(row)
             result = facts | finalize(learner, state) | {"environment": started, "device": device, "log": state.log}
         except torch.OutOfMemoryError as e:
@@ -161,11 +171,8 @@ def train_epoch(learner: Learner, epoch: int, show: bool) -> float:
 def batch(learner: Learner, idx: torch.Tensor) -> tuple[Any, torch.Tensor]:
     """Return this process's shard of a batch, (inputs, labels): features, or augmented and normalised images."""
     # Every process augments the whole batch: the random numbers are then the same for any number of processes.
-    x, part, recipe = (
-        learner.inputs["train"][idx],
-        shard(len(idx)) if learner.distributed else slice(None),
-        learner.recipe,
-    )
+    part = shard(len(idx)) if learner.distributed else slice(None)
+    x, recipe = learner.inputs["train"][idx], learner.recipe
     if isinstance(x, SparseMaps):  # in bfloat16, products of all values are faster than float32's of the non-zeros
         x = x.dense(learner.dtype) if learner.half else x
     elif not learner.frozen:

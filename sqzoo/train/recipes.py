@@ -14,16 +14,12 @@ class Recipe:
     """One training run, seed included; precision and device are arguments of `train`, not part of it."""
 
     model: str  # architecture, such as "sq1"
-    model_args: dict[str, Any] = field(
-        default_factory=dict
-    )  # the architecture's arguments: num_classes, drop_rate, mid, ...
+    model_args: dict[str, Any] = field(default_factory=dict)  # the architecture's own: num_classes, drop_rate, mid, ...
     start: str = "imagenet"  # torchvision's backbone, or a weights tag or file: its backbone, and its head if it fits
 
     # Images
-    sizes: tuple[tuple[int, int], ...] = (
-        (224, 20),
-    )  # (image size in pixels, epochs) in turn; small and fast ones first
-    crop_pct: float = 0.875  # fraction of the side that is cropped: 0.875 is the paper's 224 of 256; 1.0 keeps all
+    sizes: tuple[tuple[int, int], ...] = ((224, 20),)  # (image size in pixels, epochs) in turn; small, fast ones first
+    crop_pct: float = 0.875  # fraction that the centre crop keeps: 0.875 is the paper's 224 of 256; 1.0 keeps all
     normalisation: Literal["imagenet", "cifar10"] = "imagenet"  # the backbone's; the paper does not say which
     flip: bool = False  # mirror half of the images
     pad: int = 0  # random crop after padding by reflection, pixels; 4 is usual for 32-pixel images
@@ -142,7 +138,7 @@ def recipe(name: str, model: str, **changes: Any) -> Recipe:
     - `paper_cifar10`: the paper's protocol: frozen backbone, Adam, the epoch chosen on the test images. Table 2 has its
       accuracy over three seeds, and the records under benchmarks/results/paper/heads its time.
     - `held_out_cifar10`: the same on 45,000 images, the epoch chosen on the other 5,000; tested once, at the end.
-    - `ft_cifar10`: all layers, one cosine schedule over growing images. The shipped files are of earlier recipes yet.
+    - `ft_cifar10`: all layers, one cosine schedule over growing images. The shipped files were made by earlier recipes.
     - `images`, `finetune`: a head by logistic regression, then all layers, on a custom dataset (`train_on_images`).
 
     Args:

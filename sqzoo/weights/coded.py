@@ -115,7 +115,7 @@ def decode(tensors: Mapping[str, torch.Tensor], most: int, name: str) -> dict[st
 def _layer(key: str, shape: list[int], levels: int, gaps: int | None) -> tuple[str, list[int], int, int | None, int]:
     """Return a layer's fields and its number of weights; raise ValueError for impossible ones."""
     if not all(type(n) is int and 0 <= n < 1 << 40 for n in (*shape, levels, gaps or 0)):
-        raise ValueError("a size is no whole number")
+        raise ValueError("a size is not a whole number")
     size = math.prod(shape[:9])
     if not isinstance(key, str) or not 1 <= levels <= 256 or (gaps or 0) > size or len(shape) > 8:
         raise ValueError(f"{key!r} has {levels} values and {gaps} of {size} weights")

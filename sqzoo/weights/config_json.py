@@ -53,7 +53,7 @@ _PRETRAINED_CFG = {  # the fields of timm's PretrainedCfg that are taken: prepar
     "label_names": lambda v: isinstance(v, list) and all(map(_text, v)),
     **dict.fromkeys(("license", "description", "paper_name", "tag"), _text),
 }
-_MODEL_ARGS = {  # whose constructors allow more than fits into memory or numbers
+_MODEL_ARGS = {  # their constructors allow values that would fill the memory or overflow
     "temperature": lambda v: _number(v, 1e-3, 1e3),
     "upsample": lambda v: _sizes(v if isinstance(v, list) else [v], 1, 2),
 }

@@ -51,14 +51,16 @@ def read_tensors(data: bytes, name: str, own: Mapping[str, torch.Tensor] | None 
     return tensors
 
 
-def read_wanted(stream: BinaryIO, name: str, wanted: Callable[[str], bool], most: int) -> dict[str, torch.Tensor]:
-    """Read the wanted tensors of a safetensors file, and only their bytes.
+def read_selected(
+    stream: BinaryIO, name: str, select: Callable[[str], bool], max_bytes: int
+) -> dict[str, torch.Tensor]:
+    """Read the selected tensors of a safetensors file, and only their bytes.
 
     Args:
         stream: the file.
         name: of the file, for errors.
-        wanted: whether to read a tensor, by its name.
-        most: bytes of all wanted tensors together.
+        select: whether to read a tensor, by its name.
+        max_bytes: of all selected tensors together.
 
     Raises:
         WeightsError: the file is damaged, or the tensors are larger.
@@ -68,9 +70,9 @@ def read_wanted(stream: BinaryIO, name: str, wanted: Callable[[str], bool], most
     head = stream.read(8 + LONGEST)
     offset, tensors = 8 + int.from_bytes(head[:8], "little"), {}
     for key, tensor in parse_header(head, name, size).items():
-        if wanted(key):
-            most -= tensor.nbytes
-            if most < 0:
+        if select(key):
+            max_bytes -= tensor.nbytes
+            if max_bytes < 0:
                 raise _damaged(name, ValueError("its tensors are larger than is read"))
             stream.seek(offset)
             data = bytearray(stream.read(tensor.nbytes))
@@ -126,7 +128,7 @@ def _span(entry: Mapping[str, Any]) -> tuple[int, int]:
     if len(entry["shape"]) > _DIMENSIONS:
         raise ValueError(f"a tensor has {len(entry['shape'])} dimensions")
     if not all(type(n) is int and 0 <= n < 1 << 40 for n in (start, stop, *entry["shape"])):
-        raise ValueError("a size is no whole number")
+        raise ValueError("a size is not a whole number")
     size = _DTYPES[entry["dtype"]].itemsize
     for n in entry["shape"]:
         size *= n

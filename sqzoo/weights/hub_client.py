@@ -1,4 +1,4 @@
-"""Guard the Hub's client: errors of one sentence, tokens that never show, a cache that has a home."""
+"""Guard the Hub's client: errors of one sentence, tokens that are never printed, a cache folder that exists."""
 
 import re
 from collections.abc import Iterator
@@ -53,12 +53,12 @@ def clean_token(token: str | bool | None) -> str | bool | None:
     """Strip the line end that files and variables add to an access token.
 
     Raises:
-        ArgumentError: it is no token; the message does not show it, as the client's own would.
+        ArgumentError: it cannot be a token; unlike the client's own message, this one does not show it.
     """
     if not isinstance(token, str):
         return token
     if not re.fullmatch(r"[!-~]+", token.strip()):
-        raise ArgumentError("The access token has blanks or other characters that no token has; copy it again.")
+        raise ArgumentError("The access token has blanks or other characters that tokens never have; copy it again.")
     return token.strip()
 
 

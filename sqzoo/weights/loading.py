@@ -26,20 +26,17 @@ def read_verified(entry: Entry) -> dict[str, torch.Tensor]:
     Raises:
         WeightsError: the file is missing or differs from the manifest.
     """
-    data = _from_the_hub(entry) if entry.hub else _from_the_package(entry)
+    if entry.hub:
+        source = Source(f"{organisation()}/{entry.hub}", revision=entry.commit)
+        data, _ = fetch(source, entry.file, entry.size, entry.sha256)
+    else:
+        data = _from_package(entry)
     name = entry.hub or str(entry.path)
     tensors = read_tensors(data, name)
     return decode(tensors, entry.params, name) if entry.stored == "coded" else tensors
 
 
-def _from_the_hub(entry: Entry) -> bytes:
-    data, _ = fetch(
-        Source(f"{organisation()}/{entry.hub}", revision=entry.commit), entry.file, entry.size, entry.sha256
-    )
-    return data
-
-
-def _from_the_package(entry: Entry) -> bytes:
+def _from_package(entry: Entry) -> bytes:
     try:
         size = entry.path.stat().st_size
         data = read_bytes(entry.path, entry.size) if size == entry.size else b""

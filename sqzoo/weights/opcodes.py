@@ -28,13 +28,13 @@ class Call:
     state: Any = None
 
 
-def interpret(data: bytes, names: set[str], most: int = MAX_OPCODES) -> Any:
-    """Return what a pickle of protocol 2 or 3 builds: dictionaries, lists, tuples, numbers, bytes, and `Call`.
+def interpret(data: bytes, names: set[str], max_opcodes: int = MAX_OPCODES) -> Any:
+    """Return what a pickle of protocol 2 or 3 describes: dictionaries, lists, tuples, numbers, bytes, and `Call`.
 
     Args:
         data: the pickle; its text is returned as bytes, a persistent id as `Call("persistent", id)`.
         names: all that the file may call, as "module name".
-        most: opcodes that are read.
+        max_opcodes: more are refused.
 
     Raises:
         ValueError: the file asks for more, or is damaged; the latter may raise other built-in errors, too.
@@ -68,7 +68,7 @@ def interpret(data: bytes, names: set[str], most: int = MAX_OPCODES) -> Any:
         del stack[at:]
         return values
 
-    for _ in range(most):
+    for _ in range(max_opcodes):
         op = take(1)[0]
         if op in _NUMBERS:
             stack.append(number(_NUMBERS[op]))
@@ -109,7 +109,9 @@ def interpret(data: bytes, names: set[str], most: int = MAX_OPCODES) -> Any:
             offset += len(module) + len(name) + 2
             stack.append(f"{module.decode('ascii')} {name.decode('ascii')}")
             if stack[-1] not in names:
-                raise ValueError(f"it asks for {stack[-1].replace(' ', '.')}, which this format has not, or once")
+                raise ValueError(
+                    f"it asks for {stack[-1].replace(' ', '.')}, which this format does not have, or not twice"
+                )
             names = names - {stack[-1]}  # writers take it from the memo from then on
         elif op == ord("Q"):
             stack.append(Call("persistent", stack.pop()))
@@ -123,7 +125,7 @@ def interpret(data: bytes, names: set[str], most: int = MAX_OPCODES) -> Any:
             return stack.pop()
         else:
             raise ValueError(f"it has the opcode {op}, which is not read")
-    raise ValueError(f"it has more than {most:,} opcodes")
+    raise ValueError(f"it has more than {max_opcodes:,} opcodes")
 
 
 def expect(value: Any, kind: type) -> Any:

@@ -52,7 +52,7 @@ def parse_source(name: str, **options: Any) -> Source | None:
     kind, _, where = name.partition(":")
     if kind == "local-dir":
         if not where:
-            raise ArgumentError("local-dir: names no folder; give one that save_pretrained wrote.")
+            raise ArgumentError("local-dir: needs a folder; give one that save_pretrained wrote.")
         return Source(where, folder=True)
     if kind != "hf-hub":
         return None
@@ -61,7 +61,7 @@ def parse_source(name: str, **options: Any) -> Source | None:
     source = replace(source, revision=revision) if revision else source
     given = source.revision
     if given is not None and not (isinstance(given, str) and _REVISION.fullmatch(given) and ".." not in given):
-        raise ArgumentError(f"{given!r} is no revision; give a branch, a tag or a commit's hash.")
+        raise ArgumentError(f"{given!r} is not a revision; give a branch, a tag or a commit's hash.")
     return source
 
 
@@ -96,9 +96,9 @@ def read_weights(source: Source, config: Mapping[str, Any], own: Mapping[str, to
         data, _ = fetch(source, WEIGHTS, size + LONGEST, stated)
     else:
         data = _read_folder(source, WEIGHTS, size + LONGEST)
-        if stated is not None and (found := hashlib.sha256(data).hexdigest()) != stated:
+        if stated is not None and (actual := hashlib.sha256(data).hexdigest()) != stated:
             raise WeightsError(
-                f"{name} is damaged: its configuration states SHA-256 {stated}, found {found}; save the model again."
+                f"{name} is damaged: its configuration states SHA-256 {stated}, found {actual}; save the model again."
             )
     if stated is None:
         _logger.warning("%s states no SHA-256: sqzoo checks its names, shapes and dtypes, not its values.", name)
@@ -127,14 +127,14 @@ def fetch(source: Source, file: str, limit: int, sha256: str | None = None) -> t
         except FileNotFoundError:  # another process found it damaged and removed it
             continue
         except OSError as e:
-            raise WeightsError(f"Cannot read {shown(path)} ({why(e)}); have its owner mend the cache.") from e
+            raise WeightsError(f"Cannot read {shown(path)} ({why(e)}); have its owner repair the cache.") from e
         actual = hashlib.sha256(data).hexdigest()
         if sha256 in (None, actual) and _matches_etag(path, data):
             return data, path.parent.name
         _remove(path)
     raise WeightsError(
         f"{_url(source, file)} is not what it should be: expected SHA-256 {sha256 or 'of the Hub (ETag)'}, found "
-        f"{actual}, downloaded twice; it was not kept: name another revision, or tell its owner."
+        f"{actual}, downloaded twice; it was not kept; name another revision, or tell its owner."
     )
 
 

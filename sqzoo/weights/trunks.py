@@ -65,6 +65,11 @@ TRUNKS = {
 }
 
 
+def trunk_name(architecture: str) -> str:
+    """Return the name of the ImageNet trunk that an architecture starts from."""
+    return "alexnet" if architecture == "alexnet_cifar" else "squeezenet1_1"
+
+
 @contextmanager
 def trunk_source(path: str | os.PathLike[str] | None) -> Iterator[None]:
     """Within the context, look for trunks in `path` (a file, or a folder of files) first."""
@@ -84,7 +89,7 @@ def load_trunk(
         name: "squeezenet1_1" or "alexnet".
         path: a file or folder; by default `trunk_source`, the folder in the environment variable SQZOO_TRUNKS,
             torch.hub's cache or torchvision's download.
-        linear: also load AlexNet's first two linear layers, whose hash is not pinned: they are beside a verified trunk.
+        linear: also load AlexNet's first two linear layers, which have no pinned hash; only the trunk beside them has.
 
     Raises:
         WeightsError: the file is missing or holds another trunk.
@@ -156,19 +161,19 @@ def _hub_file(trunk: Trunk) -> Path:
 
 def _read(file: Path, linear: bool) -> dict[str, torch.Tensor]:
     """Read a file's `features.*` tensors and, if asked, AlexNet's linear layers, and nothing else."""
-    from sqzoo.weights.header import read_wanted
+    from sqzoo.weights.header import read_selected
     from sqzoo.weights.torch_zip import read_torch_zip
 
-    def wanted(name: str) -> bool:
+    def select(name: str) -> bool:
         return name.startswith("features.") or (linear and name in _LINEAR)
 
-    most = _LARGEST + linear * sum(4 * math.prod(shape) for shape in _LINEAR.values())
+    max_bytes = _LARGEST + linear * sum(4 * math.prod(shape) for shape in _LINEAR.values())
     try:
         with open_regular(file) as stream:
             # Read, not memory-mapped: later writes of another process would change the tensors.
             if file.suffix == ".safetensors":
-                return read_wanted(stream, str(file), wanted, most)
-            return read_torch_zip(stream, wanted, most)
+                return read_selected(stream, str(file), select, max_bytes)
+            return read_torch_zip(stream, select, max_bytes)
     except (OSError, ValueError) as e:
         raise WeightsError(
             f"{shown(file)} is not a readable weights file ({why(e)}); delete it to fetch it again."

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from sqzoo.errors import WeightsError, shown
-from sqzoo.errors import printable as printable
 from sqzoo.files import open_regular
 
 LARGEST = 1 << 28  # bytes of one file of tensors: our largest network takes 228 MB
@@ -15,7 +14,7 @@ CONFIG_LARGEST = 1 << 20  # bytes of config.json: ours have some two thousand
 
 
 def read_bytes(file: Path, limit: int, name: str | None = None) -> bytes:
-    """Return a regular file's bytes, to check and to parse: the file may change meanwhile.
+    """Read a regular file once, so that the bytes that are checked are those that are parsed.
 
     Args:
         file: the file.
@@ -37,7 +36,7 @@ def read_bytes(file: Path, limit: int, name: str | None = None) -> bytes:
 
 
 def parse_json(data: bytes) -> Any:
-    """Parse JSON in UTF-8; raise `ValueError` for duplicate names, NaN, infinity and what is no JSON."""
+    """Parse JSON in UTF-8; raise `ValueError` for duplicate names, NaN, infinity and invalid JSON."""
     try:
         return json.loads(data.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number, parse_float=_finite)
     except RecursionError as e:
@@ -51,7 +50,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no number")
+    raise ValueError(f"{text} is not a number")
 
 
 def _finite(text: str) -> float:
@@ -59,7 +58,7 @@ def _finite(text: str) -> float:
 
 
 def read_small(file: Path) -> bytes | None:
-    """Return a small file's bytes; None where it is absent, b"" where it is no such file."""
+    """Return a small file's bytes; None where it is absent, b"" where it is too large or not a file."""
     try:
         return read_bytes(file, CONFIG_LARGEST)
     except FileNotFoundError:

@@ -59,7 +59,7 @@ def test_commands_that_read_metadata_import_no_torch(words: list[str]) -> None:
     [
         (["predit"], "Did you mean 'predict'?"),
         (["predict", "x.jpg", "--topp", "1"], "Did you mean --top?"),
-        (["predict"], "Missing argument"),
+        (["predict"], "No image was named"),
         (["predict", "x.jpg", "--top", "many"], "--top"),
         (["push", "sq1.ft_cifar10"], "Missing option '--repo'"),
         (["--nonsense"], "No such option: --nonsense"),

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -18,6 +19,8 @@ from cyclonedx.validation.json import JsonStrictValidator
 
 from sqzoo.compress import release
 from tests.support import ROOT
+from tests.support.fork import python
+from tools import release_check
 
 
 def _checkout(to: Path, umask: int = 0o022, time: int = 1_600_000_000) -> Path:
@@ -82,6 +85,32 @@ def test_wheel_holds_the_manifests_files_and_the_bill(builds: list[Path]) -> Non
     (sdist,) = builds[0].glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         assert "tests/compress/test_release.py" in {n.partition("/")[2] for n in archive.getnames()}
+
+
+def test_a_wheel_classifies_its_own_photo(builds: list[Path], tmp_path: Path) -> None:
+    """docs/index.md's first command, from the wheel's files alone and in an empty folder."""
+    (wheel,) = builds[0].glob("*.whl")
+    with ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    (tmp_path / "empty").mkdir()
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    command = [python(), "-m", "sqzoo", "predict", "--sample", "--format", "csv"]
+    done = subprocess.run(command, cwd=tmp_path / "empty", env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"{tmp_path / 'site' / 'sqzoo' / 'demo' / 'static' / 'cat.jpg'},cat," in done.stdout
+
+
+def test_the_release_check_takes_these_files_and_no_wheel_that_lacks_one(builds: list[Path], tmp_path: Path) -> None:
+    assert release_check.metadata(builds[0].parent).endswith(">=3.11")
+    assert release_check.content(builds[0].parent).endswith(" files")
+    (wheel,) = builds[0].glob("*.whl")
+    (tmp_path / "dist").mkdir()
+    with ZipFile(wheel) as archive, ZipFile(tmp_path / "dist" / wheel.name, "w") as less:
+        for name in archive.namelist():
+            if name != "sqzoo/py.typed":
+                less.writestr(name, archive.read(name))
+    with pytest.raises(ValueError, match=r"the wheel and git differ in sqzoo/py.typed"):
+        release_check.content(tmp_path)
 
 
 def _sbom(checkout: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -149,6 +178,13 @@ def test_workflow_has_the_least_permissions() -> None:
         "actions/attest-build-provenance",
         "pypa/gh-action-pypi-publish",
     ]
+
+
+def test_the_pythons_that_are_promised_are_tested() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8"))
+    classifiers = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["classifiers"]
+    promised = [c.rpartition(" ")[2] for c in classifiers if re.search(r":: 3\.\d+$", c)]
+    assert workflow["jobs"]["test"]["strategy"]["matrix"]["python"] == promised != []
 
 
 def test_the_default_of_an_architecture_is_first() -> None:

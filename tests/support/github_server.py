@@ -73,9 +73,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.end_headers()
         with suppress(OSError):  # a client that does not trust us, or leaves early
-            self.connection = self.server.github.tls.wrap_socket(self.connection, server_side=True)  # type: ignore
-            self.rfile, self.wfile = self.connection.makefile("rb"), self.connection.makefile("wb")
-            self.handle_one_request()
+            tls = self.server.github.tls  # type: ignore[attr-defined]
+            with tls.wrap_socket(self.connection, server_side=True) as self.connection:
+                with self.connection.makefile("rb") as self.rfile, self.connection.makefile("wb") as self.wfile:
+                    self.handle_one_request()
 
     def do_GET(self) -> None:
         github: GitHubServer = self.server.github  # type: ignore[attr-defined]

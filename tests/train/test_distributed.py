@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -35,13 +36,30 @@ def alone(plan: Recipe, folder: Path, trunks: Path) -> dict[str, Any]:
     return train(plan, TRAIN, TEST, folder, trunk=trunks, progress=False, precision="float32")
 
 
-def torchrun(plan: Recipe, folder: Path, trunks: Path) -> subprocess.CompletedProcess[str]:
+ONE_MACHINE = ("--standalone", "--nproc-per-node", "2")
+
+
+def command(plan: Recipe, folder: Path, trunks: Path, *where: str) -> list[str]:
     script = folder.parent / "script.py"
     script.write_text(SCRIPT)
-    command = [python(), "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    recipe = json.dumps(plan.to_json())
-    words, environment = [*command, recipe, str(folder), str(trunks)], os.environ | {"PYTHON_EXEC": python()}
+    words = [python(), "-m", "torch.distributed.run", *where, str(script)]
+    return [*words, json.dumps(plan.to_json()), str(folder), str(trunks)]
+
+
+def torchrun(plan: Recipe, folder: Path, trunks: Path) -> subprocess.CompletedProcess[str]:
+    words, environment = command(plan, folder, trunks, *ONE_MACHINE), os.environ | {"PYTHON_EXEC": python()}
     return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def same_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Compare the chosen weights of the runs "alone" and "two"; return the first's."""
+    one, two = (load_file(folder / name / "best.safetensors") for name in ("alone", "two"))
+    assert one.keys() == two.keys()
+    for name in one:
+        # Rounding alone, of which Adam makes whole steps where a gradient is next to nothing: one weight in 1,000.
+        apart = (two[name] - one[name]).abs()
+        assert apart.max() < 1e-3 and (apart > 2e-5 + 1e-3 * one[name].abs()).sum() <= 1e-3 * apart.numel() + 1, name
+    return one
 
 
 @pytest.mark.parametrize("batch_size", [27, 79], ids=["uneven", "one_left_over"])
@@ -51,13 +69,8 @@ def test_two_processes_end_in_the_weights_of_one(batch_size: int, tmp_path: Path
     done = torchrun(plan, tmp_path / "two", trunks)
     assert done.returncode == 0, done.stderr
     together = json.loads((tmp_path / "two" / "result.json").read_text())
-    one, two = (load_file(tmp_path / name / "best.safetensors") for name in ("alone", "two"))
-    assert one.keys() == two.keys()
+    one = same_weights(tmp_path)
     start = load_file(tmp_path / "alone" / "last.safetensors")
-    for name in one:
-        # Rounding alone, of which Adam makes whole steps where a gradient is next to nothing: one weight in 1,000.
-        apart = (two[name] - one[name]).abs()
-        assert apart.max() < 1e-3 and (apart > 2e-5 + 1e-3 * one[name].abs()).sum() <= 1e-3 * apart.numel() + 1, name
     assert [row["train_loss"] for row in together["log"]] == pytest.approx(
         [row["train_loss"] for row in single["log"]], abs=1e-3
     )
@@ -109,3 +122,19 @@ def test_a_mistake_that_one_process_finds_ends_both_in_one_sentence(tmp_path: Pa
     assert done.returncode != 0
     assert done.stderr.count("refused: ") == 1 and "holds a run of another recipe" in done.stderr
     assert "[rank1]" not in done.stderr, "the other shows a traceback"  # torchrun itself shows one
+
+
+@pytest.mark.slow
+def test_two_machines_that_meet_at_an_address(tmp_path: Path, trunks: Path) -> None:
+    """docs/scale.md's command, two of it on this machine."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    where = ("--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", address)
+    words = command(PLAN, tmp_path / "two", trunks, *where, "--rdzv-id", "photos")
+    environment = os.environ | {"PYTHON_EXEC": python()}
+    machines = [subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for machine in machines:
+        _, err = machine.communicate(timeout=300)
+        assert machine.returncode == 0, err
+    alone(PLAN, tmp_path / "alone", trunks)
+    same_weights(tmp_path)

@@ -70,7 +70,8 @@ def test_features_are_the_imagenet_trunks_maps_bit_for_bit(on_disk: bool, trunks
         batch = features[indices].dense()
         assert batch.dtype == torch.float32 and batch.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(batch, expected[indices]) and torch.equal(features[torch.tensor(indices)].dense(), batch)
-    assert features.nbytes == 6 * int((expected != 0).sum())
+    nbytes = sum(p.nbytes + v.nbytes for p, v in zip(features.positions, features.values, strict=True))
+    assert nbytes == 6 * int((expected != 0).sum())
 
 
 @pytest.mark.parametrize("index", [19, -20])

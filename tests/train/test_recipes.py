@@ -22,7 +22,7 @@ def test_a_recipe_has_at_most_25_fields() -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-@pytest.mark.parametrize("model", ["sq1", "squeezenet_cifar", "fire_next", "alexnet_cifar"])
+@pytest.mark.parametrize("model", RECIPES["paper_cifar10"])
 def test_named_recipes_are_json(name: str, model: str) -> None:
     plan = recipe(name, model, seed=3)
     back = json.loads(json.dumps(plan.to_json()))
