@@ -17,7 +17,7 @@ from sqzoo.deploy.onnx_graph import onnx_bytes
 from sqzoo.environment import require
 from sqzoo.models.base import ZooModel
 
-_LARGE = 16384  # weights of a layer; with smaller ones in 4 bits, too, fire_next's outputs differ 1.5 times as much
+_LARGE = 16384  # weights of a layer; with smaller ones in 4 bits, too, fire_next's outputs differ 1.4 times as much
 _LEVELS = 16
 _SMALLEST = 256  # elements of a tensor that is worth three nodes
 _OPSET, _IR = 21, 10  # the first with 4-bit integers
