@@ -78,5 +78,6 @@ def test_another_origin_than_the_metadata_has(root: Path, origin: str) -> None:
         release_check.remote(root)
 
 
+@pytest.mark.slow  # test_readme.py and test_model_cards.py hold each of them
 def test_generated_files_are_their_records() -> None:
     assert "tables" in release_check.generated()
