@@ -134,7 +134,10 @@ def costs(known: dict[str, Any]) -> str:
         [
             *lines,
             "",
-            f"`{result['model']}` at the size that it was trained at: {macs:.0f} million multiply-adds an image.",
+            f"`{result['model']}` at the size that it was trained at: {macs:.0f} million multiply-adds an image. The "
+            f"GPU's row is an estimate that nobody has measured: {assumed['assumed']['tflops']:.0f} TFLOPS assumed, "
+            f"and batches of 1,000 with {assumed['launches']['ft']['evaluate']} launches of "
+            f"{assumed['assumed']['microseconds_per_launch'][1]} microseconds each; reading and decoding are left out.",
         ]
     )
 

@@ -111,7 +111,7 @@ def test_a_block_of_another_library_runs(block: Block, tmp_path: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.random.default_rng(i).integers(0, 256, (64, 64, 3), np.uint8)).save(file)
     words, environment = [sys.executable, "-c", block.code], _environment(tmp_path)
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=400)
     assert done.returncode == 0, f"{block.code}\n{done.stdout}\n{done.stderr}"
 
 

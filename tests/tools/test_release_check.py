@@ -76,8 +76,3 @@ def test_another_origin_than_the_metadata_has(root: Path, origin: str) -> None:
     _git(root, "remote", "set-url", "origin", origin)
     with pytest.raises(ValueError, match="but origin is"):
         release_check.remote(root)
-
-
-@pytest.mark.slow  # test_readme.py and test_model_cards.py hold each of them
-def test_generated_files_are_their_records() -> None:
-    assert "tables" in release_check.generated()
