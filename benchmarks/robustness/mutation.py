@@ -36,16 +36,12 @@ ALL = [
     "tests/test_doors.py",
     "tests/test_predict.py",
     "tests/test_cache.py",
-]
-ALL += [
     "tests/weights",
     "tests/models",
     "tests/test_registry.py",
     "tests/compress",
     "tests/train",
     "tests/test_export.py",
-]
-ALL += [
     "tests/test_hubconf.py",
     "tests/test_torch_hub.py",
     "tests/own_images",

@@ -167,8 +167,7 @@ def source_cfg(cls: type[ZooModel], source: Source, config: Mapping[str, Any]) -
         own = cls(device="meta", **built).state_dict()  # type: ignore[call-arg]
     except (SqzooError, ValueError, TypeError, RuntimeError, OverflowError) as e:
         raise WeightsError(
-            f"{source.where}/{CONFIG} does not describe one of sqzoo's models ({printable(e)}); name what sqzoo or "
-            "timm saved."
+            f"{source.where}/{CONFIG} describes no model of sqzoo's ({printable(e)}); name what sqzoo or timm saved."
         ) from e
     facts = {"num_classes": config["num_classes"], "architecture": config["architecture"]}
     facts |= {"first_conv": _FIRST_CONV, "classifier": cls.classifier_name}

@@ -142,7 +142,7 @@ def scalars(row: dict[str, Any]) -> dict[str, float]:
     return {"train loss": row["train_loss"], **metrics}
 
 
-def log_epoch(progress: Progress, epochs: int, events: Any, show: bool) -> None:
+def log_row(progress: Progress, epochs: int, events: Any, show: bool) -> None:
     """Write the last epoch's TensorBoard `events`; if `show`, print its line, with the minutes left of `epochs`."""
     row = progress.log[-1]
     left = sum(r["seconds"] for r in progress.log) / progress.epoch * (epochs - progress.epoch) / 60

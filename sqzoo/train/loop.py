@@ -26,17 +26,7 @@ from sqzoo.models.sparse import SparseMaps
 from sqzoo.models.upsample import Upsample
 from sqzoo.registry import start_sha256
 from sqzoo.train.batch_norm import fold_batch_norm
-from sqzoo.train.checkpoint import (
-    Progress,
-    log_epoch,
-    open_run,
-    restore,
-    run_lock,
-    save,
-    scalars,
-    tensorboard,
-    write_log,
-)
+from sqzoo.train.checkpoint import Progress, log_row, open_run, restore, run_lock, save, scalars, tensorboard, write_log
 from sqzoo.train.distributed import init_process_group, processes, rank, rank_zero_first, shard, sum_over_processes
 from sqzoo.train.learner import Folder, Learner
 from sqzoo.train.optimizer import learning_rate, prune
@@ -128,7 +118,7 @@ def train(
                 state.record(row, recipe, learner.averaged_weights)
                 if rank() == 0:
                     save(folder, state, learner.state())
-                    log_epoch(state, recipe.epochs, events, show)
+                    log_row(state, recipe.epochs, events, show)
                 on_epoch(row)
             result = facts | finalize(learner, state) | {"environment": started, "device": device, "log": state.log}
         except torch.OutOfMemoryError as e:

@@ -44,9 +44,12 @@ def read_torch_zip(stream: BinaryIO, select: Callable[[str], bool], max_bytes: i
         if end[:4] != b"PK\5\6" or int.from_bytes(end[12:16], "little") > _DIRECTORY_LARGEST:
             raise ValueError("it does not end with the directory of a zip archive, or one too large")
         archive = ZipFile(stream)
-        (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+        names = archive.namelist()
+        if len(set(names)) < len(names):
+            raise ValueError("an entry is listed twice")
+        (pickled,) = (name for name in names if name.endswith("/data.pkl"))
         folder = pickled.removesuffix("data.pkl")
-        if f"{folder}byteorder" in archive.namelist() and _read(archive, f"{folder}byteorder", 0, 6) != b"little":
+        if f"{folder}byteorder" in names and _read(archive, f"{folder}byteorder", 0, 6) != b"little":
             raise ValueError("it is not little-endian")
         size = archive.getinfo(pickled).file_size
         if size > _PICKLE_LARGEST:
@@ -87,7 +90,8 @@ def _parse_tensor(value: Any) -> tuple[str, int, list[int]]:
 
 def _read(archive: ZipFile, name: str, start: int, count: int) -> bytes:
     """Return `count` bytes of an entry; a read of the whole entry is checked against its CRC-32."""
-    if archive.getinfo(name).compress_type != ZIP_STORED:
+    info = archive.getinfo(name)
+    if info.compress_type != ZIP_STORED or info.compress_size != info.file_size:
         raise ValueError("an entry is compressed")
     with archive.open(name) as entry:
         entry.seek(start)

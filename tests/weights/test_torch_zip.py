@@ -193,3 +193,13 @@ def test_only_what_is_asked_for_is_read() -> None:
     stream = Counting(data)
     found = read_torch_zip(stream, lambda name: name == "scale", 4)
     assert float(found["scale"]) == 2.5 and stream.count < 10_000 < len(data)
+
+
+def test_an_entry_that_is_listed_twice_is_refused() -> None:
+    stream = io.BytesIO()
+    torch.save({"a": torch.ones(2)}, stream)
+    with zipfile.ZipFile(stream, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        name = next(n for n in archive.namelist() if n.endswith("/data/0"))
+        archive.writestr(name, archive.read(name))
+    with pytest.raises(ValueError, match="listed twice"):
+        read_torch_zip(stream, lambda name: True, 1000)
