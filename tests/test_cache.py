@@ -171,6 +171,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_homes_of_any_name_offline_and_without_links(
     model: torch.nn.Module,
     files: dict[str, bytes],

@@ -13,10 +13,12 @@ import onnx
 import pytest
 import torch
 import torch.nn as nn
+from PIL import Image
 
 import sqzoo
 from sqzoo.cli import main
 from sqzoo.data import Normalise
+from sqzoo.deploy.int8 import calibration_images
 from sqzoo.deploy.onnx_graph import FromPixels, run_onnx
 from sqzoo.deploy.parity import INT8_TOLERANCE, TOLERANCE, compare
 from sqzoo.errors import ArgumentError, ExportError, MissingExtraError, WeightsError
@@ -171,6 +173,24 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         assert err.count("\n") == 1
 
 
+def test_int8_of_ones_own_model_takes_ranges_from_its_folder(tmp_path: Path, photo_squares: np.ndarray) -> None:
+    """And no image of the validation part; of few images the mirror images, too."""
+    mine = sqzoo.create_model("sq1", num_classes=3).eval()
+    mine.pretrained_cfg.update(input_size=(3, 32, 32), crop_pct=1.0)
+    for number, pixels in enumerate(photo_squares[:70]):
+        part = tmp_path / "photos" / ("train" if number < 66 else "val") / str(number % 3)
+        part.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(part / f"{number}.png")
+    found = calibration_images(mine, root=tmp_path / "photos")
+    assert found.shape == (132, 32, 32, 3)
+    wanted = {pixels[:, ::step].tobytes() for pixels in photo_squares[:66] for step in (1, -1)}
+    assert {pixels.tobytes() for pixels in found} == wanted
+    for folder, words in (("photos/val", "64 or more images.*has 4"), ("no", "No folder")):
+        with pytest.raises(ArgumentError, match=words) as caught:
+            calibration_images(mine, root=tmp_path / folder)
+        assert_one_sentence(caught.value)
+
+
 def test_mistakes_are_one_clear_sentence(model: nn.Module, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     few = np.zeros((10, 32, 32, 3), np.uint8)
@@ -187,7 +207,7 @@ def test_mistakes_are_one_clear_sentence(model: nn.Module, tmp_path: Path) -> No
         export(nn.Linear(2, 2), tmp_path / "m.onnx")
     with pytest.raises(ArgumentError, match="calibration must be 128 or more"):
         export(model, tmp_path / "m.onnx", "onnx-int8", calibration=few)
-    with pytest.raises(ArgumentError, match="needs calibration="):
+    with pytest.raises(ArgumentError, match="needs its own training images: --data FOLDER"):
         export(sqzoo.create_model("sq1", num_classes=3), tmp_path / "m.onnx", "onnx-int8")
     with pytest.raises(ArgumentError, match="preprocessing=True needs a graph"):
         export(model, tmp_path / "m.safetensors", "safetensors-int8", preprocessing=True)

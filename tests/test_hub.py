@@ -112,6 +112,7 @@ def test_push_by_command_and_environment(server: HubServer, tmp_path: Path) -> N
     assert bad.returncode == 2 and bad.stderr.startswith("sqzoo: Could not push") and "Traceback" not in bad.stderr
 
 
+@pytest.mark.slow
 def test_a_pushed_tag_opens_in_transformers_and_transformers_js(server: HubServer, tmp_path: Path) -> None:
     """The same repository for both, whose files have the same names and other contents."""
     hub.push("sq1.ft_cifar10", REPO, token="secret")

@@ -31,11 +31,17 @@ def run(
         bool, typer.Option("--preprocessing", help="Take uint8 images (N, H, W, 3), return probabilities.")
     ] = False,
     trunk: _options.Trunk = None,
-    data: _options.Data = None,
+    data: Annotated[
+        str | None,
+        _options.option(
+            "Training images for int8 and 4bit: for a model of your own its folder, else CIFAR-10's "
+            "(default: $SQZOO_CIFAR10, else the Hub)."
+        ),
+    ] = None,
 ) -> None:
     """Export a model for another runtime, and compare its outputs with PyTorch's.
 
-    int8 and 4bit take their ranges from CIFAR-10's training images.
+    int8 and 4bit take their ranges from training images.
 
     Examples:
     ```
@@ -44,6 +50,7 @@ def run(
     sqzoo export fire_next fire_next.xml --format openvino
     sqzoo export sq1 sq1.tflite --format litert --int8
     sqzoo export sq1 runs/sq1 --format transformers-js
+    sqzoo export runs/photos photos.onnx --int8 --data photos
     ```
     """
     from sqzoo.deploy.int8 import calibration_images

@@ -137,7 +137,10 @@ def _parent(name: str, tag: str, trunk: str | os.PathLike[str] | None) -> tuple[
         parent: ZooModel = create_model(name, pretrained=True, temperature=1.0, trunk=trunk)  # type: ignore[assignment]
         return parent, entry
     if "recipe" not in read_json(Path(name) / "result.json"):
-        raise ArgumentError(f"{shown(name)} is a model of your own images; give a run on CIFAR-10.")
+        raise ArgumentError(
+            f"{shown(name)} is a model of your own images; give a run on CIFAR-10, or make a small file of this one: "
+            f"sqzoo export {shown(name)} --format onnx-4bit --data FOLDER."
+        )
     result, tensors = read_run(name, architecture)
     entry = entry_of(result, tag, name)
     model: ZooModel = create_model(architecture, **entry["model_args"]).eval()  # type: ignore[assignment]

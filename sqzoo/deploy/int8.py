@@ -13,8 +13,9 @@ from sqzoo.data import cifar10
 from sqzoo.deploy.onnx_graph import image_size, onnx_bytes, quiet_exporters, run_onnx
 from sqzoo.deploy.parity import INT8_TOLERANCE, compare
 from sqzoo.environment import require
-from sqzoo.errors import ArgumentError, ExportError
-from sqzoo.images.reader import has_cifar10_classes
+from sqzoo.errors import ArgumentError, ExportError, shown
+from sqzoo.images.reader import ImageReader, has_cifar10_classes, read_ahead
+from sqzoo.images.walk import image_files
 from sqzoo.models.upsample import SOURCE_SIZE
 
 CALIBRATION, _FEWEST, COMPARED = 320, 128, 64  # images: by default, at least, of these to compare the outputs
@@ -27,9 +28,9 @@ def calibration_images(
 
     Args:
         net: the model.
-        given: images, which are checked; None takes 320 of CIFAR-10's training images, evenly spaced, for a model of
-            its classes.
-        root: CIFAR-10's folder, as for `sqzoo.data.cifar10`.
+        given: images, which are checked; None takes 320: of CIFAR-10's training images, evenly spaced, for a model of
+            its classes, else of the images in `root`, drawn at random, and their mirror images where they are few.
+        root: CIFAR-10's folder, as for `sqzoo.data.cifar10`; for other classes the folder that the model learned from.
 
     Raises:
         ArgumentError: the images or the model do not fit.
@@ -40,21 +41,39 @@ def calibration_images(
         raise ArgumentError(
             f"int8 is for models of 3 input channels, not {net.in_chans}; use another format or backend."
         )
-    if given is None:
-        if not has_cifar10_classes(net) or size != SOURCE_SIZE:
-            raise ArgumentError(
-                f"int8 for a model with {net.num_classes} classes that are not CIFAR-10's needs calibration= images of "
-                f"its own: training images, uint8 (N, {size}, {size}, 3)."
-            )
+    if given is None and has_cifar10_classes(net) and size == SOURCE_SIZE:
         images = cifar10("train", root).images
         return images[:: len(images) // CALIBRATION][:CALIBRATION]
-    images = np.asarray(given)
+    if given is None and root is None:
+        raise ArgumentError(
+            f"int8 for a model with {net.num_classes} classes that are not CIFAR-10's needs its own training images: "
+            f"--data FOLDER, or in Python calibration=, uint8 (N, {size}, {size}, 3)."
+        )
+    images = _of_folder(net, Path(root)) if given is None and root else np.asarray(given)
     if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3) or len(images) < _FEWEST:
         raise ArgumentError(
             f"calibration must be {_FEWEST} or more training images, uint8 (N, {size}, {size}, 3), not "
             f"{images.dtype} {list(images.shape)}."
         )
     return images
+
+
+def _of_folder(net: nn.Module, root: Path) -> np.ndarray:
+    """Read images for calibration from a folder, or from its part `train`; unreadable ones are left out."""
+    if not root.is_dir():
+        raise ArgumentError(f"No folder {os.fspath(root)!r}; give one of images to set int8's ranges by.")
+    files = list(image_files(root / "train" if (root / "train").is_dir() else root))
+    order = np.random.default_rng(0).permutation(len(files))[:CALIBRATION]
+    read = [image for _, image in read_ahead([files[i] for i in order], ImageReader.of(net), ahead=64)]
+    images = [image for image in read if isinstance(image, np.ndarray)]
+    if len(images) < _FEWEST:
+        images += [image[:, ::-1] for image in images]
+    if len(images) < _FEWEST:
+        raise ArgumentError(
+            f"int8 needs {_FEWEST // 2} or more images to set its ranges; {shown(root)} has {len(images) // 2} that "
+            "can be read. Add some, or name another folder."
+        )
+    return np.stack(images)
 
 
 def to_int8(graph: nn.Module, onnx_file: bytes, images: torch.Tensor, metadata: Mapping[str, str]) -> bytes:

@@ -126,7 +126,8 @@ def _page(folder: Path, result: dict[str, Any], val_logits: torch.Tensor, images
             "stages": "\n".join(
                 f"{n.replace('_', ' ')}: {s['val']['top1']:.1f} %" for n, s in result["stages"].items()
             ),
-            "next": f"sqzoo predict --model {folder} IMAGE\nsqzoo demo {folder}\nsqzoo push {folder} --repo ORG/NAME",
+            "next": f"sqzoo predict --model {folder} IMAGE\nsqzoo demo {folder}\n"
+            f"sqzoo export {folder} --int8 --data IMAGES\nsqzoo push {folder} --repo ORG/NAME",
             "image size": f"{plan['sizes'][-1][0]} pixels",
             "seed": str(plan["seed"]),
             "near-duplicates": "\n".join(f"{val} of {train}" for train, val in result["near_duplicates"]) or "none",

@@ -34,6 +34,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_scores_are_predicts_and_a_second_start_does_what_is_missing(pictures: Path, tmp_path: Path) -> None:
     done = score_many(pictures, tmp_path / "out")
     assert done.returncode == 0, done.stderr

@@ -126,6 +126,7 @@ def test_bill_is_what_its_sources_say() -> None:
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
 
 
+@pytest.mark.slow
 def test_bill_follows_the_manifest(tmp_path: Path) -> None:
     manifest, bill = (_checkout(tmp_path) / name for name in ("sqzoo/weights/manifest.json", "tools/sbom.cdx.json"))
     before, old = json.loads(bill.read_text(encoding="utf-8")), manifest.read_text(encoding="utf-8")
@@ -140,6 +141,7 @@ def test_bill_follows_the_manifest(tmp_path: Path) -> None:
     assert after == json.loads(json.dumps(before).replace(digest, "0" * 64))
 
 
+@pytest.mark.slow
 def test_bill_hangs_on_no_installed_package(tmp_path: Path) -> None:
     bill = _checkout(tmp_path) / "tools" / "sbom.cdx.json"
     document = json.loads(bill.read_text(encoding="utf-8"))
