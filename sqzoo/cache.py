@@ -5,6 +5,7 @@ The folders are those of torch.hub (TORCH_HOME), huggingface_hub (HF_HOME) and `
 
 import contextlib
 import gzip
+import hashlib
 import io
 import os
 import shutil
@@ -63,20 +64,21 @@ class CacheEntry:
                 raise ValueError(f"commit {commit}")
 
 
-def read_packed(file: Path) -> bytes:
-    """Return a gzip file of the demo page, compressed, after checking that it unpacks to a bounded size.
+def read_packed(file: Path) -> tuple[bytes, str]:
+    """Return a gzip file of the demo page, compressed, and the SHA-256 of its content, which is of a bounded size.
 
     Raises:
         OSError, EOFError, zlib.error: it is damaged or too large.
     """
     packed = read_bytes(file, _PACKED_LARGEST)
     with gzip.open(io.BytesIO(packed)) as stream:  # which checks the checksum
-        size = 0
+        size, digest = 0, hashlib.sha256()
         while block := stream.read(1 << 22):
             size += len(block)
+            digest.update(block)
             if size > _PACKED_LARGEST:
                 raise OSError(0, "it unpacks to more than any of the page's files")
-    return packed
+    return packed, digest.hexdigest()
 
 
 def entries() -> list[CacheEntry]:

@@ -66,11 +66,12 @@ def _file(folder: Path, name: str) -> Path:
 def _read_cache(folder: Path) -> dict[str, bytes] | None:
     """Return the cached files, gzipped; None where one is missing or damaged."""
     try:
-        files = {name: read_packed(_file(folder, name)) for name in FILES}
+        found = {name: read_packed(_file(folder, name)) for name in FILES}
     except (OSError, EOFError, zlib.error, WeightsError):
         return None
-    digests = {name: hashlib.sha256(gzip.decompress(packed)).hexdigest() for name, packed in files.items()}
-    return files if digests == FILES else None
+    if {name: digest for name, (_, digest) in found.items()} != FILES:
+        return None
+    return {name: packed for name, (packed, _) in found.items()}
 
 
 def _download() -> bytes:

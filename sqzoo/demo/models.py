@@ -106,7 +106,7 @@ def _cached(cache: Path, stem: str) -> bytes | None:
     """Return a cached graph whose name has the SHA-256 of its bytes, or None."""
     for file in sorted(cache.glob(f"{stem}-*.onnx.gz")):
         try:
-            packed = read_packed(file)
+            packed, _ = read_packed(file)
         except (OSError, EOFError, zlib.error, WeightsError):
             continue
         if file.name == f"{stem}-{hashlib.sha256(packed).hexdigest()}.onnx.gz":
