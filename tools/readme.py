@@ -123,6 +123,15 @@ def training_speed(record: dict[str, Any]) -> str:
     )
 
 
+def training_memory(record: dict[str, Any]) -> str:
+    """Return the sentence on results/speed/training_memory.json."""
+    memory, disk = (record[where]["peak_anonymous_gib"] for where in ("memory", "disk"))
+    return (
+        f"Training `{record['model']}`'s head on all of CIFAR-10 takes {memory:.1f} GiB of memory, {disk:.1f} GiB with "
+        "`--cache FOLDER`."
+    )
+
+
 def recipe_search(record: dict[str, Any]) -> str:
     """Return the table of results/accuracy/recipe_search.json, and what its rule decides."""
     rule = {True: "taken", False: "not taken"}
@@ -185,6 +194,7 @@ BLOCKS: dict[tuple[Path, str], Callable[[], str]] = {
     (BENCHMARKS, "reading"): record("speed/image_reading", reading),
     (BENCHMARKS, "codecs"): record("size/codecs", codecs),
     (TRAINING, "training_speed"): record("speed/training_speed", training_speed),
+    (TRAINING, "training_memory"): record("speed/training_memory", training_memory),
     (TRAINING, "gpu_estimate"): record("speed/gpu_estimate", gpu_estimate),
     (OWN_IMAGES, "own_pictures"): render("accuracy/own_images"),
     (OWN_IMAGES, "score_many"): render("speed/score_many"),
