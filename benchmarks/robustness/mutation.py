@@ -14,6 +14,7 @@ import json
 import os
 import random
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,6 @@ from benchmarks.record import write_record
 from sqzoo.environment import environment
 from sqzoo.errors import DataError
 from sqzoo.files import read_json, write_text
-from tests.support.fork import python
 
 RESULT = RESULTS / "robustness" / "mutation.json"
 PARTIAL = RESULT.with_name("mutation.partial.json")
@@ -79,7 +79,7 @@ def mutated(source: str, operator: str, occurrence: int) -> str:
 
 def noticed(folder: Path, tests: list[str]) -> bool:
     """Return whether the tests fail, crash or hang in a checkout."""
-    command = [python(), "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
     surroundings = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         done = subprocess.run(command, cwd=folder, env=surroundings, capture_output=True, timeout=LIMIT)
