@@ -77,15 +77,15 @@ def mutated(source: str, operator: str, occurrence: int) -> str:
     return str(mutate_code(source, get_operator(operator)(), occurrence) or source)
 
 
-def noticed(folder: Path, tests: list[str]) -> bool:
-    """Return whether the tests fail, crash or hang in a checkout."""
+def noticed(folder: Path, tests: list[str]) -> str:
+    """Return how the tests fail, crash or hang in a checkout; "" where they pass."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
     surroundings = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     try:
-        done = subprocess.run(command, cwd=folder, env=surroundings, capture_output=True, timeout=LIMIT)
+        done = subprocess.run(command, cwd=folder, env=surroundings, capture_output=True, text=True, timeout=LIMIT)
     except subprocess.TimeoutExpired:
-        return True
-    return done.returncode != 0
+        return f"they take longer than {LIMIT} seconds"
+    return done.stdout[-2000:] if done.returncode else ""
 
 
 def render(record: dict[str, Any]) -> str:
@@ -112,8 +112,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "main"
         subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
-        if noticed(folder, ALL):
-            raise DataError("The tests fail without a mutant; make them pass first.")
+        if how := noticed(folder, ALL):
+            raise DataError(f"The tests fail without a mutant; make them pass first: {how}")
         for name, operator, occurrence, line in mutants(arguments.mutants, arguments.seed):
             label = f"{name}:{line} {operator.removeprefix('core/')} {occurrence}"
             if label in results:
