@@ -155,7 +155,8 @@ def gpu_estimate(record: dict[str, Any]) -> str:
     tera, micro = record["assumed"]["tflops"], record["assumed"]["microseconds_per_launch"]
     return (
         f"Estimated for one H100-class GPU, not measured: `ft_cifar10` for `sq1` takes {low} to {high} minutes, the "
-        f"paper's sweeps with three seeds {least} to {most}. Counted: {ft} and {head} launches per step. Assumed: "
+        f"paper's sweeps with three seeds {least} to {most}. Counted: {ft} launches per step, with cutout and EMA "
+        f"besides, and {head} for a head. Assumed: "
         f"{micro[0]} to {micro[1]} microseconds per launch, {tera:.0f} TFLOPS."
     )
 
@@ -198,6 +199,7 @@ BLOCKS: dict[tuple[Path, str], Callable[[], str]] = {
     (BENCHMARKS, "codecs"): record("size/codecs", codecs),
     (TRAINING, "training_speed"): record("speed/training_speed", training_speed),
     (TRAINING, "training_memory"): record("speed/training_memory", training_memory),
+    (TRAINING, "recipe_search"): record("accuracy/recipe_search", recipe_search),
     (TRAINING, "gpu_estimate"): record("speed/gpu_estimate", gpu_estimate),
     (OWN_IMAGES, "own_pictures"): render("accuracy/own_images"),
     (OWN_IMAGES, "score_many"): render("speed/score_many"),

@@ -36,7 +36,10 @@ from sqzoo.train.checkpoint import best_weights
 
 RESULT = RESULTS / "accuracy" / "recipe_search.json"
 TRAINED, HELD_OUT, SIZE, EPOCHS = 12_000, 10_000, 64, 8
-BASE: dict[str, Any] = {"sizes": ((SIZE, EPOCHS),), "hold_out": HELD_OUT}
+BASE: dict[str, Any] = {
+    **{"sizes": ((SIZE, EPOCHS),), "hold_out": HELD_OUT, "batch_norm": True},
+    **{"muon_lr": 3e-3, "cutout": 14, "label_smoothing": 0.1, "ema": 0.998},
+}
 LONGER: dict[str, Any] = {"sizes": ((SIZE, 3 * EPOCHS),)}
 RUNS: dict[str, dict[str, Any]] = {
     "base": {},

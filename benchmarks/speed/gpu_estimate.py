@@ -2,8 +2,9 @@
 
     python benchmarks/speed/gpu_estimate.py
 
-Launches: of a step of `ft_cifar10`, counted on fake CUDA tensors by tests/train/test_fake_cuda.py, at 5 to 8
-microseconds each. Work: FLOPs at the assumed rate. A step takes the longer. Writes results/speed/gpu_estimate.json.
+Launches: of a step of `ft_cifar10`, with cutout and EMA besides, counted on fake CUDA tensors by
+tests/train/test_fake_cuda.py, at 5 to 8 microseconds each. Work: FLOPs at the assumed rate. A step takes the longer.
+Writes results/speed/gpu_estimate.json.
 """
 
 import json

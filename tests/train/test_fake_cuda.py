@@ -32,7 +32,7 @@ from sqzoo.train.loop import batch, update, update_ema
 from sqzoo.train.recipes import Recipe
 
 DATA = Dataset(np.random.default_rng(0).integers(0, 256, (300, 32, 32, 3), dtype=np.uint8), np.arange(300) % 10)
-FT = recipe("ft_cifar10", "sq1", hold_out=100)
+FT = recipe("ft_cifar10", "sq1", hold_out=100, cutout=14, ema=0.998)  # all that a step can hold
 HEAD = recipe("held_out_cifar10", "sq1", hold_out=100)
 
 # Operations that launch no kernel: views, and what PyTorch does beside them.
