@@ -85,7 +85,7 @@ def noticed(folder: Path, tests: list[str]) -> str:
         done = subprocess.run(command, cwd=folder, env=surroundings, capture_output=True, text=True, timeout=LIMIT)
     except subprocess.TimeoutExpired:
         return f"they take longer than {LIMIT} seconds"
-    return done.stdout[-2000:] if done.returncode else ""
+    return f"exit status {done.returncode}: {(done.stdout + done.stderr)[-2000:]}" if done.returncode else ""
 
 
 def render(record: dict[str, Any]) -> str:
