@@ -107,6 +107,8 @@ def open_folder(folder: Path) -> torch.nn.Module:
         {"pretrained_cfg": {"mean": [float("nan")] * 3}},
         {"pretrained_cfg": {"std": [0.0, 1.0, 1.0]}},
         {"pretrained_cfg": {"crop_pct": float("inf")}},
+        {"model_args": {"upsample": []}},
+        {"model_args": {"upsample": [256, 224, 160]}},
         {"pretrained_cfg": {"crop_pct": 1e-300, "std": "1"}},
         {"pretrained_cfg": {"interpolation": "os.system"}},
         {"pretrained_cfg": {"interpolation": []}},

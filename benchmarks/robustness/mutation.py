@@ -77,6 +77,14 @@ def mutated(source: str, operator: str, occurrence: int) -> str:
     return str(mutate_code(source, get_operator(operator)(), occurrence) or source)
 
 
+def differs(before: str, after: str) -> bool:
+    """Return whether a mutated source is another program, not the same one, and none that Python cannot parse."""
+    try:
+        return ast.dump(ast.parse(before)) != ast.dump(ast.parse(after))
+    except SyntaxError:
+        return False
+
+
 def noticed(folder: Path, tests: list[str]) -> str:
     """Return how the tests fail, crash or hang in a checkout; "" where they pass."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
@@ -121,7 +129,7 @@ def main() -> None:
             file = folder / name
             before = file.read_text(encoding="utf-8")
             after = mutated(before, operator, occurrence)
-            if ast.dump(ast.parse(before)) == ast.dump(ast.parse(after)):
+            if not differs(before, after):
                 continue
             file.write_text(after, encoding="utf-8")
             near = NEAR[Path(name).parts[1]]

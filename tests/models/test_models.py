@@ -140,6 +140,20 @@ def test_linear_layers_need_a_pool(name: str) -> None:
     assert model(images()).shape == (2, 5)
 
 
+def test_separable() -> None:
+    """A filter per channel, then all channels at each position."""
+    model = make("fire_next", separable=True)
+    for layer, kernel, channels in (("conv1x3", (1, 3), (64, 128)), ("conv3x1", (3, 1), (128, 128))):
+        filters, points = (m for m in model.block.get_submodule(layer) if isinstance(m, nn.Conv2d))
+        assert filters.weight.shape == (channels[0], 1, *kernel)
+        assert points.weight.shape == (channels[1], channels[0], 1, 1)
+        x, out = seen_by(model, f"block.{layer}", images())
+        padded = F.conv2d(
+            x, filters.weight, filters.bias, padding=(kernel[0] // 2, kernel[1] // 2), groups=len(filters.weight)
+        )
+        torch.testing.assert_close(out, F.conv2d(padded, points.weight, points.bias).relu())
+
+
 @pytest.mark.parametrize("mid", [1, 64])
 def test_mid(mid: int) -> None:
     model = make("sq1", mid=mid)
