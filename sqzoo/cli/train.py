@@ -113,7 +113,7 @@ def _own_images(model: str, data: str, folder: str | None, fields: dict[str, Any
     named = path if len(path.parts) > 1 else f"./{path}"  # a bare name would be a tag's
     print(f"Use it: sqzoo predict --model {named} IMAGE")
     if not options["all_layers"]:
-        print("Slower, and sometimes better: the same command with --all-layers")
+        print("Often better, and slower: the same command with --all-layers")
     print(f"In the browser: sqzoo demo {named}; for other runtimes: sqzoo export {named} --int8 --data {data}")
     print(f"For others: sqzoo push {named} --repo ORG/NAME")
 
