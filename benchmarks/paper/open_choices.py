@@ -10,6 +10,7 @@ the decision, by PLAN.md's rule, are printed and written into docs/paper.md; --r
 import json
 import os
 import statistics
+import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -187,7 +188,9 @@ def render(record: dict[str, Any]) -> str:
         found = scores(row, runs)
         base = found[BASE]
         others = [r for r in found if r is not BASE]
-        p = stats.dunnett(*(found[r] for r in others), control=base, random_state=0).pvalue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # two seeds with the very same accuracy
+            p = stats.dunnett(*(found[r] for r in others), control=base, random_state=0).pvalue
         sure = {r: bool(value < LEVEL) for r, value in zip(others, p, strict=True)}
         for reading, values in found.items():
             mean = statistics.fmean(values)
