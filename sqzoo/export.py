@@ -96,7 +96,7 @@ def _export(model: ExportModel, target: Path, format: str, calibration: np.ndarr
     net, graph = model.net, model.module
     facts = metadata(net) | {"input": "uint8 NHWC" if model.preprocessing else "float32 NCHW, normalised"}
     pixels = calibration_images(net, calibration) if format in CALIBRATED else None
-    images = model.noise(model.shape(3)) if pixels is None else model.prepared(pixels)
+    images = model.samples(model.shape(3)) if pixels is None else model.prepared(pixels)
     if format == "safetensors-int8":
         return _write(target, _int8_weights(net, images, facts))
     if format == "torch-export":

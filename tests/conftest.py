@@ -17,6 +17,12 @@ from tests.support.hub import files as files  # fixtures for all: after the thre
 from tests.support.hub import model as model
 from tests.support.hub import server as server
 
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have pytest-xdist keep the files' order: by number of tests, those with few and long ones would come last."""
+    config.option.loadscopereorder = False
+
+
 BESIDE = Path(__file__).parents[2] / "shared" / "data"
 
 

@@ -63,6 +63,7 @@ def home(tmp_path: Path) -> Path:
     return tmp_path / "home"
 
 
+@pytest.mark.slow
 def test_the_runtimes_connect_to_nothing_and_leave_nothing(home: Path) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("openvino")

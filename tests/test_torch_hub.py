@@ -125,6 +125,7 @@ found["other"] = hub.load("other/zoo", "where", trust_repo=True)
     assert all(str(tmp_path / "torch höme" / "hub" / "other_zoo_main") in file for file in found["other"])
 
 
+@pytest.mark.slow
 def test_after_another_repository_and_offline(run: Run, github: GitHubServer) -> None:
     """Others' `models`, `utils` and `tests` stay in sys.modules and are not ours; the cache needs no network."""
     found = run(

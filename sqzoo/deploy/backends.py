@@ -17,7 +17,7 @@ from sqzoo import __version__
 from sqzoo.data import Normalise
 from sqzoo.deploy.int8 import calibration_images, to_int8
 from sqzoo.deploy.onnx_graph import FromPixels, frozen_copy, run_onnx, to_onnx
-from sqzoo.deploy.parity import BF16_TOLERANCE, Runtime, compare
+from sqzoo.deploy.parity import BF16_TOLERANCE, Runtime, compare, photo_crops
 from sqzoo.environment import package_version, require
 from sqzoo.errors import ArgumentError
 from sqzoo.files import cache_folder, tensors_sha256, write_bytes
@@ -69,12 +69,12 @@ class ExportModel:
         size = size or self.net.pretrained_cfg["input_size"][1:]
         return (batch_size, *size, 3) if self.preprocessing else (batch_size, self.net.in_chans, *size)
 
-    def noise(self, shape: Shape) -> torch.Tensor:
-        """Return the same random images each time, as the model takes them."""
-        generator = torch.Generator("cpu").manual_seed(0)
-        if self.preprocessing:
-            return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator, device="cpu")
-        return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+    def samples(self, shape: Shape) -> torch.Tensor:
+        """Return the same images each time, as the model takes them: crops of a photo, noise of other channels."""
+        if self.net.in_chans != 3:
+            return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
+        crops = photo_crops(shape[0], shape[1:3] if self.preprocessing else shape[2:])
+        return self.prepared(crops.permute(0, 2, 3, 1).contiguous().numpy())
 
     def prepared(self, pixels: np.ndarray, shape: Shape | None = None) -> torch.Tensor:
         """Return uint8 images (N, H, W, 3) as the model takes them, resized to the size of `shape`."""
@@ -97,7 +97,7 @@ class ExportModel:
 
     def onnx(self, shape: Shape) -> bytes:
         """Return the float32 graph for the image size of `shape`."""
-        return _cached(self.key(shape), lambda: to_onnx(self.module, self.noise((2, *shape[1:])), {}))
+        return _cached(self.key(shape), lambda: to_onnx(self.module, self.samples((2, *shape[1:])), {}))
 
     def int8(self, shape: Shape) -> bytes:
         """Return the graph in int8 for the image size of `shape`."""
@@ -188,7 +188,7 @@ def prepare(model: ExportModel, backend: str, shape: Shape) -> Runtime:
         runtime = BACKENDS[backend](model, shape)
         if "int8" not in backend:  # whose outputs were compared when its graph was made
             batches = -(-8 // shape[0])  # 8 images or more, so that none alone decides on bf16
-            images = model.noise((batches * shape[0], *shape[1:]))
+            images = model.samples((batches * shape[0], *shape[1:]))
             tolerance = BF16_TOLERANCE if "bf16" in backend else None
             compare(model.module, runtime, images.split(shape[0]), f"The backend {backend}", tolerance)
     return runtime

@@ -113,7 +113,7 @@ def _fastest(model: ExportModel, shape: Shape, checks: Dataset | None, seconds: 
             continue
         except Exception as e:  # whatever the runtimes raise
             warn(f"{name} left out ({type(e).__name__}: {e})")
-    times = _times(runtimes, model.noise(shape), seconds)
+    times = _times(runtimes, model.samples(shape), seconds)
     best = exact = min((n for n in times if n in EXACT), key=times.__getitem__)
     for name in sorted(set(times) - set(EXACT), key=times.__getitem__):
         if times[exact] / times[name] < SPEEDUP:

@@ -2,15 +2,35 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
+from PIL import Image
 
+from sqzoo import SAMPLE
 from sqzoo.errors import ExportError
 
 TOLERANCE = 1e-4  # largest difference of an output, relative to the largest output where that is above 1
 BF16_TOLERANCE, INT8_TOLERANCE = 0.03, 0.15  # root mean square difference, relative to the outputs' standard deviation
 
 Runtime = Callable[[torch.Tensor], torch.Tensor]  # from a batch of images to outputs
+
+
+def photo_crops(count: int, size: tuple[int, ...]) -> torch.Tensor:
+    """Return square crops of the package's photo, resized to `size` (H, W): (count, 3, H, W) uint8, always the same.
+
+    Of noise, a network that ends in a ReLU has 0 for every class: any runtime would give the same.
+    """
+    photo = torch.from_numpy(np.array(Image.open(SAMPLE).convert("RGB"))).permute(2, 0, 1)
+    generator = torch.Generator("cpu").manual_seed(0)
+    crops = []
+    for _ in range(count):
+        side = int(torch.randint(96, min(photo.shape[1:]) + 1, (), generator=generator))
+        top, left = (int(torch.randint(0, full - side + 1, (), generator=generator)) for full in photo.shape[1:])
+        crop = photo[None, :, top : top + side, left : left + side]
+        crops.append(F.interpolate(crop, size, mode="bilinear", antialias=True))
+    return torch.cat(crops)
 
 
 def compare(

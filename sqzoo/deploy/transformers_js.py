@@ -9,7 +9,7 @@ import torch
 import torch.nn as nn
 
 from sqzoo.deploy.onnx_graph import frozen_copy, run_onnx, to_onnx
-from sqzoo.deploy.parity import INT8_TOLERANCE, compare
+from sqzoo.deploy.parity import INT8_TOLERANCE, compare, photo_crops
 from sqzoo.environment import require
 from sqzoo.errors import ArgumentError
 
@@ -94,9 +94,7 @@ def javascript_files(model: nn.Module, metadata: Mapping[str, str]) -> dict[str,
             f"{model.num_classes} classes; create the model with in_chans=3 and num_classes=."
         )
     graph = PixelValues(frozen_copy(model)).eval()
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (3, 3, graph.resize + 5, graph.resize + 32), generator=generator)
-    images = (images - graph.mean) / graph.std
+    images = (photo_crops(3, (graph.resize + 5, graph.resize + 32)) - graph.mean) / graph.std
     data = to_onnx(graph, images[:2], metadata)
     compare(graph, run_onnx(data), [images], "onnx")
     quantized = quantize_weights(data)

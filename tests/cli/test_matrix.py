@@ -182,7 +182,10 @@ def test_nowhere_to_write_and_no_home(place: Path, tmp_path: Path) -> None:
     assert sorted(str(f) for f in place.rglob("*")) == before
 
 
-@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", ">/dev/full", ">/dev/full 2>&1"])
+STREAMS = (">/dev/full", "<&- >&- 2>&-", ">/dev/full 2>&1")
+
+
+@pytest.mark.parametrize("closed", [pytest.param(c, marks=[pytest.mark.slow] * (i > 0)) for i, c in enumerate(STREAMS)])
 def test_streams_that_are_closed_or_full(closed: str, place: Path, tmp_path: Path) -> None:
     words = f"{sys.executable} -m sqzoo predict cat.jpg {closed}; echo $? > {tmp_path / 'code'}"
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
