@@ -108,6 +108,7 @@ def open_folder(folder: Path) -> torch.nn.Module:
         {"pretrained_cfg": {"std": [0.0, 1.0, 1.0]}},
         {"pretrained_cfg": {"crop_pct": float("inf")}},
         {"model_args": {"upsample": []}},
+        {"model_args": {"upsample": [160]}},
         {"model_args": {"upsample": [256, 224, 160]}},
         {"pretrained_cfg": {"crop_pct": 1e-300, "std": "1"}},
         {"pretrained_cfg": {"interpolation": "os.system"}},
@@ -120,6 +121,13 @@ def open_folder(folder: Path) -> torch.nn.Module:
 def test_a_configuration_that_asks_for_more(changes: dict[str, Any], folder: Path, bomb: Path) -> None:
     change(folder, **json.loads(json.dumps(changes).replace("BOMB", str(bomb))))
     refused(lambda: open_folder(folder), folder)
+
+
+@pytest.mark.parametrize("size", [64, [64, 64]])
+def test_an_enlargement_is_one_number_or_two(size: Any, folder: Path) -> None:
+    change(folder, model_args={"upsample": size})
+    upsample: Any = open_folder(folder).upsample
+    assert (upsample.resize, upsample.crop) == (64, 64)
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ _PRETRAINED_CFG = {  # the fields of timm's PretrainedCfg that are taken: prepar
 }
 _MODEL_ARGS = {  # their constructors allow values that would fill the memory or overflow
     "temperature": lambda v: _number(v, 1e-3, 1e3),
-    "upsample": lambda v: _sizes(v if isinstance(v, list) else [v], 1, 2),
+    "upsample": lambda v: _sizes(v if isinstance(v, list) else [v, v], 2),
 }
 _STATED = {
     "architecture": lambda v: _text(v) and len(v) <= 100,
