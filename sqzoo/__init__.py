@@ -3,11 +3,11 @@
 import sys
 from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from sqzoo.errors import SqzooError
+from sqzoo.images import SAMPLE
 
 if TYPE_CHECKING:
     from sqzoo.deploy.optimize import optimize
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from sqzoo.weights.manifest import get_weights
 
 __version__ = "0.1.0"
-
-SAMPLE = Path(__file__).parent / "demo" / "static" / "cat.jpg"  # a photo to try a model on; the wheel has it
 
 __all__ = ["SAMPLE", "SqzooError", "create_model", "get_weights", "list_models", "optimize"]
 

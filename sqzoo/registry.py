@@ -128,6 +128,12 @@ def check_name(name: str) -> None:
     """Raise `UnknownModelError` unless `name` is an architecture or tag of ours."""
     architecture, _, tag = name.partition(".")
     known = list_models()
+    if architecture not in known and os.path.isdir(name):
+        raise UnknownModelError(f"No model {name!r}; for the folder of that name write local-dir:{name}.")
+    if architecture not in known and os.path.dirname(name):
+        raise UnknownModelError(
+            f"No folder {name!r}, and no model of that name; give a run's or a saved model's folder."
+        )
     if architecture not in known:
         raise UnknownModelError(f"Unknown model {name!r}.{did_you_mean(name, known)} There are: {', '.join(known)}.")
     tags = list_models(f"{architecture}.*", pretrained=True)

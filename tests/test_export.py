@@ -185,7 +185,7 @@ def test_int8_of_ones_own_model_takes_ranges_from_its_folder(tmp_path: Path, pho
     assert found.shape == (132, 32, 32, 3)
     wanted = {pixels[:, ::step].tobytes() for pixels in photo_squares[:66] for step in (1, -1)}
     assert {pixels.tobytes() for pixels in found} == wanted
-    for folder, words in (("photos/val", "64 or more images.*has 4"), ("no", "No folder")):
+    for folder, words in (("photos/val", "64 or more images.*and 4 of"), ("no", "No folder")):
         with pytest.raises(ArgumentError, match=words) as caught:
             calibration_images(mine, root=tmp_path / folder)
         assert_one_sentence(caught.value)

@@ -115,6 +115,13 @@ def test_unknown_names(name: str, said: str) -> None:
         sqzoo.create_model(name)
     assert str(e.value).startswith(said)
     assert "There are: " in str(e.value)
+
+
+def test_a_path_is_no_name(tmp_path: Path) -> None:
+    with pytest.raises(UnknownModelError, match="No folder 'runs/absent', and no model of that name"):
+        sqzoo.create_model("runs/absent")
+    with pytest.raises(UnknownModelError, match=f"write local-dir:{tmp_path}"):
+        sqzoo.create_model(str(tmp_path))
     assert isinstance(e.value, SqzooError)
 
 

@@ -67,9 +67,10 @@ def run(
     target = output or f"{name}{FORMATS.get(format, '')}"
     file = export(network, target, format, preprocessing=preprocessing, calibration=images)
     if format == "transformers-js":
-        print(f"{shown(file)}: a folder for the Hub and for transformers.js, same outputs as PyTorch")
+        print(f"{shown(file)}: a folder for the Hub and for transformers.js, same outputs as PyTorch's")
         return
     parts = [p for p in (file, file.with_suffix(".bin"), *file.rglob("*")) if p.is_file()]
     size = sum(p.stat().st_size for p in parts if p == file or format.startswith(("openvino", "ncnn", "coreml")))
-    checked = "not run here" if format.startswith("coreml") else "same outputs as PyTorch"
+    low = format in CALIBRATED or format == "safetensors-int8"
+    checked = "not run here" if format.startswith("coreml") else f"{'close to' if low else 'same outputs as'} PyTorch's"
     print(f"{shown(file)}: {size / 1e6:.2f} MB, {checked}")

@@ -1,6 +1,7 @@
 """`sqzoo train`."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -98,23 +99,26 @@ def run(
 
 
 def _own_images(model: str, data: str, folder: str | None, fields: dict[str, Any], options: dict[str, Any]) -> None:
+    from sqzoo.deploy.int8 import FEWEST_FILES
     from sqzoo.own_images.training import train_on_images
 
     path = Path(folder or f"runs/{model}-{Path(data).resolve().name}-{fields.get('seed', 0)}")
     result = train_on_images(model, data, path, **options, **fields)
     scores = [f"{name.replace('_', ' ')} {stage['val']['top1']:.1f} %" for name, stage in result["stages"].items()]
-    by_stage = f" ({', '.join(scores)})" if len(scores) > 1 else ""
+    by_stage = f" ({', '.join(scores)}; kept: {result['chosen'].replace('_', ' ')})" if len(scores) > 1 else ""
     val = result["val"]
     print(
         f"{path}: {val['top1']:.1f} % of {val['images']} validation images right{by_stage}; report: {path}/report.html"
     )
     if "test" in result:
         print(f"Of {result['test']['images']} test images, which chose nothing: {result['test']['top1']:.1f} % right")
-    named = path if len(path.parts) > 1 else f"./{path}"  # a bare name would be a tag's
+    named = shlex.quote(str(path) if len(path.parts) > 1 else f"./{path}")  # a bare name would be a tag's
+    enough = result["images"] >= FEWEST_FILES and Path(data).is_dir()
+    int8 = f" --int8 --data {shlex.quote(data)}" if enough else ""
     print(f"Use it: sqzoo predict --model {named} IMAGE")
-    if not options["all_layers"]:
+    if "all_layers" not in result["stages"]:
         print("Often better, and slower: the same command with --all-layers")
-    print(f"In the browser: sqzoo demo {named}; for other runtimes: sqzoo export {named} --int8 --data {data}")
+    print(f"In the browser: sqzoo demo {named}; for other runtimes: sqzoo export {named}{int8}")
     print(f"For others: sqzoo push {named} --repo ORG/NAME")
 
 

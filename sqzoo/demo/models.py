@@ -75,6 +75,8 @@ def page_model(name: str) -> PageModel:
         raise ArgumentError(f"{name!r} has no classes, no colours or no class maps; give a SqueezeNet-based model.")
     config: dict[str, Any] = net.pretrained_cfg
     tag = f"{config['architecture']}.{config['tag']}" if config.get("tag") and ":" not in name else name
+    if tag.startswith("local-dir:"):  # without the path, since the page may be published
+        tag = Path(tag.removeprefix("local-dir:")).resolve().name
     size = int(config["input_size"][1])
     metadata: dict[str, Any] = {
         "tag": tag,

@@ -19,6 +19,7 @@ from sqzoo.images.walk import image_files
 from sqzoo.models.upsample import SOURCE_SIZE
 
 CALIBRATION, _FEWEST, COMPARED = 320, 128, 64  # images: by default, at least, of these to compare the outputs
+FEWEST_FILES = _FEWEST // 2  # of a folder: each image and its mirror image
 
 
 def calibration_images(
@@ -70,8 +71,8 @@ def _of_folder(net: nn.Module, root: Path) -> np.ndarray:
         images += [image[:, ::-1] for image in images]
     if len(images) < _FEWEST:
         raise ArgumentError(
-            f"int8 needs {_FEWEST // 2} or more images to set its ranges; {shown(root)} has {len(images) // 2} that "
-            "can be read. Add some, or name another folder."
+            f"int8 and 4bit need {FEWEST_FILES} or more images to set their ranges, and {len(images) // 2} of "
+            f"{shown(root)} can be read; add some, or name another folder."
         )
     return np.stack(images)
 

@@ -8,8 +8,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from PIL import Image
 
-from sqzoo import SAMPLE
 from sqzoo.errors import ExportError
+from sqzoo.images import SAMPLE
 
 TOLERANCE = 1e-4  # largest difference of an output, relative to the largest output where that is above 1
 BF16_TOLERANCE, INT8_TOLERANCE = 0.03, 0.15  # root mean square difference, relative to the outputs' standard deviation

@@ -1,5 +1,7 @@
 """Find near-duplicates across the split: an image in training and its copy in validation flatter the accuracy."""
 
+from collections.abc import Iterable
+
 import numpy as np
 from PIL import Image
 
@@ -10,10 +12,16 @@ _SAME = 6.0  # of 255, root mean square: recompressed and resized copies differ 
 _FLAT = 8.0  # of 255, standard deviation: thumbnails below it are of one colour and cannot be compared
 
 
-def near_duplicates(images: ImageSet) -> list[list[str]]:
-    """Return pairs (training image, validation image), by name, that look the same but for size and compression."""
-    train_idx, val_idx = images.split(0)
-    train, val = (_thumbnails(images.images, idx) for idx in (train_idx, val_idx))
+def near_duplicates(images: ImageSet, others: np.ndarray, names: list[str]) -> list[list[str]]:
+    """Return pairs (training image, other image), by name, that look the same but for size and compression.
+
+    Args:
+        images: whose training images are compared.
+        others: validation or test images, (N, H, W, 3) uint8.
+        names: of the others.
+    """
+    train_idx = images.split(0)[0]
+    train, val = _thumbnails(images.images, train_idx), _thumbnails(others, range(len(others)))
     pairs = []
     for low in range(0, len(val), 256):
         few = val[low : low + 256]
@@ -22,11 +30,11 @@ def near_duplicates(images: ImageSet) -> list[list[str]]:
         for i, j in enumerate(nearest):
             textured = few[i].reshape(_SIDE**2, 3).std(0).max() > _FLAT
             if textured and distances[i, j] / few.shape[1] < _SAME**2:
-                pairs.append([images.names[train_idx[j]], images.names[val_idx[low + i]]])
+                pairs.append([images.names[train_idx[j]], names[low + i]])
     return pairs
 
 
-def _thumbnails(images: np.ndarray, idx: np.ndarray) -> np.ndarray:
-    """Return (len(idx), 192) float32: each image reduced to 8x8 pixels."""
+def _thumbnails(images: np.ndarray, idx: Iterable[int]) -> np.ndarray:
+    """Return (N, 192) float32: each image reduced to 8x8 pixels."""
     small = [Image.fromarray(images[i]).resize((_SIDE, _SIDE), Image.Resampling.BOX) for i in idx]
     return np.stack([np.asarray(image, np.float32).ravel() for image in small])

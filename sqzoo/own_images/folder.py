@@ -15,6 +15,7 @@ from sqzoo.files import is_claimed
 from sqzoo.images.walk import AGAIN, DEEP, OURS, image_files, is_ignored, is_image_name, walk
 
 VAL_NAMES = ("val", "valid", "validation", "test")  # the first that exists
+_PARTS = {"train", *VAL_NAMES, "training", "testing", "dev", "eval", "evaluation"}
 # Folders of other dataset layouts (YOLO, Pascal VOC, COCO): never classes.
 _NOT_CLASSES = {
     *("images", "labels", "annotations", "masks", "jpegimages", "imagesets", "segmentationclass", "segmentationobject"),
@@ -141,14 +142,14 @@ def sort_key(name: str) -> tuple[Any, ...]:
 
 
 def _check_classes(root: Path, part: Path, classes: tuple[str, ...], left_out: dict[str, str]) -> None:
-    splits = [name for name in classes if name.casefold() in ("train", *VAL_NAMES)]
+    splits = [name for name in classes if name.casefold() in _PARTS]
     not_classes = [name for name in classes if name.casefold() in _NOT_CLASSES]
     if len({name.casefold() for name in splits}) > 1:  # a single one may be a class: there are images of trains
         not_classes += splits
     if not_classes:
         raise DataError(
             f"{shown(part)} holds a folder {not_classes[0]!r}, which is part of a dataset by its name, not a class; "
-            "name the folder whose subfolders are the classes, or rename it."
+            "name the folder whose subfolders are the classes, or rename it: parts are called train, val and test."
         )
     if len(classes) < 2:
         loose = sum(reason == _LOOSE for reason in left_out.values())
@@ -158,12 +159,17 @@ def _check_classes(root: Path, part: Path, classes: tuple[str, ...], left_out: d
         )
     if unprintable := [name for name in classes if not name.isprintable()]:
         raise DataError(f"Class {unprintable[0]!r} has unprintable characters in its name; rename its folder.")
+    check_spelling(shown(root), classes)
+
+
+def check_spelling(where: str, classes: tuple[str, ...]) -> None:
+    """Raise `DataError` for two classes that differ in case or in the way an accent is written alone."""
     spelling = {name: unicodedata.normalize("NFC", name).casefold() for name in classes}
     counts = Counter(spelling.values())
     if same := [name for name in classes if counts[spelling[name]] > 1]:
         raise DataError(
-            f"{shown(root)} holds the classes {same[0]!r} and {same[1]!r}, which are the same but for their spelling; "
-            "merge their folders, or rename one."
+            f"{where} holds the classes {same[0]!r} and {same[1]!r}, which are the same but for their spelling; "
+            "merge them, or rename one."
         )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from sqzoo.errors import DataError, printable, shown, why
 from sqzoo.files import open_regular
 from sqzoo.images.walk import image_files
-from sqzoo.own_images.folder import ImageFolder, printable_path, sort_key
+from sqzoo.own_images.folder import ImageFolder, check_spelling, printable_path, sort_key
 
 _LARGEST = 1 << 28  # bytes of the CSV file
 
@@ -53,6 +53,7 @@ def find_labelled(folder: str | os.PathLike[str], labels: str | os.PathLike[str]
             f"{named} gives {len(chosen)} images of {shown(root)} and {len(classes)} classes; it needs the image in "
             "the first column and its class in the second, and two printable classes at least."
         )
+    check_spelling(named, classes)
     files = sorted(chosen)
     files = [files[i] for i in np.random.default_rng(0).permutation(len(files))]
     return ImageFolder(root, classes, files, np.array([classes.index(chosen[f]) for f in files]), None, left_out)

@@ -1,5 +1,8 @@
 """What training on a custom dataset leaves: a model with its configuration, a report and a model card."""
 
+import logging
+import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +11,19 @@ import torch
 from PIL import Image
 
 from sqzoo.data import NORMALISATIONS, Dataset
+from sqzoo.deploy.int8 import FEWEST_FILES
 from sqzoo.evaluation import evaluate, logits
 from sqzoo.files import write_json, write_text
 from sqzoo.hub import save_pretrained
 from sqzoo.images.reader import OWN_IMAGES_TAG, ImageReader, read_ahead
 from sqzoo.models.base import ZooModel
+from sqzoo.own_images.duplicates import near_duplicates
 from sqzoo.own_images.pixels import ImageSet
 from sqzoo.registry import create_model
 from sqzoo.report.page import report
 from sqzoo.uncertainty import calibrate
 
+_logger = logging.getLogger("sqzoo")
 _FEWEST = 50  # validation images for a calibration
 
 
@@ -59,8 +65,7 @@ def write_model(
     best = max(stages, key=lambda n: (stages[n]["val"]["top1"], -round(stages[n]["val"]["loss"], 3)))  # first of equals
     result = before | {"stages": stages, "chosen": best}
     if best == name:
-        chunks = [val_idx[low : low + 256] for low in range(0, len(val_idx), 256)]
-        val_logits = torch.cat([logits(model, images[chunk]) for chunk in chunks])
+        val_logits = _val_logits(model, images)
         labels = torch.from_numpy(images.labels[val_idx])
         if len(labels) >= _FEWEST and bool((val_logits.argmax(1) != labels).any()):
             fitted = calibrate(val_logits, labels)
@@ -82,16 +87,41 @@ def write_model(
     return result
 
 
-def add_test(folder: Path, files: list[tuple[Path, int]], result: dict[str, Any], device: str) -> dict[str, Any]:
+def add_test(
+    folder: Path, files: list[tuple[Path, int]], result: dict[str, Any], images: ImageSet, device: str
+) -> dict[str, Any]:
     """Evaluate a run's model on test images, which chose nothing; add "test" to its result, and to result.json."""
     model = create_model(f"local-dir:{folder}").to(device)
     decoded = read_ahead([file for file, _ in files], ImageReader.of(model), ahead=64)
-    pairs = [(image, label) for (_, image), (_, label) in zip(decoded, files, strict=True)]
-    if readable := [pair for pair in pairs if isinstance(pair[0], np.ndarray)]:
-        images, targets = zip(*readable, strict=True)
-        result = result | {"test": vars(evaluate(model, Dataset(np.stack(images), np.array(targets))))}
+    rows = [(file.name, image, label) for (_, image), (file, label) in zip(decoded, files, strict=True)]
+    readable = [row for row in rows if isinstance(row[1], np.ndarray)]
+    if len(readable) < len(rows):
+        unreadable = next(name for name, image, _ in rows if not isinstance(image, np.ndarray))
+        _logger.warning("%d test images cannot be read, such as %s", len(rows) - len(readable), unreadable)
+    if readable:
+        names, pixels, targets = zip(*readable, strict=True)
+        test = Dataset(np.stack(pixels), np.array(targets))
+        if copies := near_duplicates(images, test.images, list(names)):
+            _logger.warning(
+                "%d test images have a near-duplicate among the training images, which flatters the accuracy, such as "
+                "%s (of %s)",
+                *(len(copies), copies[0][1], copies[0][0]),
+            )
+        result = result | {"test": vars(evaluate(model, test)) | {"near_duplicates": copies}}
         write_json(folder / "result.json", result)
     return result
+
+
+def write_page(folder: Path, result: dict[str, Any], images: ImageSet) -> None:
+    """Write a run's report again, after its test images or a stage that is not its model."""
+    model: ZooModel = create_model(f"local-dir:{folder}")  # type: ignore[assignment]
+    val_logits = _val_logits(model, images) * model.temperature  # the report calibrates them itself
+    write_text(folder / "report.html", _page(folder, result, val_logits, images))
+
+
+def _val_logits(model: ZooModel, images: ImageSet) -> torch.Tensor:
+    chunks = [images.val_idx[low : low + 256] for low in range(0, len(images.val_idx), 256)]
+    return torch.cat([logits(model, images[chunk]) for chunk in chunks])
 
 
 def _by_class(val_logits: torch.Tensor, images: ImageSet) -> list[dict[str, Any]]:
@@ -110,6 +140,8 @@ def _page(folder: Path, result: dict[str, Any], val_logits: torch.Tensor, images
     val_idx, stage = images.val_idx, result["stages"][result["chosen"]]
     plan = stage["recipe"]
     rows = [row for stage in result["stages"].values() for row in stage["log"]]
+    named = shlex.quote(os.fspath(folder))
+    int8 = " --int8 --data IMAGES" if result["images"] >= FEWEST_FILES else ""
     return report(
         f"{result['model']} for {len(images.classes)} classes, on {len(val_idx)} validation images",
         images.classes,
@@ -126,8 +158,9 @@ def _page(folder: Path, result: dict[str, Any], val_logits: torch.Tensor, images
             "stages": "\n".join(
                 f"{n.replace('_', ' ')}: {s['val']['top1']:.1f} %" for n, s in result["stages"].items()
             ),
-            "next": f"sqzoo predict --model {folder} IMAGE\nsqzoo demo {folder}\n"
-            f"sqzoo export {folder} --int8 --data IMAGES\nsqzoo push {folder} --repo ORG/NAME",
+            **({"test": f"{result['test']['top1']:.1f} % of {result['test']['images']}"} if "test" in result else {}),
+            "next": f"sqzoo predict --model {named} IMAGE\nsqzoo demo {named}\n"
+            f"sqzoo export {named}{int8}\nsqzoo push {named} --repo ORG/NAME",
             "image size": f"{plan['sizes'][-1][0]} pixels",
             "seed": str(plan["seed"]),
             "near-duplicates": "\n".join(f"{val} of {train}" for train, val in result["near_duplicates"]) or "none",
@@ -150,8 +183,9 @@ def _how_trained(result: dict[str, Any]) -> str:
 def _card(result: dict[str, Any]) -> str:
     """Write a model card: the classes, the accuracy, how the model was made and how to use it."""
     val, stage = result["val"], result["stages"][result["chosen"]]
-    plan, share = stage["recipe"], val["top1"] / 100
-    error = 100 * (share * (1 - share) / val["images"]) ** 0.5
+    # Agresti and Coull 1998: of few images, all of them right, the error is not 0.
+    plan, share = stage["recipe"], (val["top1"] / 100 * val["images"] + 2) / (val["images"] + 4)
+    error = 100 * (share * (1 - share) / (val["images"] + 4)) ** 0.5
     rows = "\n".join(f"| {r['class']} | {r['images']} | {r['right']} of {r['val']} |" for r in result["by_class"])
     start = result["stages"]["head"]["recipe"]["start"]
     backbone = "torchvision's ImageNet backbone" if start == "imagenet" else f"`{Path(start).name}`"
@@ -172,7 +206,7 @@ pipeline_tag: image-classification
 
 Made by `sqzoo train` from {result["images"]} images (SHA-256 of the data {result["data_digest"]}):
 {backbone}; {_how_trained(result)}; {plan["sizes"][-1][0]} pixels, seed {plan["seed"]}.
-`report.html` has the learning curves, the confusion matrix and the worst mistakes.
+`report.html` has the confusion matrix, figures by class and the worst mistakes.
 
 It answers with one of its classes for any image. ImageNet's own terms ask for non-commercial research use;
 torchvision's weights are BSD-3-Clause.

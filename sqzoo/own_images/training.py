@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import shlex
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -12,18 +13,19 @@ from typing import Any
 from sqzoo.environment import pick_precision, require
 from sqzoo.errors import ArgumentError, WeightsError, shown
 from sqzoo.files import read_json
+from sqzoo.images.walk import is_image_name
 from sqzoo.own_images.duplicates import near_duplicates
 from sqzoo.own_images.folder import find_images, find_test_images
 from sqzoo.own_images.hub_dataset import download_dataset
 from sqzoo.own_images.labels_csv import find_labelled
 from sqzoo.own_images.linear_head import head_args, train_head
-from sqzoo.own_images.model import add_test, write_model
+from sqzoo.own_images.model import add_test, write_model, write_page
 from sqzoo.own_images.pixels import ImageSet, image_size, read_images
 from sqzoo.registry import check_name
 from sqzoo.train.checkpoint import best_weights, run_lock
 from sqzoo.train.learner import initial_model
 from sqzoo.train.loop import train
-from sqzoo.train.recipes import recipe
+from sqzoo.train.recipes import Recipe, recipe
 from sqzoo.weights import get_weights, load_trunk, tags, trunk_name
 
 _HEAD, _ALL = "head", "all_layers"  # the two runs, and their folders
@@ -92,7 +94,8 @@ def train_on_images(
     folder = Path(run)
     store = Path(cache) if cache else folder / "cache"
     find: Any = partial(find_labelled, labels=labels) if labels else find_images
-    on_hub = not labels and not Path(data).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", os.fspath(data))
+    local = Path(data).exists() or (Path(data).parent.name and Path(data).parent.is_dir())  # a mistyped folder
+    on_hub = not labels and not local and re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", os.fspath(data))
     if not on_hub:
         find(data)  # an unusable one is refused before the run's folder is made
     with run_lock(folder):
@@ -103,10 +106,12 @@ def train_on_images(
         size = chosen.sizes[0][0]
         images = read_images(files, size, store, val_fraction=val_fraction, seed=chosen.seed, show=progress)
         if images.left_out:
-            count, (name, reason) = len(images.left_out), next(iter(images.left_out.items()))
-            _logger.warning("%d files left out, see result.json; the first: %s (%s)", count, name, reason.rstrip("."))
-        _check_unchanged(folder, images)
-        duplicates = near_duplicates(images)
+            broken = [item for item in images.left_out.items() if is_image_name(Path(item[0]))]
+            count, (name, reason) = len(images.left_out), (broken or list(images.left_out.items()))[0]
+            _logger.warning("%d files left out, see result.json; such as %s (%s)", count, name, reason.rstrip("."))
+        earlier = read_json(folder / "result.json") if (folder / "result.json").is_file() else {}
+        _check_unchanged(folder, images, earlier, chosen, val_fraction)
+        duplicates = near_duplicates(images, images.images[images.val_idx], [images.names[i] for i in images.val_idx])
         if duplicates:
             count, (copy, name) = len(duplicates), duplicates[0]
             _logger.warning(
@@ -127,7 +132,8 @@ def train_on_images(
         same = {"normalisation": chosen.normalisation, "seed": chosen.seed, "sizes": ((size, 1),)}
         plan = recipe("images", model, start=start, **same, **fitted)
         trained, stage = train_head(plan, images, folder / _HEAD, trunk=trunk, device=device, progress=progress)
-        result = write_model(folder, _HEAD, trained, stage, images, {"near_duplicates": duplicates})
+        # With the earlier result, so that a head trained again does not take the place of better layers.
+        result = write_model(folder, _HEAD, trained, stage, images, earlier | {"near_duplicates": duplicates})
         if all_layers:
             plan = replace(chosen, start=str((folder / _HEAD / "model.safetensors").resolve()), **fitted)
             options: dict[str, Any] = {"device": device, "precision": precision, "progress": progress}
@@ -136,21 +142,30 @@ def train_on_images(
             trained.load_state_dict(trained.state_dict() | best_weights(folder / _ALL, stage), strict=True)
             result = write_model(folder, _ALL, trained.to(device), stage, images, result)
         if test_files := find_test_images(files):
-            result = add_test(folder, test_files, result, device)
+            result = add_test(folder, test_files, result, images, device)
+        if "test" in result or result["stages"].keys() != {result["chosen"]}:
+            write_page(folder, result, images)
         if not cache:
             shutil.rmtree(store, ignore_errors=True)
     return result
 
 
-def _check_unchanged(folder: Path, images: ImageSet) -> None:
+def _check_unchanged(
+    folder: Path, images: ImageSet, earlier: dict[str, Any], chosen: Recipe, val_fraction: float
+) -> None:
     """Raise `ArgumentError` where the run was trained on other images: more were added, or some changed."""
-    file = folder / "result.json"
-    before = read_json(file) if file.is_file() else {}
-    if before and before.get("data_digest") != images.digest:
-        raise ArgumentError(
-            f"{shown(folder)} was trained on other images, or at another size or seed: {before.get('images')} images "
-            f"then, {len(images)} now; train on them in a new folder, such as --run {shown(folder)}-{len(images)}."
-        )
+    if not earlier or earlier.get("data_digest") == images.digest:
+        return
+    before = earlier["stages"][_HEAD]["recipe"]
+    size, seed = chosen.sizes[0][0], chosen.seed
+    if (before["sizes"][0][0], before["seed"]) != (size, seed):
+        what = f"at {before['sizes'][0][0]} pixels with seed {before['seed']}, not at {size} pixels with seed {seed}"
+    elif earlier["images"] != len(images):
+        what = f"on {earlier['images']} images, and there are {len(images)} now"
+    else:
+        what = f"on other images, or with another val_fraction than {val_fraction:g}"
+    new = f"{shown(folder)}-{len(images)}"
+    raise ArgumentError(f"{shown(folder)} was trained {what}; train in a new folder, such as --run {shlex.quote(new)}.")
 
 
 def _start(folder: Path, model: str, trunk: str | os.PathLike[str] | None) -> str:

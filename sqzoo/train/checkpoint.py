@@ -67,7 +67,7 @@ def open_run(folder: Path, facts: dict[str, Any]) -> dict[str, Any] | None:
     if file.is_file() and (other := read_json(file)) != facts:
         differing = sorted(k for k in facts.keys() | other.keys() if facts.get(k) != other.get(k))
         raise ArgumentError(
-            f"{folder} holds a run of another recipe or other data (their {', '.join(differing)} differ); give another "
+            f"{folder} holds a run of another recipe or other data ({', '.join(differing)} not the same); give another "
             "folder, or delete this one."
         )
     result = folder / "result.json"

@@ -157,6 +157,9 @@ def recipe(name: str, model: str, **changes: Any) -> Recipe:
     if name not in RECIPES:
         raise ArgumentError(f"Unknown recipe {name!r}.{did_you_mean(name, RECIPES)} There are: {', '.join(RECIPES)}.")
     plans = RECIPES[name]
+    if model.partition(".")[0] in plans and "." in model:
+        own = model.partition(".")[0]
+        raise UnknownModelError(f"{model!r} is a weights tag; to start from it give {own} and --start {model}.")
     if model not in plans:
         raise UnknownModelError(f"Unknown model {model!r}.{did_you_mean(model, plans)} There are: {', '.join(plans)}.")
     check_fields(changes)

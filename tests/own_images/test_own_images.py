@@ -19,7 +19,6 @@ from sqzoo.cli import main
 from sqzoo.data import Normalise, holds_cifar10
 from sqzoo.errors import ArgumentError
 from sqzoo.images.opener import open_image
-from sqzoo.own_images.duplicates import near_duplicates
 from sqzoo.own_images.folder import find_images, find_test_images
 from sqzoo.own_images.hub_dataset import download_dataset
 from sqzoo.own_images.labels_csv import find_labelled
@@ -122,6 +121,8 @@ def test_folders_that_cannot_be_learnt_from(tmp_path: Path, photos: Path) -> Non
     refused(lambda: read(photos), "'yellow'", "and 0 to validate on", "one of each")
     refused(lambda: find_images(fill(tmp_path / "case", names=("red", "Red", "blue"))), "'Red'", "'red'", "merge")
     refused(lambda: find_images(fill(tmp_path / "odd", names=("red", "line\nfeed"))), "'line\\nfeed'", "rename")
+    for names in (("training", "val"), ("dev", "train"), ("testing", "training")):
+        refused(lambda names=names: find_images(fill(tmp_path / names[0] / names[1], 1, names)), "train, val and test")
     twice = ("caf\u00e9", "cafe\u0301")
     refused(lambda: find_images(fill(tmp_path / "accent", names=twice)), "same but for their spelling")
 
@@ -346,6 +347,20 @@ def test_all_layers_go_on_from_the_head_and_resume_as_if_at_once(tmp_path: Path)
     assert scores[at_once["chosen"]] == max(scores.values())
 
 
+def test_a_head_trained_again_does_not_take_the_place_of_better_layers(tmp_path: Path) -> None:
+    folder, run = fill(tmp_path / "photos"), tmp_path / "run"
+    result = train_on_images("sq1", folder, run, all_layers=True, **SHORT)
+    result["stages"]["all_layers"]["val"]["top1"] = 101.0
+    (run / "result.json").write_text(json.dumps(result | {"chosen": "all_layers", "val": {"images": 3, "top1": 101.0}}))
+    for name in ("model.safetensors", "config.json"):
+        shutil.copy(run / "all_layers" / name, run / name)
+    better = (run / "model.safetensors").read_bytes()
+    assert better != (run / "head" / "model.safetensors").read_bytes()
+    again = train_on_images("sq1", folder, run, start=START, sizes=SHORT["sizes"], progress=False)
+    assert again["chosen"] == "all_layers" and again["val"]["top1"] == 101
+    assert (run / "model.safetensors").read_bytes() == better
+
+
 def test_training_stops_when_the_held_out_pictures_gain_no_more(tmp_path: Path) -> None:
     changes = SHORT | {"sizes": ((64, 30),), "patience": 2, "lr": 0.0, "all_layers": True}
     result = train_on_images("sq1", fill(tmp_path / "photos", 3), tmp_path / "run", **changes)
@@ -356,7 +371,13 @@ def test_training_stops_when_the_held_out_pictures_gain_no_more(tmp_path: Path) 
 def test_changed_pictures_are_another_run(trained: tuple[Path, Path, dict[str, Any]], tmp_path: Path) -> None:
     folder, run = (shutil.copytree(p, tmp_path / p.name) for p in trained[:2])
     photo((1, 1, 1), 1).save(folder / "red" / "new.jpg")
-    refused(lambda: train_on_images("sq1", folder, run, **SHORT), "30 images then, 31 now", f"--run {run}-31")
+    refused(
+        lambda: train_on_images("sq1", folder, run, **SHORT), "on 30 images, and there are 31 now", f"--run {run}-31"
+    )
+    (folder / "red" / "new.jpg").unlink()
+    refused(lambda: train_on_images("sq1", folder, run, **SHORT | {"seed": 7}), "seed 7", "new folder")
+    other = SHORT | {"val_fraction": 0.4}
+    refused(lambda: train_on_images("sq1", folder, run, **other), "another val_fraction than 0.4", "new folder")
 
 
 def test_what_does_not_go_together(photos: Path, tmp_path: Path) -> None:
@@ -387,13 +408,16 @@ def test_without_the_imagenet_trunk_the_embedded_weights_are_the_start(photos: P
     assert recipe["start"] == START and recipe["sizes"] == [[64, 1]]
 
 
-def test_a_test_part_is_evaluated_and_chooses_nothing(tmp_path: Path) -> None:
+def test_a_test_part_is_evaluated_and_chooses_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for part, count in (("train", 4), ("val", 2), ("test", 3)):
         fill(tmp_path / "data" / part, count)
     (tmp_path / "data" / "test" / "red" / "broken.jpg").write_text("broken")
     result = train_on_images("sq1", tmp_path / "data", tmp_path / "run", **SHORT)
     assert result["images"] == 18 and result["val"]["images"] == 6
     assert result["test"]["images"] == 9 and result["test"]["top1"] == 100
+    assert "1 test images cannot be read, such as broken.jpg" in caplog.text
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "100.0 % of 9" in page
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
 
 
@@ -402,10 +426,12 @@ def test_copies_across_the_split_are_told(tmp_path: Path, caplog: pytest.LogCapt
     for part, size, quality in (("train", (300, 240), 95), ("val", (150, 120), 40)):
         fill(tmp_path / "data" / part, 4)
         Image.fromarray(scene).resize(size).save(tmp_path / "data" / part / "red" / "copy.jpg", quality=quality)
-    assert near_duplicates(read(tmp_path / "data")) == [["train/red/copy.jpg", "val/red/copy.jpg"]]
+    shutil.copytree(tmp_path / "data" / "val", tmp_path / "data" / "test")
     result = train_on_images("sq1", tmp_path / "data", tmp_path / "run", **SHORT)
     assert result["near_duplicates"] == [["train/red/copy.jpg", "val/red/copy.jpg"]]
+    assert result["test"]["near_duplicates"] == [["train/red/copy.jpg", "copy.jpg"]]
     assert "1 validation images have a near-duplicate" in caplog.text
+    assert "1 test images have a near-duplicate" in caplog.text
 
 
 def test_labels_in_a_csv_file(tmp_path: Path) -> None:
@@ -432,19 +458,24 @@ def test_labels_in_a_csv_file(tmp_path: Path) -> None:
         train_on_images("sq1", tmp_path / "kaggle", tmp_path / "run2", labels=table, precision="x", **SHORT)
     table.write_text("000,red\n000,blue\n")
     refused(lambda: find_labelled(tmp_path / "kaggle", table), "'000'", "'red'", "'blue'", "keep one")
+    table.write_text("".join(f"{n},{c}\n" for n, c in rows).replace("001,blue", "001,Blue"))
+    refused(lambda: find_labelled(tmp_path / "kaggle", table), "'Blue'", "'blue'", "but for their spelling")
     table.write_text("000,red\n001,red\n")
     refused(lambda: find_labelled(tmp_path / "kaggle", table), "1 classes", "two")
     refused(lambda: find_labelled(tmp_path / "kaggle", tmp_path / "absent.csv"), "absent.csv", "Cannot read")
 
 
 def test_the_commands(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = str(tmp_path / "run")
+    run = str(tmp_path / "my run")
     words = ["train", "sq1", "--data", str(photos), "--run", run, "--start", START, "--val-fraction", "0.5"]
     assert main([*words, "--set", "sizes=[[64, 2]]"]) == 0
     out = capsys.readouterr().out
-    assert "9 validation images" in out and "--all-layers" in out and f"sqzoo demo {run}" in out
+    assert "9 validation images" in out and "--all-layers" in out and f"sqzoo demo '{run}'" in out
+    assert f"sqzoo export '{run}'\n" in out  # 18 photos are too few for int8
     assert main(["predict", "--model", run, "--top", "1", str(photos / "red" / "0.jpg")]) == 0
     assert "red" in capsys.readouterr().out
+    assert main([*words[:1], "sq1.ft_cifar10", *words[2:]]) == 2
+    assert "give sq1 and --start sq1.ft_cifar10" in capsys.readouterr().err
     assert main(["train", "sq1", "--all-layers"]) == 2
     assert "--all-layers" in capsys.readouterr().err
 
