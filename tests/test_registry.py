@@ -115,6 +115,7 @@ def test_unknown_names(name: str, said: str) -> None:
         sqzoo.create_model(name)
     assert str(e.value).startswith(said)
     assert "There are: " in str(e.value)
+    assert isinstance(e.value, SqzooError)
 
 
 def test_a_path_is_no_name(tmp_path: Path) -> None:
@@ -122,7 +123,6 @@ def test_a_path_is_no_name(tmp_path: Path) -> None:
         sqzoo.create_model("runs/absent")
     with pytest.raises(UnknownModelError, match=f"write local-dir:{tmp_path}"):
         sqzoo.create_model(str(tmp_path))
-    assert isinstance(e.value, SqzooError)
 
 
 def test_weights_that_do_not_exist() -> None:
