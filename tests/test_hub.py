@@ -101,6 +101,7 @@ def test_private_repository_needs_its_token(server: HubServer, model: torch.nn.M
     assert same(sqzoo.create_model(f"hf-hub:{REPO}", token="secret"), model)
 
 
+@pytest.mark.slow
 def test_push_by_command_and_environment(server: HubServer, tmp_path: Path) -> None:
     """As a user does it: HF_ENDPOINT and HF_TOKEN in the environment, another process."""
     environment = os.environ | server.env | {"HF_TOKEN": "secret", "HF_HOME": str(tmp_path / "home")}

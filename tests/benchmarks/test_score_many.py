@@ -61,6 +61,7 @@ def test_scores_are_predicts_and_a_second_start_does_what_is_missing(pictures: P
     assert [p.stat().st_mtime_ns for p in parts][::2] == times[::2]
 
 
+@pytest.mark.slow
 def test_a_folder_without_pictures_is_one_sentence(tmp_path: Path) -> None:
     done = score_many(tmp_path, tmp_path / "out")
     assert done.returncode == 1 and done.stderr.startswith("No pictures in ") and done.stderr.count("\n") == 1

@@ -143,6 +143,7 @@ def test_tables_are_those_of_the_records(name: str) -> None:
         assert (FIGURES / f"{name}.{kind}").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_unknown_experiment_suggests_the_nearest() -> None:
     command = [python(), "benchmarks/paper/figures.py", "--only", "fig55", "--plan"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

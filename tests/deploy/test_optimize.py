@@ -324,6 +324,7 @@ def test_a_folder_that_cannot_be_written_only_warns(model: nn.Module, monkeypatc
         assert optimize(model, seconds=0.1).backend in BACKENDS
 
 
+@pytest.mark.slow
 def test_import_stays_light() -> None:
     code = "import sys, sqzoo; print([m for m in sys.modules if m.startswith(('sqzoo.deploy', 'onnx'))]); "
     code += "print(callable(sqzoo.optimize)); "

@@ -82,6 +82,7 @@ EACH = ("integrations.md", "scale.md")  # pages whose blocks stand alone, each w
 RUN = [p for p in PAGES if p not in ("architecture.md", *EACH) and any(not b.reason for b in blocks(p))]
 # Those that export to ONNX, train, or start a dozen commands.
 SLOW = ("deploy.md", "hub.md", "browser.md", "own_images.md", "seeing.md", "cookbook.md")
+SLOW += ("faq.md", "switching.md", "zoo.md")
 
 
 @pytest.mark.parametrize("page", [pytest.param(p, marks=[pytest.mark.slow] * (p in SLOW)) for p in RUN])
@@ -141,6 +142,7 @@ def test_the_picture_of_the_zoo_shows_the_manifest() -> None:
     assert shown == {e.tag: f"{e.metrics['test_top1']:.2f}" for e in read_manifest().values()}
 
 
+@pytest.mark.slow
 def test_a_newcomer_adds_an_architecture(tmp_path: Path) -> None:
     """The sources are copied, the page's blocks put where they say, and the tests of the architectures run."""
     for folder in ("sqzoo", "tests"):
