@@ -143,7 +143,7 @@ def train_on_images(
             result = write_model(folder, _ALL, trained.to(device), stage, images, result)
         if test_files := find_test_images(files):
             result = add_test(folder, test_files, result, images, device)
-        if "test" in result or result["stages"].keys() != {result["chosen"]}:
+        if "test" in result or result["chosen"] != list(result["stages"])[-1]:  # else the last stage wrote it
             write_page(folder, result, images)
         if not cache:
             shutil.rmtree(store, ignore_errors=True)

@@ -81,8 +81,10 @@ def test_every_block_has_a_language_and_few_are_not_run() -> None:
 EACH = ("integrations.md", "scale.md")  # pages whose blocks stand alone, each with packages of its own
 RUN = [p for p in PAGES if p not in ("architecture.md", *EACH) and any(not b.reason for b in blocks(p))]
 # Those that export to ONNX, train, or start a dozen commands.
-SLOW = ("deploy.md", "hub.md", "browser.md", "own_images.md", "seeing.md", "cookbook.md")
-SLOW += ("faq.md", "switching.md", "zoo.md")
+SLOW = (
+    *("deploy.md", "hub.md", "browser.md", "own_images.md", "seeing.md", "cookbook.md", "faq.md", "switching.md"),
+    "zoo.md",
+)
 
 
 @pytest.mark.parametrize("page", [pytest.param(p, marks=[pytest.mark.slow] * (p in SLOW)) for p in RUN])
