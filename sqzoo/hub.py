@@ -122,7 +122,9 @@ def push(
     card, plot = None, _CARDS / "none"
     if isinstance(model, str):
         if model.startswith("local-dir:"):
-            card = (read_small(Path(model.removeprefix("local-dir:"), CARD)) or b"").decode("utf-8", "replace") or None
+            text = (read_small(Path(model.removeprefix("local-dir:"), CARD)) or b"").decode("utf-8", "replace")
+            text = text.replace("local-dir:THIS_FOLDER", f"hf-hub:{repo}").replace("THIS_FOLDER", f"hf-hub:{repo}")
+            card = text or None
         else:
             file, plot = (_CARDS / f"{model}.{kind}" for kind in ("md", "svg"))
             card = file.read_text(encoding="utf-8") if file.is_file() else None

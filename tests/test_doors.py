@@ -1,7 +1,6 @@
 """Every door, one answer: a picture gets the same label and probabilities whichever library or runtime is asked."""
 
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -31,6 +30,7 @@ from sqzoo.predict import predict
 from sqzoo.weights import CIFAR10_CLASSES
 from tests.support import ROOT, javascript
 from tests.support.browser import NoBrowser, chromium, open_page, text_of, until
+from tests.support.serving import serving
 
 TAG = "sq1.ft_cifar10"
 NEAR = 0.02  # of a probability, between any two doors
@@ -185,9 +185,8 @@ def test_doors_with_timms_preparation_give_the_same(folder: Path, pictures: list
 def page() -> Iterator[Callable[[list[Path]], np.ndarray]]:
     """The page of `sqzoo demo` in a real browser: from files to probabilities."""
     try:
-        with serve(Page([TAG]), port=0) as server, chromium() as driver:
-            threading.Thread(target=server.serve_forever, daemon=True).start()
-            open_page(driver, f"http://127.0.0.1:{server.server_port}/")
+        with serving(serve(Page([TAG]), port=0)) as address, chromium() as driver:
+            open_page(driver, f"{address}/")
             read = """
                 const bars = [...document.querySelectorAll("#bars button")];
                 return bars.map((b) => [".name", ".percent"].map((part) => b.querySelector(part).textContent));
@@ -204,7 +203,6 @@ def page() -> Iterator[Callable[[list[Path]], np.ndarray]]:
                 return table(answers)
 
             yield ask
-            server.shutdown()
     except NoBrowser as e:
         pytest.fail(str(e), pytrace=False)
 
@@ -240,11 +238,9 @@ def test_transformers_js_in_a_browser(folder: Path, tmp_path: Path) -> None:
             return answers;
         })().then(done, (error) => done(String(error.stack)));
     """
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, chromium() as driver:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        driver.get(f"http://127.0.0.1:{server.server_port}/page.html")
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), handler)) as address, chromium() as driver:
+        driver.get(f"{address}/page.html")
         found = driver.execute_async_script(script, folder.name, [f"/{f.name}" for f in files])
-        server.shutdown()
     assert isinstance(found, list), found
     agree(table(found), by_predict(model(), list(files)), files, NEAR)
 

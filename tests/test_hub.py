@@ -72,6 +72,14 @@ def test_a_tag_is_pushed_whole_with_its_card(server: HubServer, trunks: Path) ->
     assert same(sqzoo.create_model(f"hf-hub:{REPO}"), expected)
 
 
+def test_a_folders_card_names_the_repository(server: HubServer, model: torch.nn.Module, tmp_path: Path) -> None:
+    head = "---\nlibrary_name: sqzoo\n---\n"
+    hub.save_pretrained(model, tmp_path, f'{head}predict --model THIS_FOLDER\ncreate_model("local-dir:THIS_FOLDER")')
+    hub.push(f"local-dir:{tmp_path}", REPO, token="secret", transformers_js=False)
+    card = server.files(REPO)["README.md"].decode()
+    assert card == f'{head}predict --model hf-hub:{REPO}\ncreate_model("hf-hub:{REPO}")'
+
+
 def test_new_head_features_and_channels(server: HubServer, model: torch.nn.Module, files: dict[str, bytes]) -> None:
     server.put(REPO, files)
     fresh = sqzoo.create_model(f"hf-hub:{REPO}", num_classes=7)

@@ -152,12 +152,12 @@ def gpu_estimate(record: dict[str, Any]) -> str:
     ft, head = (record["launches"][name]["step in all"] for name in ("ft", "head"))
     low, high = (f"{s / 60:.0f}" for s in record["ft_seconds"])
     least, most = (f"{s / 60:.0f}" for s in record["sweep_seconds"])
-    tera, micro = record["assumed"]["tflops"], record["assumed"]["microseconds_per_launch"]
+    least_us, most_us = record["assumed"]["microseconds_per_launch"]
+    tera = record["assumed"]["tflops"]
     return (
         f"Estimated for one H100-class GPU, not measured: `ft_cifar10` for `sq1` takes {low} to {high} minutes, the "
         f"paper's sweeps with three seeds {least} to {most}. Counted: {ft} launches per step, with cutout and EMA "
-        f"besides, and {head} for a head. Assumed: "
-        f"{micro[0]} to {micro[1]} microseconds per launch, {tera:.0f} TFLOPS."
+        f"besides, and {head} for a head. Assumed: {least_us} to {most_us} microseconds per launch, {tera:.0f} TFLOPS."
     )
 
 

@@ -150,11 +150,9 @@ def summary(result: dict[str, Any]) -> str:
     """Return what was found, in a sentence."""
     network, share = max(result["network_images_per_second"].values()), 100 * result["share_of_the_network"]
     whole, tenth = (result["runs"][name]["peak_mb"] for name in ("all", "tenth"))
-    return (
-        f"{result['images']:,} JPEG files of {result['side']} pixels by {result['workers']} processes: "
-        f"{result['images_per_second']:.0f} a second, {share:.0f} % of the network's own {network:.0f}; peak memory "
-        f"{whole:.0f} MB, {tenth:.0f} MB for a tenth of them."
-    )
+    files = f"{result['images']:,} JPEG files of {result['side']} pixels by {result['workers']} processes"
+    speed = f"{result['images_per_second']:.0f} a second, {share:.0f} % of the network's own {network:.0f}"
+    return f"{files}: {speed}; peak memory {whole:.0f} MB, {tenth:.0f} MB for a tenth of them."
 
 
 def main() -> None:

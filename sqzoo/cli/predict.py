@@ -35,7 +35,7 @@ def run(
     ] = None,
     sample: Annotated[bool, _options.option("Classify the package's own photo of a cat.", "--sample")] = False,
     model: _options.Model = "sq1",
-    top: Annotated[int | None, _options.option("Classes to print per image (default: up to 3).")] = None,
+    top: Annotated[int, _options.option("Classes to print per image, at most all.")] = 3,
     format: Annotated[Format, typer.Option(help="Output format.")] = Format.text,
     output: Annotated[Path | None, _options.option("File to write instead of stdout.", "-o", "--output")] = None,
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 16,
@@ -63,7 +63,7 @@ def run(
 
     network = _options.network(model, trunk, backend, batch_size)
     classes = len(label_names(network))
-    top = min(3, classes) if top is None else top
+    top = min(top, classes)
     answers = classify(network, files, top_k=top, batch_size=batch_size)
     total = unreadable = 0
     with _options.writing(output) as stream:

@@ -1,7 +1,6 @@
 """`sqzoo train`."""
 
 import json
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -99,7 +98,7 @@ def run(
 
 
 def _own_images(model: str, data: str, folder: str | None, fields: dict[str, Any], options: dict[str, Any]) -> None:
-    from sqzoo.deploy.int8 import FEWEST_FILES
+    from sqzoo.own_images.model import next_commands
     from sqzoo.own_images.training import train_on_images
 
     path = Path(folder or f"runs/{model}-{Path(data).resolve().name}-{fields.get('seed', 0)}")
@@ -112,14 +111,9 @@ def _own_images(model: str, data: str, folder: str | None, fields: dict[str, Any
     )
     if "test" in result:
         print(f"Of {result['test']['images']} test images, which chose nothing: {result['test']['top1']:.1f} % right")
-    named = shlex.quote(str(path) if len(path.parts) > 1 else f"./{path}")  # a bare name would be a tag's
-    enough = result["images"] >= FEWEST_FILES and Path(data).is_dir()
-    int8 = f" --int8 --data {shlex.quote(data)}" if enough else ""
-    print(f"Use it: sqzoo predict --model {named} IMAGE")
     if "all_layers" not in result["stages"]:
         print("Often better, and slower: the same command with --all-layers")
-    print(f"In the browser: sqzoo demo {named}; for other runtimes: sqzoo export {named}{int8}")
-    print(f"For others: sqzoo push {named} --repo ORG/NAME")
+    print("Next:", *next_commands(path, result["images"], data if Path(data).is_dir() else None), sep="\n  ")
 
 
 def _cifar10(

@@ -1,7 +1,6 @@
 """What training on a custom dataset leaves: a model with its configuration, a report and a model card."""
 
 import logging
-import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -119,6 +118,24 @@ def write_page(folder: Path, result: dict[str, Any], images: ImageSet) -> None:
     write_text(folder / "report.html", _page(folder, result, val_logits, images))
 
 
+def next_commands(folder: Path, images: int, data: str | None = "IMAGES") -> list[str]:
+    """Return the commands that use a trained model: classify, in a browser, for other runtimes, for others.
+
+    Args:
+        folder: of the run.
+        images: that it was trained on.
+        data: folder of images for int8's ranges; None where there is none.
+    """
+    named = shlex.quote(str(folder) if len(folder.parts) > 1 else f"./{folder}")  # a bare name would be a tag's
+    int8 = f" --int8 --data {shlex.quote(data)}" if data and images >= FEWEST_FILES else ""
+    return [
+        f"sqzoo predict --model {named} IMAGE",
+        f"sqzoo demo {named}",
+        f"sqzoo export {named}{int8}",
+        f"sqzoo push {named} --repo ORG/NAME",
+    ]
+
+
 def _val_logits(model: ZooModel, images: ImageSet) -> torch.Tensor:
     chunks = [images.val_idx[low : low + 256] for low in range(0, len(images.val_idx), 256)]
     return torch.cat([logits(model, images[chunk]) for chunk in chunks])
@@ -140,8 +157,6 @@ def _page(folder: Path, result: dict[str, Any], val_logits: torch.Tensor, images
     val_idx, stage = images.val_idx, result["stages"][result["chosen"]]
     plan = stage["recipe"]
     rows = [row for stage in result["stages"].values() for row in stage["log"]]
-    named = shlex.quote(os.fspath(folder))
-    int8 = " --int8 --data IMAGES" if result["images"] >= FEWEST_FILES else ""
     return report(
         f"{result['model']} for {len(images.classes)} classes, on {len(val_idx)} validation images",
         images.classes,
@@ -159,8 +174,7 @@ def _page(folder: Path, result: dict[str, Any], val_logits: torch.Tensor, images
                 f"{n.replace('_', ' ')}: {s['val']['top1']:.1f} %" for n, s in result["stages"].items()
             ),
             **({"test": f"{result['test']['top1']:.1f} % of {result['test']['images']}"} if "test" in result else {}),
-            "next": f"sqzoo predict --model {named} IMAGE\nsqzoo demo {named}\n"
-            f"sqzoo export {named}{int8}\nsqzoo push {named} --repo ORG/NAME",
+            "next": "\n".join(next_commands(folder, result["images"])),
             "image size": f"{plan['sizes'][-1][0]} pixels",
             "seed": str(plan["seed"]),
             "near-duplicates": "\n".join(f"{val} of {train}" for train, val in result["near_duplicates"]) or "none",

@@ -95,5 +95,8 @@ def get_weights(name: str) -> Entry:
     for tag in (name, *tags(name)):
         if tag in known:
             return known[tag]
+    if Path(name, "report.html").is_file():
+        report = Path(name, "report.html")
+        raise UnknownModelError(f"{name!r} is the folder of a run, not a weights tag; its report is {report}.")
     listed = ", ".join(known) or "none"
     raise UnknownModelError(f"No weights named {name!r}.{did_you_mean(name, known)} There are: {listed}.")

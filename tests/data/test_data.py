@@ -11,7 +11,6 @@ import subprocess
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,6 +28,7 @@ from sqzoo.images.augment import augment
 from sqzoo.images.opener import open_image
 from tests.support.fork import python
 from tests.support.sentences import assert_one_sentence
+from tests.support.serving import serving
 
 COMMIT = "0b2714987fa478483af9968de7c934580d0bb9a2"
 PINNED_TEST = "841389e6f2d64f28bf17310e430aebac20ec3ba611a3c5e231dc93c645ce84de"
@@ -341,10 +341,8 @@ def hub() -> Iterator[tuple[str, bytes, list[tuple[str, str]]]]:
         def log_message(self, *args: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}", body, requests
-        server.shutdown()
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as address:
+        yield address, body, requests
 
 
 def ask_hub(home: Path, **settings: str) -> subprocess.Popen[str]:

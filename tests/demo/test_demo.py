@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -39,6 +38,7 @@ from sqzoo.predict import classify, predict
 from sqzoo.weights import CIFAR10_CLASSES
 from tests.support import CAT
 from tests.support.browser import NoBrowser, chromium, open_page, requests, text_of, until
+from tests.support.serving import serving
 
 TOLERANCE = 0.01  # of a probability, page against Python: JPEG decoders differ by a level here and there
 PAGE_BYTES = 12_000_000
@@ -51,13 +51,8 @@ def page() -> Page:
 
 @pytest.fixture(scope="module")
 def url(page: Page) -> Iterator[str]:
-    server = serve(page, port=0)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(serve(page, port=0)) as address:
+        yield f"{address}/"
 
 
 @pytest.fixture(scope="module")
@@ -127,14 +122,10 @@ def test_an_unsure_network_says_so(driver: Chrome, page: Page) -> None:
     entries[0]["threshold"] = 1e9
     body = json.dumps(entries).encode()
     changed.assets["/models.json"] = replace(page.assets["/models.json"], body=body, etag='"other"')
-    with serve(changed, port=0) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        open_page(driver, f"http://127.0.0.1:{server.server_port}/")
+    with serving(serve(changed, port=0)) as address:
+        open_page(driver, f"{address}/")
         _give(driver, CAT)
         found = _answer(driver)
-        server.shutdown()
-        thread.join()
     assert text_of(driver, "verdict").startswith("None of the 10 classes, perhaps; most like cat, ")
     model = sqzoo.create_model("sq1", pretrained=True)
     model.ood_threshold = 1e9
@@ -178,10 +169,7 @@ def test_the_browser_refuses_to_send_anything_elsewhere(opened: Chrome) -> None:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as other:
-        thread = threading.Thread(target=other.serve_forever)
-        thread.start()
-        address = f"http://127.0.0.1:{other.server_address[1]}/"
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere)) as address:
         body = """
             const tried = [];
             await fetch(given[0], { method: "POST", body: "picture" }).catch(() => tried.push("fetch"));
@@ -193,9 +181,7 @@ def test_the_browser_refuses_to_send_anything_elsewhere(opened: Chrome) -> None:
             navigator.sendBeacon(given[0], "picture");
             return tried;
         """
-        refused = _script(opened, body, address)
-        other.shutdown()
-        thread.join()
+        refused = _script(opened, body, f"{address}/")
     assert asked == []
     assert {"fetch", "image", "script"} <= set(refused)  # type: ignore[call-overload]
     opened.get_log("browser")  # it complains of each
@@ -360,17 +346,11 @@ def test_the_written_page_runs_from_any_static_host(driver: Chrome, page: Page, 
             pass
 
     handler = partial(Quiet, directory=str(tmp_path / "site"))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as host:
-        thread = threading.Thread(target=host.serve_forever)
-        thread.start()
-        try:
-            open_page(driver, f"http://127.0.0.1:{host.server_port}/")
-            driver.find_element(By.CSS_SELECTOR, "#samples button").click()
-            _answer(driver)
-            assert text_of(driver, "verdict").startswith("cat")
-        finally:
-            host.shutdown()
-            thread.join()
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), handler)) as address:
+        open_page(driver, f"{address}/")
+        driver.find_element(By.CSS_SELECTOR, "#samples button").click()
+        _answer(driver)
+        assert text_of(driver, "verdict").startswith("cat")
     driver.get_log("browser")
 
 
@@ -532,18 +512,14 @@ class _Registry:
             def log_message(self, format: str, *args: object) -> None:
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        self._serving = serving(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
 
     def __enter__(self) -> "_Registry":
-        self.thread = threading.Thread(target=self.server.serve_forever)
-        self.thread.start()
+        self.url = self._serving.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
+    def __exit__(self, *error: object) -> None:
+        self._serving.__exit__(*error)  # type: ignore[arg-type]
 
 
 def _package(files: dict[str, bytes]) -> bytes:

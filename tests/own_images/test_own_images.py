@@ -472,6 +472,10 @@ def test_the_commands(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     out = capsys.readouterr().out
     assert "9 validation images" in out and "--all-layers" in out and f"sqzoo demo '{run}'" in out
     assert f"sqzoo export '{run}'\n" in out  # 18 photos are too few for int8
+    assert main(["report", run]) == 2
+    assert f"its report is {run}/report.html" in capsys.readouterr().err
+    assert main(["predict", "--model", run, "--top", "9", str(photos / "red" / "0.jpg")]) == 0
+    assert capsys.readouterr().out.count("%") == 3  # of three classes
     assert main(["predict", "--model", run, "--top", "1", str(photos / "red" / "0.jpg")]) == 0
     assert "red" in capsys.readouterr().out
     assert main([*words[:1], "sq1.ft_cifar10", *words[2:]]) == 2

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 import torch
@@ -16,6 +15,7 @@ from sqzoo.errors import ArgumentError, WeightsError
 from sqzoo.files import tensors_sha256
 from sqzoo.weights import TRUNKS, load_trunk, trunk_source
 from tests.support.sentences import assert_one_sentence
+from tests.support.serving import serving
 
 PTH = {"squeezenet1_1": "squeezenet1_1-b8a52dc0.pth", "alexnet": "alexnet-owt-7be5be79.pth"}
 Tensors = dict[str, torch.Tensor]
@@ -215,11 +215,9 @@ def server(real: Tensors, tmp_path: Path) -> Iterator[tuple[str, str, list[str]]
         def log_message(self, *args: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
-        Thread(target=listening.serve_forever, args=(0.05,), daemon=True).start()
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as address:
         name = f"squeezenet1_1-{hashlib.sha256(body).hexdigest()[:8]}.pth"
-        yield f"http://127.0.0.1:{listening.server_port}", name, requests
-        listening.shutdown()
+        yield address, name, requests
 
 
 def serve_from(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

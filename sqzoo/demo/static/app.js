@@ -40,6 +40,7 @@ async function session(model) {
     sessions.set(model.file, made);
   }
   $("state").textContent = `${model.tag} is ready; it knows ${model.labels.length} classes.`;
+  $("samples").hidden = $("samples-title").hidden = !model.labels.includes("cat"); // they are for CIFAR-10's classes
   const more = model.labels.length - 30;
   $("known").textContent = `${model.labels.slice(0, 30).join(", ")}${more > 0 ? ` and ${more} more` : ""}.`;
   return sessions.get(model.file);
