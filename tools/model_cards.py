@@ -277,8 +277,13 @@ def _energy(runs: list[dict[str, Any]], later: bool) -> str:
 
 
 def _minutes(run: dict[str, Any]) -> float:
-    seconds: float = run["training_seconds"] + run.get("feature_seconds", 0)  # a mean's runs have none of the latter
-    return seconds / 60
+    """Return the minutes of a run, at the pace of its median epoch of each size: some were paused for hours."""
+    epochs: dict[int, list[float]] = {}
+    for row in run.get("log", ()):
+        if "size" in row:  # earlier runs were not paused
+            epochs.setdefault(row["size"], []).append(row["seconds"])
+    training = sum(len(rows) * statistics.median(rows) for rows in epochs.values()) or run["training_seconds"]
+    return (training + run.get("feature_seconds", 0)) / 60  # a mean's runs have none of the latter
 
 
 def _took(run: dict[str, Any]) -> str:
