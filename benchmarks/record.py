@@ -30,14 +30,15 @@ def write_record(file: Path, record: dict[str, Any], weights: Iterable[str] = ()
     known = read_json(file) if file.is_file() else {}
     if not list(environments(record)):
         record = {"environment": environment()} | record
+    judged = list(environments(known))
     for facts in environments(record):
-        if facts["versions"].get("sqzoo", "") is None:  # not installed, but imported from its checkout
+        if facts not in judged and facts["versions"].get("sqzoo", "") is None:  # imported from its checkout
             facts["versions"]["sqzoo"] = sqzoo.__version__
     entries = [get_weights(name) for name in weights]
     if entries:
         known_weights = record.get("weights_sha256", known.get("weights_sha256", {}))
         record = record | {"weights_sha256": known_weights | {entry.tag: entry.sha256 for entry in entries}}
-    check(record, list(environments(known)))
+    check(record, judged)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps(record, indent=1) + "\n")
 

@@ -47,7 +47,7 @@ def test_what_is_written(tmp_path: Path) -> None:
 def test_an_uncommitted_state_is_refused(tmp_path: Path, commit: str | None) -> None:
     file = tmp_path / "record.json"
     write_record(file, clean(value=1))
-    dirty = {"part": clean() | {"environment": {"commit": commit, "versions": {}}}}
+    dirty = {"part": clean() | {"environment": {"commit": commit, "versions": {"sqzoo": None}}}}
     with pytest.raises(SystemExit, match=r"commit the changes") as caught:
         write_record(file, clean(value=2) | dirty)
     assert "\n" not in str(caught.value) and read_json(file)["value"] == 1
