@@ -47,12 +47,12 @@ def test_what_is_written(tmp_path: Path) -> None:
 def test_an_uncommitted_state_is_refused(tmp_path: Path, commit: str | None) -> None:
     file = tmp_path / "record.json"
     write_record(file, clean(value=1))
-    dirty = {"part": clean() | {"environment": {"commit": commit, "versions": {"sqzoo": None}}}}
+    dirty = json.dumps({"part": {"environment": {"commit": commit, "versions": {"sqzoo": None}}}})
     with pytest.raises(SystemExit, match=r"commit the changes") as caught:
-        write_record(file, clean(value=2) | dirty)
+        write_record(file, clean(value=2) | json.loads(dirty))
     assert "\n" not in str(caught.value) and read_json(file)["value"] == 1
-    file.write_text(json.dumps(dirty))  # of before
-    write_record(file, clean(value=3) | dirty)
+    file.write_text(dirty)  # of before
+    write_record(file, clean(value=3) | json.loads(dirty))
 
 
 def test_an_environment_is_added_and_it_is_this_checkouts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
